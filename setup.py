@@ -1,0 +1,37 @@
+"""Installs ThermaFlux's dependencies; the code itself runs from the repository root.
+
+    pip install .            what the scripts need
+    pip install ".[dev]"     and what the tests and the linter need
+
+`packages=[]` on purpose: packages called `utils` or `data` must not land in site-packages.
+"""
+
+from setuptools import setup
+
+setup(
+    name="thermaflux",
+    version="0.1.0",
+    description="RGB photograph in, thermal infrared image out",
+    python_requires=">=3.10",
+    packages=[],
+    py_modules=[],
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "diffusers>=0.35.1",
+        "transformers>=4.46",
+        "peft>=0.17",
+        "safetensors>=0.4.5",
+        "sentencepiece>=0.2",
+        "protobuf>=4",
+        "numpy>=1.26",
+        "pyarrow>=16",
+        "pillow>=10.3",
+        "pyyaml>=6",
+        "tensorboard>=2.16",
+        "matplotlib>=3.8",
+        "torchmetrics[image]>=1.6",
+        "tqdm>=4.66",
+    ],
+    extras_require={"dev": ["pytest>=8", "ruff>=0.6"]},
+)

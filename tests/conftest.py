@@ -1,0 +1,21 @@
+"""Shared test set-up: the repository root on the path, one thread a test, the real pairs if present."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real RGB-infrared pairs, one subfolder a data set (THERMAFLUX_DATA names it)."""
+    folder = Path(os.environ.get("THERMAFLUX_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "splits.json").is_file():
+        pytest.skip(f"no real pairs at {folder}; set THERMAFLUX_DATA to run this test")
+    return folder
