@@ -1,0 +1,113 @@
+"""Rectified-flow objective: a straight path from data (t = 0) to noise (t = 1).
+
+    noisy = (1 - t) * data + t * noise,    velocity = d noisy / dt = noise - data
+
+Source: Liu et al. 2022 (arXiv:2209.03003, Eq. 1); logit-normal times and resolution shift: Esser et
+al. 2024 (arXiv:2403.03206, Sec. 3.1 and Eq. 23).
+Dimension key:  B batch   N tokens   C channels of a token
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+TIME_BINS = 10  # the loss is logged in this many equal bins of t
+
+
+def sample_times(
+    draws: list[int], group: int, seed: int, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+) -> Tensor:
+    """Logit-normal times, one per sample, stratified over every `group` consecutive draws.
+
+    Args:
+        draws: global draw numbers; each time is a function of (seed, draw) alone, so that a resumed
+            run and any number of ranks see the same times.
+        group: the global batch of one optimizer step; each of its strata is hit exactly once.
+        mean, std: of the normal variable under the sigmoid; mean > 0 favours noisier inputs.
+        shift: resolution shift s, t -> s t / (1 + (s - 1) t); 1 leaves t as it is.
+
+    Returns: (B,) fp32 on the CPU, in (0, 1).
+    """
+    if group < 1 or std <= 0 or shift <= 0:
+        raise ValueError(f"need group >= 1, std > 0, shift > 0; got {group}, {std}, {shift}")
+    jitter = [torch.rand((), generator=generator_for(seed, d, "time")).item() for d in draws]
+    quantile = torch.tensor([(d % group + u) / group for d, u in zip(draws, jitter)])
+    # fp32 has no quantile at 0 or 1; the clamp moves t by less than 1e-6 of its probability
+    t = torch.sigmoid(mean + std * torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6).double()))
+    return shifted(t, shift).float()
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Esser et al. 2024, Eq. 23: more time at high noise for larger images; identity at shift 1."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def sample_noise(draws: list[int], shape: tuple[int, ...], seed: int, device) -> Tensor:
+    """Standard normal noise (B, *shape) fp32; sample i is a function of (seed, draws[i]) alone."""
+    generators = [generator_for(seed, d, "noise", device) for d in draws]
+    return torch.stack([torch.randn(shape, generator=g, device=device) for g in generators])
+
+
+def generator_for(seed: int, draw: int, purpose: str, device="cpu") -> torch.Generator:
+    """A fresh generator for one draw of one purpose ("time" or "noise")."""
+    key = (seed * 1_000_003 + draw) * 2 + ("time", "noise").index(purpose)
+    return torch.Generator(device).manual_seed(key % 2**63)
+
+
+def interpolate(data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+    """The point at time t on the path from data to noise: (B, ...) fp32.
+
+    Raises: ValueError: the shapes of data and noise differ, or t is not one per sample.
+    """
+    if data.shape != noise.shape or t_B.shape != data.shape[:1]:
+        raise ValueError(f"shapes differ: {data.shape=}, {noise.shape=}, {t_B.shape=}")
+    t = t_B.float().view(-1, *[1] * (data.ndim - 1))
+    return torch.lerp(data.float(), noise.float(), t)
+
+
+def velocity_error(predicted: Tensor, data: Tensor, noise: Tensor) -> Tensor:
+    """Squared error of the predicted velocity, averaged over channels: (B, N) fp32.
+
+    Args: predicted, data, noise: (B, N, C).
+    Raises: ValueError: the three shapes differ. (They would broadcast, and train on nonsense.)
+    """
+    if not predicted.shape == data.shape == noise.shape:
+        raise ValueError(f"shapes differ: {predicted.shape=}, {data.shape=}, {noise.shape=}")
+    return (predicted.float() - (noise.float() - data.float())).square().mean(-1)
+
+
+def flow_loss(error_BN: Tensor, infrared_N: Tensor, visible_weight: float = 0.0) -> Tensor:
+    """Per-sample loss (B,): mean over the infrared panel, plus the weighted visible panel's mean.
+
+    Args:
+        error_BN: from `velocity_error`.
+        infrared_N: bool, True where the token belongs to the infrared panel.
+    """
+    if error_BN.shape[-1:] != infrared_N.shape:
+        raise ValueError(f"shapes differ: {error_BN.shape=}, {infrared_N.shape=}")
+    loss = error_BN[:, infrared_N].mean(-1)
+    if visible_weight:
+        loss = loss + visible_weight * error_BN[:, ~infrared_N].mean(-1)
+    return loss
+
+
+def loss_by_time_bin(loss_B: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums and counts of the loss in ten equal bins of t: two (10,) tensors; no synchronisation."""
+    if loss_B.shape != t_B.shape:
+        raise ValueError(f"shapes differ: {loss_B.shape=}, {t_B.shape=}")
+    index = (t_B * TIME_BINS).long().clamp(0, TIME_BINS - 1)
+    zeros = torch.zeros(TIME_BINS, device=loss_B.device)
+    return (
+        zeros.index_add(0, index, loss_B.detach().float()),
+        zeros.index_add(0, index, torch.ones_like(loss_B, dtype=torch.float32)),
+    )
+
+
+def resolution_shift(tokens: int) -> float:
+    """FLUX's shift for an image of so many packed tokens: exp of a line from (256, 0.5) to (4096, 1.15).
+
+    Source: the scheduler configuration published with FLUX.1-dev.
+    """
+    slope = (1.15 - 0.5) / (4096 - 256)
+    return math.exp(0.5 + slope * (tokens - 256))

@@ -1,0 +1,148 @@
+"""Images to latents and back: the FLUX autoencoder, or a training-free block cosine transform.
+
+Both have `encode`: (B, 3, H, W) in [-1, 1] -> (B, 16, H/8, W/8), about zero mean and unit variance,
+and `decode`, its inverse up to the codec's error. Latents are packed 2x2 for the transformer.
+
+Dimension key:  B batch   H, W pixels   h, w latent cells (8 pixels)   N tokens (16 x 16 pixels)
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHANNELS = 16
+CELL = 8  # pixels a latent cell, in each direction
+TOKEN = 16  # pixels a packed token, in each direction
+
+# The first ten and the first three cells of JPEG's zig-zag: (vertical, horizontal) frequency.
+LUMA = [(0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0)]
+CHROMA = LUMA[:3]
+
+# Standard deviation and mean of each channel over visible | infrared diptychs (RoadScene and MSRS
+# training pairs, 256 x 256 a panel); rounded.
+STD = [7.4, 0.92, 0.84, 0.46, 0.42, 0.57, 0.38, 0.29, 0.27, 0.29, 0.68, 0.13, 0.11, 0.35, 0.08, 0.07]
+MEAN = [-4.7, *[0.0] * 9, 0.1, 0.0, 0.0, -0.17, 0.0, 0.0]
+
+
+class DctCodec(nn.Module):
+    """Orthonormal 8x8 block DCT of three orthonormal colour axes, keeping 10 + 3 + 3 coefficients.
+
+    Needs no training and no download; it has the latent shape of the FLUX autoencoder, so that small
+    models, tests and the demo run the same code. It is linear: encode(0) is a constant.
+    Source: Ahmed, Natarajan, Rao 1974 (discrete cosine transform); colour axes as in Ohta et al. 1980.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("basis", _dct_basis(), persistent=False)  # (16, 3, 8, 8)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, -1, 1, 1), persistent=False)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 16, H/8, W/8) fp32; outside of autocast."""
+        with torch.autocast(image.device.type, enabled=False):
+            coefficients = F.conv2d(image.float(), self.basis, stride=CELL)
+            return (coefficients - self.mean) / self.std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 16, h, w) -> (B, 3, 8h, 8w), about [-1, 1]; the basis is orthonormal, so its transpose."""
+        with torch.autocast(latents.device.type, enabled=False):
+            coefficients = latents.float() * self.std + self.mean
+            return F.conv_transpose2d(coefficients, self.basis, stride=CELL)
+
+
+class FluxCodec(nn.Module):
+    """The autoencoder of FLUX.1 (diffusers' AutoencoderKL), shifted and scaled as its config says."""
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        if vae.config.latent_channels != CHANNELS:
+            raise ValueError(
+                f"the autoencoder has {vae.config.latent_channels} latent channels, FLUX has {CHANNELS}"
+            )
+        self.vae = vae.requires_grad_(False).eval()
+        self.shift, self.scale = vae.config.shift_factor, vae.config.scaling_factor
+
+    def encode(self, image: Tensor) -> Tensor:
+        """The mode of the posterior: the same image always has the same latents (and can be cached)."""
+        with torch.autocast(image.device.type, enabled=False):
+            latents = self.vae.encode(image.to(self.vae.dtype)).latent_dist.mode()
+        return (latents.float() - self.shift) * self.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 16, h, w) -> (B, 3, 8h, 8w) fp32."""
+        with torch.autocast(latents.device.type, enabled=False):
+            image = self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample
+        return image.float()
+
+
+def _dct_basis() -> Tensor:
+    """(16, 3, 8, 8): one orthonormal 8x8 colour pattern per latent channel."""
+    n = torch.arange(CELL, dtype=torch.float64)
+    wave = torch.cos(math.pi * (2 * n[None] + 1) * n[:, None] / (2 * CELL)) * math.sqrt(2 / CELL)
+    wave[0] /= math.sqrt(2)
+    axes = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    axes = axes / axes.norm(dim=1, keepdim=True)
+    cells = [(axes[0], c) for c in LUMA] + [(a, c) for a in axes[1:] for c in CHROMA]
+    patterns = [torch.einsum("c,i,j->cij", axis, wave[v], wave[u]) for axis, (v, u) in cells]
+    return torch.stack(patterns).float()
+
+
+def compose_diptych(visible: Tensor, infrared: Tensor) -> Tensor:
+    """[visible | infrared], both (B, 3, H, W) in [0, 1] -> (B, 3, H, 2W) in [-1, 1].
+
+    Raises: ValueError: the shapes differ, or a side is no multiple of 16.
+    """
+    if visible.shape != infrared.shape or visible.shape[1] != 3:
+        raise ValueError(f"need two (B, 3, H, W), got {visible.shape=}, {infrared.shape=}")
+    if visible.shape[-2] % TOKEN or visible.shape[-1] % TOKEN:
+        H, W = visible.shape[-2:]
+        raise ValueError(f"image sides must be multiples of {TOKEN}, got {H}x{W} (data.size)")
+    return torch.cat([visible, infrared], dim=-1) * 2 - 1
+
+
+def infrared_panel(diptych: Tensor) -> Tensor:
+    """The right half of a (B, 3, H, 2W) diptych in [-1, 1], channels averaged: (B, 1, H, W) in [0, 1]."""
+    panel = diptych[..., diptych.shape[-1] // 2 :].mean(1, keepdim=True)
+    return ((panel + 1) / 2).clamp(0, 1)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h/2 * w/2, 4C): each 2x2 square of cells becomes one token."""
+    B, C, h, w = latents.shape
+    cells = latents.reshape(B, C, h // 2, 2, w // 2, 2)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(B, (h // 2) * (w // 2), C * 4)
+
+
+def unpack(tokens_BNC: Tensor, h: int, w: int) -> Tensor:
+    """(B, N, 4C) -> (B, C, h, w), the inverse of `pack`."""
+    B, _, C = tokens_BNC.shape
+    cells = tokens_BNC.reshape(B, h // 2, w // 2, C // 4, 2, 2)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(B, C // 4, h, w)
+
+
+def pack_mask(H: int, W: int, device=None) -> Tensor:
+    """The mask of a diptych of panels H x W, 1 = infrared half, packed: (1, N, 256) fp32.
+
+    FLUX.1-Fill sees the mask at full resolution: each cell's 8x8 pixels become 64 channels.
+    """
+    mask = torch.zeros(1, H, 2 * W, device=device)
+    mask[..., W:] = 1
+    cells = mask.reshape(1, H // CELL, CELL, 2 * W // CELL, CELL)
+    cells = cells.permute(0, 2, 4, 1, 3).reshape(1, CELL * CELL, H // CELL, 2 * W // CELL)
+    return pack(cells)
+
+
+def token_positions(H: int, W: int, device=None) -> Tensor:
+    """(N, 3) fp32 ids (0, row, column) of one continuous token grid over the diptych."""
+    rows = torch.arange(H // TOKEN, device=device)
+    columns = torch.arange(2 * W // TOKEN, device=device)
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+    return F.pad(grid, (1, 0)).float()
+
+
+def in_infrared_panel(H: int, W: int, device=None) -> Tensor:
+    """(N,) bool: True where a token belongs to the right, infrared half."""
+    return token_positions(H, W, device)[:, 2] >= W // TOKEN

@@ -1,0 +1,195 @@
+"""FLUX.1-Fill's transformer: random presets, the real weights, and guidance patched into its blocks.
+
+diffusers has no hook between blocks, so `patch_blocks` replaces `forward` on single block *instances*;
+the classes, and any other FLUX in the process, stay as they were. The new forward calls the old one and
+then adds the cross-attention to the image stream. It never repeats upstream code.
+
+The guidance travels in `joint_attention_kwargs`: an attribute would be wrong when gradient
+checkpointing runs a block again (and diffusers <= 0.34 drops the kwargs there).
+
+Dimension key:  B batch   N image tokens   M text tokens   D model
+"""
+
+import inspect
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+
+from models.attention import FluxAttention
+from models.guidance import SemanticGuidance
+
+BLOCK_PARAMETERS = [
+    "hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "joint_attention_kwargs",
+]  # fmt: skip
+IN_CHANNELS = 384  # 64 noisy + 64 masked + 256 mask
+CLIP_TOKENS = 77
+
+
+@dataclass(kw_only=True, frozen=True)
+class FluxSize:
+    """The arguments of FluxTransformer2DModel that make a size; widths in channels."""
+
+    num_layers: int  # double blocks
+    num_single_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    joint_attention_dim: int  # width of a text token
+    pooled_projection_dim: int
+    axes_dims_rope: tuple[int, int, int]  # their sum is attention_head_dim
+
+
+# fmt: off
+PRESETS = {               # double single heads width text pooled  rotary          parameters
+    "demo":        FluxSize(num_layers=2,  num_single_layers=4,  num_attention_heads=6,  attention_head_dim=32,
+                            joint_attention_dim=64, pooled_projection_dim=64, axes_dims_rope=(4, 14, 14)),
+    "small":       FluxSize(num_layers=3,  num_single_layers=6,  num_attention_heads=8,  attention_head_dim=64,
+                            joint_attention_dim=256, pooled_projection_dim=256, axes_dims_rope=(8, 28, 28)),
+    "full-random": FluxSize(num_layers=19, num_single_layers=38, num_attention_heads=24, attention_head_dim=128,
+                            joint_attention_dim=4096, pooled_projection_dim=768, axes_dims_rope=(16, 56, 56)),
+}
+# fmt: on
+
+
+class Prompt(NamedTuple):
+    """One constant prompt, encoded once."""
+
+    tokens_MC: Tensor  # (M, joint_attention_dim)
+    pooled_C: Tensor  # (pooled_projection_dim,)
+
+
+def random_flux(preset: str, dtype: torch.dtype, device="cpu") -> FluxTransformer2DModel:
+    """A FLUX of the real class with random weights.
+
+    The modulations and the output start at zero, as in DiT (arXiv:2212.09748, Sec. 3.2, adaLN-Zero),
+    so that a small one can be trained from scratch; their shapes and cost are the real ones.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"model.preset is {preset!r}; known are {', '.join(PRESETS)}")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            flux = FluxTransformer2DModel(
+                in_channels=IN_CHANNELS, out_channels=64, guidance_embeds=True,
+                **asdict(PRESETS[preset]),
+            )  # fmt: skip
+    finally:
+        torch.set_default_dtype(before)
+    if preset != "full-random":
+        for name, module in flux.named_modules():
+            if name.endswith(("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")):
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.zeros_(flux.proj_out.weight)
+        nn.init.zeros_(flux.proj_out.bias)
+    return flux
+
+
+def random_prompt(flux: FluxTransformer2DModel, tokens: int) -> Prompt:
+    """The prompt of a random preset: fixed standard normal vectors (a random FLUX knows no words)."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (tokens, flux.config.joint_attention_dim)
+    return Prompt(
+        torch.randn(shape, generator=generator),
+        torch.randn(flux.config.pooled_projection_dim, generator=generator),
+    )
+
+
+def load_flux(
+    flux_fill_id: str, dtype: torch.dtype
+) -> tuple[FluxTransformer2DModel, AutoencoderKL]:
+    """Transformer and autoencoder of a FluxFillPipeline: a hub id or a local folder, safetensors only.
+
+    Raises: ValueError: it cannot be fetched or read, or is no Fill model (384 input channels).
+    """
+    try:
+        flux = FluxTransformer2DModel.from_pretrained(
+            flux_fill_id, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
+        )
+        vae = AutoencoderKL.from_pretrained(
+            flux_fill_id, subfolder="vae", torch_dtype=dtype, use_safetensors=True
+        )
+    except Exception as error:
+        raise ValueError(_cannot_load(flux_fill_id, error)) from error
+    if flux.config.in_channels != IN_CHANNELS:
+        raise ValueError(
+            f"{flux_fill_id} has {flux.config.in_channels} input channels, a Fill model has"
+            f" {IN_CHANNELS}; use FLUX.1-Fill-dev, not FLUX.1-dev"
+        )
+    return flux, vae
+
+
+def encode_prompt(flux_fill_id: str, prompt: str, tokens: int, device="cpu") -> Prompt:
+    """Encode one prompt with CLIP and T5, and free both encoders.
+
+    Raises: ValueError: the encoders cannot be read, or CLIP would cut the prompt at 77 tokens.
+    """
+    try:
+        pipeline = FluxFillPipeline.from_pretrained(
+            flux_fill_id, transformer=None, vae=None, torch_dtype=torch.bfloat16,
+            use_safetensors=True,
+        )  # fmt: skip
+    except Exception as error:
+        raise ValueError(_cannot_load(flux_fill_id, error)) from error
+    length = len(pipeline.tokenizer(prompt).input_ids)
+    if length > CLIP_TOKENS:
+        raise ValueError(f"model.prompt has {length} CLIP tokens, CLIP reads {CLIP_TOKENS}")
+    if tokens > 512:
+        raise ValueError(f"model.text_tokens is {tokens}; FLUX was trained with at most 512")
+    with torch.no_grad():
+        embedding, pooled, _ = pipeline.to(device).encode_prompt(
+            prompt=prompt, prompt_2=prompt, max_sequence_length=tokens, device=device
+        )
+    del pipeline
+    return Prompt(embedding[0].float().cpu(), pooled[0].float().cpu())
+
+
+def _cannot_load(flux_fill_id: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"cannot load FLUX from {flux_fill_id!r} ({reason}); set model.flux_fill_id to a local folder"
+        " in diffusers' layout, or accept the licence of FLUX.1-Fill-dev on the hub and log in, or"
+        " set model.preset"
+    )
+
+
+def patch_blocks(flux: FluxTransformer2DModel, guidance: SemanticGuidance) -> None:
+    """Let the double blocks named in `guidance` see its tokens, and give every block our attention.
+
+    Raises:
+        ValueError: a block index the model does not have.
+        RuntimeError: diffusers calls its blocks in a way this file was not written for.
+    """
+    blocks = flux.transformer_blocks
+    for block in [*blocks, *flux.single_transformer_blocks]:
+        found = list(inspect.signature(block.forward).parameters)
+        if found != BLOCK_PARAMETERS:
+            name = type(block).__name__
+            raise RuntimeError(
+                f"{name}.forward takes {found}, expected {BLOCK_PARAMETERS}: this diffusers is not"
+                " supported (see setup.py)"
+            )
+        block.attn.processor = FluxAttention()
+    for index in map(int, guidance.attention):
+        if not 0 <= index < len(blocks):
+            raise ValueError(f"model.inject names block {index}; the model has {len(blocks)}")
+        blocks[index].forward = partial(
+            _guided_forward, partial(guidance.add, index), blocks[index].forward
+        )
+
+
+def _guided_forward(add, upstream, hidden_states, encoder_hidden_states, temb,
+                    image_rotary_emb=None, joint_attention_kwargs=None):
+    """Upstream's names in the signature (it calls us by keyword), ours from the next line on."""
+    kwargs = dict(joint_attention_kwargs or {})
+    guidance = kwargs.pop("guidance", None)
+    text_BMD, image_BND = upstream(
+        hidden_states, encoder_hidden_states, temb, image_rotary_emb, kwargs
+    )
+    if guidance is not None:
+        image_BND = add(image_BND, guidance)
+    return text_BMD, image_BND

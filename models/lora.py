@@ -1,0 +1,117 @@
+"""Low-rank adapters for the frozen transformer, and their file in diffusers' format.
+
+    y = W x + (alpha / r) * B A x        A: r x in, random;  B: out x r, zero at the start
+
+The adapter's weights are fp32 masters that compute in the input's dtype. PEFT's own layer casts the
+whole activation to the adapter's fp32 instead, which costs more than the adapter itself.
+Source: Hu et al. 2021 (arXiv:2106.09685, Sec. 4.1).
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.attention import CastLinear
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    r: int = 16  # rank; 0 = no adapter
+    lora_alpha: float = 32.0  # the adapter's output is scaled by lora_alpha / r
+    # names matched as PEFT does: a list of endings, or one regular expression for the whole path
+    target_modules: list[str] | str = field(
+        default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"]
+    )
+    lora_dropout: float = 0.0
+    bias: str = "none"  # only "none": the base's biases stay frozen
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus its adapter; equal to the layer alone at the start."""
+
+    def __init__(self, base: nn.Linear, cfg: LoraConfig):
+        super().__init__()
+        device = base.weight.device
+        self.base = base
+        self.lora_A = CastLinear(base.in_features, cfg.r, bias=False, device=device)
+        self.lora_B = CastLinear(cfg.r, base.out_features, bias=False, device=device)
+        self.dropout = nn.Dropout(cfg.lora_dropout)
+        self.scale = cfg.lora_alpha / cfg.r
+        if device.type != "meta":
+            nn.init.normal_(self.lora_A.weight, std=1 / cfg.r)
+            nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.scale * self.lora_B(self.lora_A(self.dropout(x)))
+
+
+def add_lora(model: nn.Module, cfg: LoraConfig) -> list[str]:
+    """Wrap every matching linear layer of `model`; returns the wrapped names.
+
+    Raises: ValueError: r or alpha out of range, a bias mode we do not have, or no layer matches.
+    """
+    if cfg.r == 0:
+        return []
+    if cfg.r < 0 or cfg.lora_alpha <= 0 or not 0 <= cfg.lora_dropout < 1:
+        raise ValueError(f"lora_config out of range: {cfg}")
+    if cfg.bias != "none":
+        raise ValueError(f'lora_config.bias must be "none", got "{cfg.bias}"')
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    names = [n for n in linears if _matches(n, cfg.target_modules)]
+    if not names:
+        raise ValueError(
+            f"lora_config.target_modules={cfg.target_modules} matches none of the model's"
+            f" {len(linears)} linear layers (for example {linears[-1]})"
+        )
+    for name in names:
+        model.set_submodule(name, LoraLinear(model.get_submodule(name), cfg))
+    return names
+
+
+def _matches(name: str, targets: list[str] | str) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == t or name.endswith("." + t) for t in targets)
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """Name -> adapter layer, for every adapter in `model`."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear)}
+
+
+def save_lora(transformer: nn.Module, path: str | Path, metadata: dict[str, str]) -> None:
+    """Write the adapters so that a stock `FluxFillPipeline.load_lora_weights` reads them.
+
+    alpha / r is folded into B: a file without an alpha is read with scale 1 by every loader.
+    """
+    tensors = {}
+    for name, layer in lora_layers(transformer).items():
+        tensors[f"transformer.{name}.lora_A.weight"] = layer.lora_A.weight.detach().cpu().clone()
+        tensors[f"transformer.{name}.lora_B.weight"] = layer.lora_B.weight.detach().cpu() * layer.scale
+    save_file(tensors, str(path), metadata={"format": "pt", **metadata})
+
+
+def load_lora(transformer: nn.Module, path: str | Path) -> None:
+    """Read a file of `save_lora` back into the adapters of `transformer`.
+
+    Raises: ValueError: the file's layers or shapes are not those of this model.
+    """
+    tensors = load_file(str(path))
+    layers = lora_layers(transformer)
+    expected = {f"transformer.{n}.lora_{x}.weight" for n in layers for x in "AB"}
+    if differing := sorted(expected ^ tensors.keys()):
+        raise ValueError(f"{path}: {len(differing)} adapter names differ, first {differing[0]}")
+    with torch.no_grad():
+        for name, layer in layers.items():
+            for part, scale in ((layer.lora_A, 1.0), (layer.lora_B, layer.scale)):
+                key = f"transformer.{name}.lora_{'A' if part is layer.lora_A else 'B'}.weight"
+                if tensors[key].shape != part.weight.shape:
+                    found, wanted = tuple(tensors[key].shape), tuple(part.weight.shape)
+                    raise ValueError(f"{path}: {key} is {found}, this model needs {wanted}")
+                part.weight.copy_(tensors[key] / scale)
