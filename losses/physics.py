@@ -1,0 +1,66 @@
+"""What the maps of one scene owe to each other: intensity follows infrared, materials differ in it.
+
+Dimension key:  B batch   M materials   H, W pixels   N = H * W
+"""
+
+import torch
+from torch import Tensor
+
+# Variance below which an image counts as flat, for values in [0, 1]: a standard deviation of 0.001.
+# It bounds the gradient of a ratio of variances, at a bias of 1e-4 for one of 0.1.
+FLAT = 1e-6
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation of two images, per sample: (B,) fp32 in [-1, 1]; 0 where one of them is flat.
+
+    Args: a, b: (B, ...), the same shape.
+    Raises: ValueError: the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
+    a, b = a.float().flatten(1), b.float().flatten(1)
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    covariance = (a * b).mean(1)
+    return covariance * torch.rsqrt((a.square().mean(1) + FLAT) * (b.square().mean(1) + FLAT))
+
+
+def physics_consistency_loss(intensity: Tensor, infrared: Tensor) -> Tensor:
+    """mean over samples of 1 - Pearson(intensity, infrared brightness): a scalar in [0, 2].
+
+    Args: intensity, infrared: (B, 1, H, W).
+    Raises: ValueError: the shapes differ.
+    """
+    return (1 - pearson(intensity, infrared)).mean()
+
+
+def material_separation_loss(intensity: Tensor, probabilities: Tensor) -> Tensor:
+    """Share of the intensity's variance that lies within materials: a scalar in [0, 1].
+
+    1 minus the correlation ratio of a scene, averaged over scenes: 0 where every material has one
+    intensity of its own, 1 where the mean intensities of all materials are equal.
+
+        loss = 1 - sum_m p_m (mean_m - mean)^2 / variance,   mean_m = sum p_m I / sum p_m
+
+    Args:
+        intensity: (B, 1, H, W).
+        probabilities: (B, M, H, W), summing to 1 over M.
+    Raises: ValueError: batch or image sizes differ.
+    Source: Fisher 1925, Statistical Methods for Research Workers, Sec. 45 (correlation ratio).
+    """
+    B, channels, H, W = intensity.shape
+    if channels != 1 or probabilities.ndim != 4 or probabilities.shape[::2] != (B, H) \
+            or probabilities.shape[3] != W:
+        raise ValueError(
+            "need intensity (B, 1, H, W) and probabilities (B, M, H, W), got "
+            f"{tuple(intensity.shape)} and {tuple(probabilities.shape)}"
+        )
+    p_BMN = probabilities.float().flatten(2)
+    centred_B1N = intensity.float().flatten(2)
+    centred_B1N = centred_B1N - centred_B1N.mean(2, keepdim=True)
+    share_BM = p_BMN.mean(2)
+    moment_BM = (p_BMN * centred_B1N).mean(2)
+    # p (mean_m)^2 = moment^2 / p; a material that is nowhere has neither
+    between_B = (moment_BM.square() / share_BM.clamp(min=1e-12)).sum(1)
+    variance_B = centred_B1N.square().mean(dim=(1, 2))
+    return (1 - between_B / (variance_B + FLAT)).mean()

@@ -1,0 +1,166 @@
+"""The objective of stage 1: pseudo-labels for every map, and the fused image against the infrared.
+
+    total = 1.0 intensity + 0.5 material + 0.3 context + 0.05 consistency + 0.01 separation
+            [+ 0.5 physics + 0.2 reconstruction, unless physics is off]
+
+Dimension key:  B batch   H, W pixels   M materials   C context channels
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.physics import material_separation_loss, physics_consistency_loss
+
+IGNORE = 255  # label of a pixel whose material is unknown
+
+
+@dataclass(kw_only=True)
+class PretrainLossConfig:
+    """Weights of the terms; 0 leaves a term out of the total, and logs it nevertheless."""
+
+    intensity: float = 1.0  # squared error against the labelled intensity
+    material: float = 0.5  # cross-entropy
+    context: float = 0.3  # squared error
+    physics: float = 0.5  # squared error of the fused image against the infrared
+    reconstruction: float = 0.2  # absolute error of the fused image's values and gradients
+    consistency: float = 0.05  # 1 - Pearson(intensity, infrared)
+    separation: float = 0.01  # share of intensity's variance within materials
+
+
+class Labels(Protocol):
+    """What the data prepares for every map."""
+
+    intensity: Tensor  # (B, 1, H, W) in [0, 1]
+    material: Tensor  # (B, H, W) int64, 255 where unknown
+    context: Tensor  # (B, C, H, W)
+
+
+class MultiTaskPretrainLoss:
+    """The weighted sum of all terms, and each of them to log.
+
+    Args:
+        class_weights: (M,) or None, weight of each material's pixels in a sample's mean.
+    Raises: ValueError: a weight is negative or not finite.
+    """
+
+    def __init__(self, cfg: PretrainLossConfig, class_weights: Tensor | None = None):
+        for name, weight in asdict(cfg).items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"loss.{name} must be at least 0 and finite, got {weight}")
+        self.cfg, self.class_weights = cfg, class_weights
+
+    def __call__(
+        self,
+        intensity: Tensor,
+        material_logits: Tensor,
+        context: Tensor,
+        fused: Tensor | None,
+        labels: Labels,
+        infrared: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total (a scalar with gradient) and its parts (unweighted, detached, on the device).
+
+        Args:
+            intensity: (B, 1, H, W) in [0, 1].
+            material_logits: (B, M, H, W).
+            context: (B, C, H, W).
+            fused: (B, 3, H, W), or None when physics is off: then its two terms are gone.
+            infrared: (B, 1, H, W) in [0, 1].
+
+        Returns: of the parts, `material_ce` is the mean over samples with labels, `labelled` the
+            share of such samples. (The term itself divides by B: ranks and accumulation agree.)
+        Raises: ValueError: shapes that do not belong together.
+        """
+        cfg = self.cfg
+        ce_B, has_labels_B = material_cross_entropy(
+            material_logits, labels.material, self.class_weights
+        )
+        probabilities = material_logits.float().softmax(dim=1)
+        terms = {
+            "intensity": mean_squared_error(intensity, labels.intensity),
+            "material": ce_B.mean(),
+            "context": mean_squared_error(context, labels.context),
+            "consistency": physics_consistency_loss(intensity, infrared),
+            "separation": material_separation_loss(intensity, probabilities),
+        }
+        # last, so that the sum of the others is the same to the last bit without them
+        if fused is not None:
+            if infrared.shape[1:2] != (1,):
+                raise ValueError(f"infrared must be (B, 1, H, W), got {tuple(infrared.shape)}")
+            target = infrared.expand(-1, fused.shape[1], -1, -1)
+            terms["physics"] = mean_squared_error(fused, target)
+            terms["reconstruction"] = reconstruction_loss(fused, target)
+        weights = asdict(cfg)
+        total = sum(weights[name] * term for name, term in terms.items())
+        parts = {name: term.detach() for name, term in terms.items()}
+        labelled = has_labels_B.float()
+        parts["material_ce"] = ce_B.detach().sum() / labelled.sum().clamp(min=1)
+        parts["labelled"] = labelled.mean()
+        return total, parts
+
+
+def mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """A scalar in fp32.
+
+    Raises: ValueError: the shapes differ. (They would broadcast, and train on nonsense.)
+    """
+    _same_shape(predicted, target)
+    return F.mse_loss(predicted.float(), target.float())
+
+
+def reconstruction_loss(fused: Tensor, infrared: Tensor) -> Tensor:
+    """Mean absolute error of values, plus that of forward differences in x and in y: a scalar.
+
+    Args: fused, infrared: (B, 3, H, W).
+    Raises: ValueError: the shapes differ.
+    """
+    _same_shape(fused, infrared)
+    error = fused.float() - infrared.float()
+    loss = error.abs().mean()
+    for axis in (-1, -2):
+        if error.shape[axis] > 1:  # the mean of no differences is NaN
+            # differences are linear: the difference of errors is the error of differences
+            loss = loss + error.diff(dim=axis).abs().mean()
+    return loss
+
+
+def material_cross_entropy(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy per sample, averaged over its labelled pixels: (B,) fp32, and (B,) bool.
+
+    Args:
+        logits: (B, M, H, W).
+        labels: (B, H, W) int64 in 0..M-1, or 255 for pixels that do not count.
+        class_weights: (M,) or None; with them the mean over pixels is a weighted one.
+
+    Returns: 0 and False for samples without any labelled pixel.
+    Raises: ValueError: batch or image sizes differ.
+    """
+    if logits.ndim != 4 or labels.ndim != 3 or logits.shape[::2] != labels.shape[:2] \
+            or logits.shape[3] != labels.shape[2]:
+        raise ValueError(
+            "need logits (B, M, H, W) and labels (B, H, W), got "
+            f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    known = labels != IGNORE
+    pixel_loss = F.cross_entropy(
+        logits.float(), labels, class_weights, ignore_index=IGNORE, reduction="none"
+    )  # (B, H, W)
+    if class_weights is None:
+        weight = known.float()
+    else:
+        weight = class_weights[labels.where(known, 0)] * known
+    sums, counts = pixel_loss.sum(dim=(1, 2)), weight.sum(dim=(1, 2))
+    # the tiny clamp: weights may be small, and a sample of unlabelled pixels has none
+    return sums / counts.clamp(min=torch.finfo(torch.float32).tiny), known.flatten(1).any(1)
+
+
+def _same_shape(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
