@@ -80,9 +80,12 @@ class SemanticGuidance(nn.Module):
     def __init__(self, model_dim: int, inject: dict[int, list[str]], separate: bool = True):
         super().__init__()
         for block, maps in inject.items():
-            if unknown := set(maps) - MAP_CHANNELS.keys() or not maps:
-                raise ValueError(f"model.inject: block {block} names {unknown or 'no maps'};"
-                                 f" known are {', '.join(MAP_CHANNELS)}")
+            unknown = sorted(set(maps) - MAP_CHANNELS.keys())
+            if unknown or not maps:
+                raise ValueError(
+                    f"model.inject: block {block} names {', '.join(unknown) or 'no maps'};"
+                    f" known are {', '.join(MAP_CHANNELS)}"
+                )
         used = [m for m in MAP_CHANNELS if any(m in maps for maps in inject.values())]
         self.separate = separate
         self.project = nn.ModuleDict()

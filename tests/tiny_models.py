@@ -1,0 +1,123 @@
+"""Tiny models in the real on-disk formats, built from random weights where tests need them."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxTransformer2DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+from models.translator import LoraConfig, Translator, TranslatorConfig, build_translator
+
+INJECT = {0: ["intensity"], 1: ["intensity", "material", "context"]}
+
+
+def tiny_flux(layers: int = 2, single_layers: int = 2) -> FluxTransformer2DModel:
+    """A FLUX Fill transformer of width 32 with random weights, none of them zero."""
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        in_channels=384, out_channels=64, num_layers=layers, num_single_layers=single_layers,
+        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
+        pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+
+
+class FakeMaps(NamedTuple):
+    intensity: Tensor
+    material: Tensor
+    context: Tensor
+
+
+class FakeStage1(nn.Module):
+    """The interface of stage 1 in a single 1x1 convolution (and a BatchNorm to watch)."""
+
+    def __init__(self):
+        super().__init__()
+        self.decomposition = FakeDecomposition()
+        self.fusion = nn.Identity()
+
+
+class FakeDecomposition(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.conv = nn.Conv2d(3, 41, 1)
+
+    def forward(self, visible):
+        out = self.conv(self.norm(visible))
+        return FakeMaps(out[:, :1].sigmoid(), out[:, 1:33], out[:, 33:])
+
+
+def tiny_translator(**changes) -> Translator:
+    """A translator around the demo preset with a stand-in for stage 1."""
+    torch.manual_seed(0)
+    cfg = dict(preset="demo", text_tokens=4, inject=INJECT, base_dtype="fp32",
+               lora_config=LoraConfig(r=2, lora_alpha=4))  # fmt: skip
+    return build_translator(TranslatorConfig(**{**cfg, **changes}), FakeStage1())
+
+
+def stir(module: nn.Module, seed: int = 0) -> None:
+    """Move every weight off its initial (perhaps zero) value, so that every gradient can flow."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn(p.shape, generator=generator).to(p) * 0.02)
+
+
+def write_flux_fill(folder: Path) -> Path:
+    """A random FluxFillPipeline on disk: transformer, autoencoder, both encoders and tokenizers."""
+    torch.manual_seed(0)
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "t": 3, "h": 4, "a": 5}
+    letters = {c: i for i, c in enumerate("bcdefghijklmnopqrstuvwxyz", start=100)}
+    clip_files = folder / "clip_files"
+    clip_files.mkdir(parents=True)
+    vocabulary = {**letters, **{c + "</w>": i + 100 for c, i in letters.items()}, **words}
+    (clip_files / "vocab.json").write_text(json.dumps(vocabulary))
+    (clip_files / "merges.txt").write_text("#version: 0.2\n")
+    files = str(clip_files / "vocab.json"), str(clip_files / "merges.txt")
+    tokenizer = CLIPTokenizer(*files, model_max_length=77)
+    t5_tokens = ["<pad>", "</s>", "<unk>", "a", "thermal", "infrared", "photograph", "scene"]
+    fast = Tokenizer(models.WordLevel({w: i for i, w in enumerate(t5_tokens)}, unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer_2 = PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=512,
+    )  # fmt: skip
+    clip = CLIPTextModel(CLIPTextConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, projection_dim=32, bos_token_id=0, eos_token_id=1,
+    ))  # fmt: skip
+    t5 = T5EncoderModel(T5Config(
+        vocab_size=16, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2
+    ))  # fmt: skip
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=16, block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1, norm_num_groups=4, shift_factor=0.1159, scaling_factor=0.3611,
+        use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    pipeline = FluxFillPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae, text_encoder=clip, tokenizer=tokenizer, text_encoder_2=t5,
+        tokenizer_2=tokenizer_2, transformer=tiny_flux(),
+    )  # fmt: skip
+    pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
+    return folder / "pipeline"
