@@ -1,0 +1,186 @@
+"""Processes: one or many, CPU (gloo) or GPU (nccl), through the same calls.
+
+Under torchrun there are many; without it one process is rank 0 of 1 and every call still works.
+"""
+
+import math
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    return torch_dist.get_rank() if torch_dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def print0(*values: Any) -> None:
+    """Print from rank 0 only."""
+    if is_main():
+        print(*values, flush=True)
+
+
+def init(device: str = "auto") -> torch.device:
+    """Join the other processes, if torchrun started any, and return the device of this one.
+
+    Args:
+        device: auto (cuda where there is a GPU for every process), cpu or cuda.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and gpus < local_world:
+        raise ValueError(f"device cuda needs {local_world} GPU(s) for the processes on this machine"
+                         f", but PyTorch finds {gpus}; use --device cpu or start fewer")
+    use_cuda = device == "cuda" or (device == "auto" and 0 < local_world <= gpus)
+    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(chosen)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch_dist.is_initialized():
+        # rank 0 may be busy alone for long: a first compilation, a checkpoint on a slow disk
+        torch_dist.init_process_group(
+            "nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30),
+            device_id=chosen if use_cuda else None)
+    return chosen
+
+
+def close() -> None:
+    """Leave the group; harmless if there is none."""
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        torch_dist.barrier()
+
+
+def gather(value: Any) -> list[Any]:
+    """The plain value of every rank, in order of rank. Waits for the device: not for every step."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    torch_dist.all_gather_object(values, value)
+    return values
+
+
+def all_reduce_mean(values: dict[str, Any], weight: float = 1.0) -> dict[str, float]:
+    """Mean over the ranks that have the value, each counted `weight` times (say, its samples).
+
+    A rank lacks a value if the name is absent or its number is NaN. Collective: call on all ranks.
+    """
+    own = {name: float(value) for name, value in values.items()}
+    found = {}
+    for share, share_weight in gather((own, float(weight))):
+        for name, value in share.items():
+            if value == value and share_weight > 0:         # not NaN
+                found.setdefault(name, []).append((value, share_weight))
+            else:
+                found.setdefault(name, [])
+    return {name: sum(x * w for x, w in pairs) / sum(w for _, w in pairs) if pairs else math.nan
+            for name, pairs in found.items()}
+
+
+def any_rank(flag: bool | Tensor) -> bool:
+    """Whether the flag is set on any rank, the same answer on all of them."""
+    return any_ranks(torch.as_tensor(flag).reshape(1))[0]
+
+
+def any_ranks(flags: Tensor) -> list[bool]:
+    """`any_rank` of several flags (n,) at once: one collective, one wait for the device."""
+    if world_size() > 1:
+        flags = flags.to(_collective_device(), torch.int32)
+        torch_dist.all_reduce(flags, torch_dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def sum_over_ranks(counts: Tensor) -> Tensor:
+    """Sum of a tensor over the ranks, as a new tensor on the same device."""
+    if world_size() == 1:
+        return counts.clone()
+    total = counts.to(_collective_device(), copy=True)
+    torch_dist.all_reduce(total)
+    return total.to(counts.device)
+
+
+def _collective_device() -> torch.device:
+    if torch_dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+# batch normalisation over all ranks
+
+def sync_batchnorm(model: nn.Module) -> nn.Module:
+    """Let every BatchNorm of `model` normalise over the batches of all ranks together.
+
+    Two ranks of batch b then equal one of 2b. One process: nothing changes. On GPUs this is
+    torch.nn.SyncBatchNorm, which knows no CPU; there the layers become `GroupBatchNorm2d` in place.
+    """
+    if world_size() == 1:
+        return model
+    if next(model.parameters()).is_cuda:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = GroupBatchNorm2d             # same parameters, buffers and names
+    return model
+
+
+class GroupBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose batch is that of all ranks, on any backend; plain BatchNorm2d in eval."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        wide = x.float()                                    # (B, C, H, W)
+        count = _SumOverRanks.apply(wide.new_tensor(float(x.numel() // x.shape[1])))
+        mean = _SumOverRanks.apply(wide.sum(dim=(0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
+        variance = _SumOverRanks.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        if self.track_running_stats:
+            self._update_running(mean.detach(), variance.detach() * count / (count - 1))
+        out = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            out = out * self.weight[:, None, None] + self.bias[:, None, None]
+        return out.to(x.dtype)
+
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches_tracked += 1
+        share = self.momentum
+        if share is None:
+            share = 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """y = sum of x over ranks; the gradient of x is the sum of the ranks' gradients of y."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch_dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        torch_dist.all_reduce(total)
+        return total

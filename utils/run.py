@@ -1,0 +1,154 @@
+"""The run directory (resolved config, command, commit, curves) and how a script starts and ends.
+
+    runs/x/  config.yaml  command.txt  commit.txt  code.diff  metrics.jsonl  events.out.tfevents.*
+"""
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils import config, dist
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    output_dir: str = "runs/default"
+    resume: str | None = None       # a checkpoint, or a folder of them; null: newest of output_dir
+    dry_run: bool = False           # print config, sizes and the memory of one step, then stop
+    device: str = "auto"            # auto, cpu or cuda
+    images: int = 4                 # scenes drawn at every evaluation
+
+
+class Run:
+    """Writes one run's directory from rank 0; on other ranks every method does nothing.
+
+    The directory appears with the first thing written to it, so that a run which stops at a wrong
+    argument leaves nothing behind.
+    """
+
+    def __init__(self, directory: str | Path, cfg: Any):
+        self.dir = Path(directory)
+        self.cfg = cfg
+        self.step = None            # the step the run (re)started from; None: nothing written yet
+        self._tensorboard = None
+
+    def start(self, step: int) -> None:
+        """Begin at `step`: describe the run, and drop rows after it that an earlier start wrote."""
+        self.step = step
+        if not dist.is_main():
+            return
+        self.dir.mkdir(parents=True, exist_ok=True)
+        (self.dir / "config.yaml").write_text(config.to_yaml(self.cfg), encoding="utf-8")
+        with open(self.dir / "command.txt", "a", encoding="utf-8") as file:
+            when = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(f"# {when}, from step {step}, {dist.world_size()} process(es)\n"
+                       f"{shlex.join([Path(sys.executable).name, *sys.argv])}\n")
+        commit, diff = code_version()
+        (self.dir / "commit.txt").write_text(commit + "\n", encoding="utf-8")
+        (self.dir / "code.diff").write_text(diff, encoding="utf-8")
+        _drop_rows_after(self.dir / "metrics.jsonl", step)
+
+    def log(self, step: int, **scalars: Any) -> None:
+        """One row of numbers (or tensors of one element) to metrics.jsonl and TensorBoard."""
+        if not dist.is_main():
+            return
+        values = {name: float(value) for name, value in scalars.items()}
+        board = self._board()
+        # JSON has no NaN; a PSNR of identical images is infinite
+        row = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        with open(self.dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
+        board.flush()
+
+    def image(self, step: int, tag: str, array: Any) -> None:
+        """One picture (H, W, 3), uint8 or float in [0, 1], to TensorBoard."""
+        if dist.is_main():
+            self._board().add_image(tag, np.asarray(array), step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._tensorboard:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+    def _board(self):
+        if self.step is None:
+            self.start(0)
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second
+            self._tensorboard = SummaryWriter(str(self.dir), purge_step=self.step + 1)
+            text = config.to_yaml(self.cfg).replace("\n", "\n    ")
+            self._tensorboard.add_text("config", f"    {text}", self.step)
+        return self._tensorboard
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    """Keep the rows up to `step`; at step 0 none, since nothing of that attempt was kept."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue                # half a line: the process was killed while it wrote
+        if step > 0 and row["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def code_version() -> tuple[str, str]:
+    """(commit, uncommitted changes) of this repository; ("unknown", "") without git."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, timeout=30,
+                              check=True)
+        return done.stdout.decode("utf-8", errors="replace")
+
+    try:
+        untracked = git("ls-files", "--others", "--exclude-standard").splitlines()
+        diff = git("diff", "--no-ext-diff", "HEAD")
+        return git("rev-parse", "HEAD").strip(), diff + "".join(
+            f"# untracked: {name}\n" for name in untracked)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown", ""
+
+
+def entry(main: Callable[[], None]) -> None:
+    """Run a script's `main`. What the user can mend ends in one line and exit code 2.
+
+    ValueError and OSError are printed as `error: ...` without a traceback, unless the environment
+    has THERMAFLUX_TRACEBACK=1. Anything else is a fault of ours and keeps its traceback.
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("THERMAFLUX_TRACEBACK", "") not in ("", "0"):
+            traceback.print_exc()
+        who = f" (rank {dist.rank()})" if dist.world_size() > 1 else ""
+        print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        # without dist.close(): the other ranks may be in a collective; torchrun ends them
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except SystemExit as stop:
+        if not stop.code:
+            dist.close()
+        raise
+    dist.close()
