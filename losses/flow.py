@@ -105,7 +105,7 @@ def loss_by_time_bin(loss_B: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def resolution_shift(tokens: int) -> float:
-    """FLUX's shift for an image of so many packed tokens: exp of a line from (256, 0.5) to (4096, 1.15).
+    """FLUX's shift for so many packed tokens: exp of the line from (256, 0.5) to (4096, 1.15).
 
     Source: the scheduler configuration published with FLUX.1-dev.
     """

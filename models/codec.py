@@ -22,16 +22,17 @@ CHROMA = LUMA[:3]
 
 # Standard deviation and mean of each channel over visible | infrared diptychs (RoadScene and MSRS
 # training pairs, 256 x 256 a panel); rounded.
-STD = [7.4, 0.92, 0.84, 0.46, 0.42, 0.57, 0.38, 0.29, 0.27, 0.29, 0.68, 0.13, 0.11, 0.35, 0.08, 0.07]
+STD = [7.4, 0.92, 0.84, 0.46, 0.42, 0.57, 0.38, 0.29, 0.27, 0.29,  # luma
+       0.68, 0.13, 0.11, 0.35, 0.08, 0.07]  # chroma  # fmt: skip
 MEAN = [-4.7, *[0.0] * 9, 0.1, 0.0, 0.0, -0.17, 0.0, 0.0]
 
 
 class DctCodec(nn.Module):
     """Orthonormal 8x8 block DCT of three orthonormal colour axes, keeping 10 + 3 + 3 coefficients.
 
-    Needs no training and no download; it has the latent shape of the FLUX autoencoder, so that small
-    models, tests and the demo run the same code. It is linear: encode(0) is a constant.
-    Source: Ahmed, Natarajan, Rao 1974 (discrete cosine transform); colour axes as in Ohta et al. 1980.
+    Needs no training and no download; it has the latent shape of the FLUX autoencoder, so that
+    small models, tests and the demo run the same code.
+    Source: Ahmed, Natarajan, Rao 1974 (the transform); colour axes as in Ohta et al. 1980.
     """
 
     def __init__(self):
@@ -47,7 +48,7 @@ class DctCodec(nn.Module):
             return (coefficients - self.mean) / self.std
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 16, h, w) -> (B, 3, 8h, 8w), about [-1, 1]; the basis is orthonormal, so its transpose."""
+        """(B, 16, h, w) -> (B, 3, 8h, 8w), about [-1, 1]: the transpose of the basis."""
         with torch.autocast(latents.device.type, enabled=False):
             coefficients = latents.float() * self.std + self.mean
             return F.conv_transpose2d(coefficients, self.basis, stride=CELL)
@@ -60,13 +61,14 @@ class FluxCodec(nn.Module):
         super().__init__()
         if vae.config.latent_channels != CHANNELS:
             raise ValueError(
-                f"the autoencoder has {vae.config.latent_channels} latent channels, FLUX has {CHANNELS}"
+                f"the autoencoder has {vae.config.latent_channels} latent channels,"
+                f" FLUX has {CHANNELS}"
             )
         self.vae = vae.requires_grad_(False).eval()
         self.shift, self.scale = vae.config.shift_factor, vae.config.scaling_factor
 
     def encode(self, image: Tensor) -> Tensor:
-        """The mode of the posterior: the same image always has the same latents (and can be cached)."""
+        """The mode of the posterior: an image always has the same latents (and can be cached)."""
         with torch.autocast(image.device.type, enabled=False):
             latents = self.vae.encode(image.to(self.vae.dtype)).latent_dist.mode()
         return (latents.float() - self.shift) * self.scale
@@ -104,7 +106,7 @@ def compose_diptych(visible: Tensor, infrared: Tensor) -> Tensor:
 
 
 def infrared_panel(diptych: Tensor) -> Tensor:
-    """The right half of a (B, 3, H, 2W) diptych in [-1, 1], channels averaged: (B, 1, H, W) in [0, 1]."""
+    """The right half of a diptych (B, 3, H, 2W) in [-1, 1]: (B, 1, H, W) in [0, 1]."""
     panel = diptych[..., diptych.shape[-1] // 2 :].mean(1, keepdim=True)
     return ((panel + 1) / 2).clamp(0, 1)
 

@@ -1,7 +1,7 @@
-"""FLUX.1-Fill's transformer: random presets, the real weights, and guidance patched into its blocks.
+"""FLUX.1-Fill's transformer: random presets, the real weights, guidance patched into its blocks.
 
-diffusers has no hook between blocks, so `patch_blocks` replaces `forward` on single block *instances*;
-the classes, and any other FLUX in the process, stay as they were. The new forward calls the old one and
+diffusers has no hook between blocks, so `patch_blocks` replaces `forward` on block *instances*; the
+classes, and any other FLUX in the process, stay as they were. The new forward calls the old one,
 then adds the cross-attention to the image stream. It never repeats upstream code.
 
 The guidance travels in `joint_attention_kwargs`: an attribute would be wrong when gradient
@@ -27,6 +27,7 @@ BLOCK_PARAMETERS = [
 ]  # fmt: skip
 IN_CHANNELS = 384  # 64 noisy + 64 masked + 256 mask
 CLIP_TOKENS = 77
+MODULATIONS = ("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -43,13 +44,16 @@ class FluxSize:
 
 
 # fmt: off
-PRESETS = {               # double single heads width text pooled  rotary          parameters
-    "demo":        FluxSize(num_layers=2,  num_single_layers=4,  num_attention_heads=6,  attention_head_dim=32,
-                            joint_attention_dim=64, pooled_projection_dim=64, axes_dims_rope=(4, 14, 14)),
-    "small":       FluxSize(num_layers=3,  num_single_layers=6,  num_attention_heads=8,  attention_head_dim=64,
-                            joint_attention_dim=256, pooled_projection_dim=256, axes_dims_rope=(8, 28, 28)),
-    "full-random": FluxSize(num_layers=19, num_single_layers=38, num_attention_heads=24, attention_head_dim=128,
-                            joint_attention_dim=4096, pooled_projection_dim=768, axes_dims_rope=(16, 56, 56)),
+PRESETS = {
+    "demo": FluxSize(         # 5 M parameters
+        num_layers=2, num_single_layers=4, num_attention_heads=6, attention_head_dim=32,
+        joint_attention_dim=64, pooled_projection_dim=64, axes_dims_rope=(4, 14, 14)),
+    "small": FluxSize(        # 54 M
+        num_layers=3, num_single_layers=6, num_attention_heads=8, attention_head_dim=64,
+        joint_attention_dim=256, pooled_projection_dim=256, axes_dims_rope=(8, 28, 28)),
+    "full-random": FluxSize(  # 11.9 B, the architecture of FLUX.1
+        num_layers=19, num_single_layers=38, num_attention_heads=24, attention_head_dim=128,
+        joint_attention_dim=4096, pooled_projection_dim=768, axes_dims_rope=(16, 56, 56)),
 }
 # fmt: on
 
@@ -64,8 +68,8 @@ class Prompt(NamedTuple):
 def random_flux(preset: str, dtype: torch.dtype, device="cpu") -> FluxTransformer2DModel:
     """A FLUX of the real class with random weights.
 
-    The modulations and the output start at zero, as in DiT (arXiv:2212.09748, Sec. 3.2, adaLN-Zero),
-    so that a small one can be trained from scratch; their shapes and cost are the real ones.
+    The modulations and the output start at zero, as in DiT (arXiv:2212.09748, Sec. 3.2,
+    adaLN-Zero), so that a small one can be trained from scratch; shapes and cost are the real ones.
     """
     if preset not in PRESETS:
         raise ValueError(f"model.preset is {preset!r}; known are {', '.join(PRESETS)}")
@@ -81,7 +85,7 @@ def random_flux(preset: str, dtype: torch.dtype, device="cpu") -> FluxTransforme
         torch.set_default_dtype(before)
     if preset != "full-random":
         for name, module in flux.named_modules():
-            if name.endswith(("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")):
+            if name.endswith(MODULATIONS):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(flux.proj_out.weight)
@@ -102,8 +106,9 @@ def random_prompt(flux: FluxTransformer2DModel, tokens: int) -> Prompt:
 def load_flux(
     flux_fill_id: str, dtype: torch.dtype
 ) -> tuple[FluxTransformer2DModel, AutoencoderKL]:
-    """Transformer and autoencoder of a FluxFillPipeline: a hub id or a local folder, safetensors only.
+    """Transformer and autoencoder of a FluxFillPipeline: a hub id or a local folder.
 
+    Reads safetensors only.
     Raises: ValueError: it cannot be fetched or read, or is no Fill model (384 input channels).
     """
     try:
@@ -151,9 +156,9 @@ def encode_prompt(flux_fill_id: str, prompt: str, tokens: int, device="cpu") -> 
 def _cannot_load(flux_fill_id: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"cannot load FLUX from {flux_fill_id!r} ({reason}); set model.flux_fill_id to a local folder"
-        " in diffusers' layout, or accept the licence of FLUX.1-Fill-dev on the hub and log in, or"
-        " set model.preset"
+        f"cannot load FLUX from {flux_fill_id!r} ({reason}); set model.flux_fill_id to a local"
+        " folder in diffusers' layout, or accept the licence of FLUX.1-Fill-dev on the hub and log"
+        " in, or set model.preset"
     )
 
 

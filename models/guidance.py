@@ -136,7 +136,7 @@ class SemanticGuidance(nn.Module):
 
 
 def panel_rotary(row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin (tokens, d) of rotary angles: half of a head's pairs turn by row, half by column."""
+    """cos and sin (tokens, d): half of a head's pairs turn by row, half by column."""
     pairs = HEAD_WIDTH // 4
     index = torch.arange(pairs, device=row.device, dtype=torch.float32)
     frequency = ROTARY_BASE ** (-index / pairs)

@@ -93,7 +93,8 @@ def save_lora(transformer: nn.Module, path: str | Path, metadata: dict[str, str]
     tensors = {}
     for name, layer in lora_layers(transformer).items():
         tensors[f"transformer.{name}.lora_A.weight"] = layer.lora_A.weight.detach().cpu().clone()
-        tensors[f"transformer.{name}.lora_B.weight"] = layer.lora_B.weight.detach().cpu() * layer.scale
+        folded = layer.lora_B.weight.detach().cpu() * layer.scale
+        tensors[f"transformer.{name}.lora_B.weight"] = folded
     save_file(tensors, str(path), metadata={"format": "pt", **metadata})
 
 

@@ -1,9 +1,9 @@
-"""Noise -> infrared: Euler steps along the learned velocity, the visible panel held on its known path.
+"""Noise -> infrared: Euler steps along the velocity, the visible panel held on its known path.
 
     noisy(t - dt) = noisy(t) - dt * velocity(noisy(t), t),     t from 1 (noise) to 0 (data)
 
-The visible half of the diptych is known, so its tokens are set to (1 - t) data + t noise before every
-step: the infrared half always sees a visible half that is right for its time.
+The visible half of the diptych is known, so its tokens are set to (1 - t) data + t noise before
+every step: the infrared half always sees a visible half that is right for its time.
 Source: Liu et al. 2022 (arXiv:2209.03003, Eq. 2).
 """
 
@@ -42,7 +42,7 @@ def sample(translator: Translator, visible: Tensor, noise: Tensor, cfg: Sampling
     H, W = visible.shape[-2:]
     infrared_N = in_infrared_panel(H, W, visible.device)
     known = translator.encode(visible)
-    guide = translator.guide(translator.decompose(visible))
+    guide = translator.guide(translator.decompose(visible).maps)
     times = translator.round_time(step_times(cfg.steps, cfg.shift))
     latents = noise.float()
     for t, t_next in zip(times[:-1].tolist(), times[1:].tolist()):

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from models import codec as codecs
 from models import flux as fluxes
+from models.decomposition import Maps
 from models.guidance import Guidance, SemanticGuidance
 from models.lora import LoraConfig, add_lora
+from models.stage1 import Stage1, Stage1Output
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -45,7 +47,7 @@ class TranslatorConfig:
 class Prediction(NamedTuple):
     velocity: Tensor  # (B, N, C)
     data: Tensor  # (B, N, C) latents of the true diptych
-    maps: NamedTuple  # the decomposition's maps, fp32
+    stage1: Stage1Output  # the maps that guided it, fp32
 
 
 class PromptEmbedding(nn.Module):
@@ -63,12 +65,12 @@ class Translator(nn.Module):
     """FLUX with adapters and guidance, the codec, and the stage 1 network that guides it.
 
     Args:
-        stage1: module with `decomposition` and `fusion`; frozen (and in eval mode) as `cfg` says.
+        stage1: its maps guide FLUX; frozen (and in eval mode) as `cfg` says.
         flux, codec, prompt: from `build_translator`.
     """
 
     def __init__(self, cfg: TranslatorConfig, flux: nn.Module, codec: nn.Module,
-                 prompt: fluxes.Prompt, stage1: nn.Module):  # fmt: skip
+                 prompt: fluxes.Prompt, stage1: Stage1):  # fmt: skip
         super().__init__()
         self.cfg = cfg
         self.flux = flux.requires_grad_(cfg.train_base)
@@ -101,20 +103,20 @@ class Translator(nn.Module):
         """
         data = self.encode(visible, infrared)
         masked = self.encode(visible)
-        maps = self.decompose(visible)
+        seen = self.decompose(visible)
         noisy = torch.lerp(data, noise, t.view(-1, 1, 1))
-        guide = self.guide(maps)
+        guide = self.guide(seen.maps)
         velocity = self.velocity(noisy, masked, t, guide, visible.shape[-2:],
                                  self.cfg.training_guidance)  # fmt: skip
-        return Prediction(velocity, data, maps)
+        return Prediction(velocity, data, seen)
 
-    def decompose(self, visible: Tensor) -> NamedTuple:
-        """Stage 1's maps in fp32, outside autocast; without a graph when frozen."""
+    def decompose(self, visible: Tensor) -> Stage1Output:
+        """Stage 1's maps and fused image in fp32, outside autocast; no graph when frozen."""
         train = torch.is_grad_enabled() and not self.cfg.freeze_decomposition
         with torch.autocast(visible.device.type, enabled=False), torch.set_grad_enabled(train):
-            return self.stage1.decomposition(visible.float())
+            return self.stage1(visible.float())
 
-    def guide(self, maps: NamedTuple) -> Guidance | None:
+    def guide(self, maps: Maps) -> Guidance | None:
         """Guidance tokens of the maps, or None where guidance is off."""
         if not self.cfg.inject:
             return None
@@ -123,7 +125,7 @@ class Translator(nn.Module):
 
     @torch.no_grad()
     def encode(self, visible: Tensor, infrared: Tensor | None = None) -> Tensor:
-        """Packed latents (B, N, 64) fp32 of the diptych; its infrared half is mid grey if not given."""
+        """Packed latents (B, N, 64) fp32 of the diptych; the infrared is mid grey if not given."""
         grey = torch.full_like(visible, 0.5) if infrared is None else infrared
         return codecs.pack(self.codec.encode(codecs.compose_diptych(visible, grey))).float()
 
@@ -138,7 +140,7 @@ class Translator(nn.Module):
                  size: tuple[int, int], guidance_scale: float) -> Tensor:  # fmt: skip
         """FLUX's velocity (B, N, 64) of a packed noisy diptych at time t.
 
-        bf16 weights run outside autocast, in bf16 throughout: autocast would lift every norm to fp32.
+        bf16 weights run outside autocast, in bf16 throughout: autocast lifts every norm to fp32.
         """
         H, W = size
         B, device, dtype = noisy.shape[0], noisy.device, self.base_dtype
@@ -183,7 +185,7 @@ class Translator(nn.Module):
         return (3 if self.cfg.train_base else 2) * linear + 3 * attention
 
 
-def build_translator(cfg: TranslatorConfig, stage1: nn.Module, prompt: fluxes.Prompt | None = None,
+def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Prompt | None = None,
                      device: torch.device | str = "cpu") -> Translator:  # fmt: skip
     """Build the model that `cfg` names, on `device`.
 

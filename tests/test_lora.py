@@ -19,7 +19,7 @@ def flux_inputs(flux, tokens=8, text=4, batch=2):
         pooled_projections=torch.randn(batch, 32, generator=g),
         timestep=torch.tensor([0.2, 0.7])[:batch],
         guidance=torch.ones(batch),
-        img_ids=torch.cat([torch.zeros(tokens, 1), torch.arange(2 * tokens).view(-1, 2)], 1).float(),
+        img_ids=torch.arange(3 * tokens).view(-1, 3).float(),
         txt_ids=torch.zeros(text, 3),
         return_dict=False,
     )

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from diffusers import (
@@ -12,7 +11,7 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -22,6 +21,8 @@ from transformers import (
     T5EncoderModel,
 )
 
+from models.decomposition import DecompositionConfig
+from models.stage1 import Stage1
 from models.translator import LoraConfig, Translator, TranslatorConfig, build_translator
 
 INJECT = {0: ["intensity"], 1: ["intensity", "material", "context"]}
@@ -37,38 +38,17 @@ def tiny_flux(layers: int = 2, single_layers: int = 2) -> FluxTransformer2DModel
     )  # fmt: skip
 
 
-class FakeMaps(NamedTuple):
-    intensity: Tensor
-    material: Tensor
-    context: Tensor
-
-
-class FakeStage1(nn.Module):
-    """The interface of stage 1 in a single 1x1 convolution (and a BatchNorm to watch)."""
-
-    def __init__(self):
-        super().__init__()
-        self.decomposition = FakeDecomposition()
-        self.fusion = nn.Identity()
-
-
-class FakeDecomposition(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(3)
-        self.conv = nn.Conv2d(3, 41, 1)
-
-    def forward(self, visible):
-        out = self.conv(self.norm(visible))
-        return FakeMaps(out[:, :1].sigmoid(), out[:, 1:33], out[:, 33:])
+def tiny_stage1() -> Stage1:
+    """A stage 1 network with the smallest backbone and a narrow decoder."""
+    return Stage1(DecompositionConfig(backbone="resnet18", width=8))
 
 
 def tiny_translator(**changes) -> Translator:
-    """A translator around the demo preset with a stand-in for stage 1."""
+    """A translator around the demo preset with a narrow, untrained stage 1."""
     torch.manual_seed(0)
     cfg = dict(preset="demo", text_tokens=4, inject=INJECT, base_dtype="fp32",
                lora_config=LoraConfig(r=2, lora_alpha=4))  # fmt: skip
-    return build_translator(TranslatorConfig(**{**cfg, **changes}), FakeStage1())
+    return build_translator(TranslatorConfig(**{**cfg, **changes}), tiny_stage1())
 
 
 def stir(module: nn.Module, seed: int = 0) -> None:

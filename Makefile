@@ -1,0 +1,42 @@
+# make demo   the whole road on synthetic scenes, on a CPU, in about ten minutes
+# make test   every test          make lint   ruff          make bench   the benchmarks, toy size on a CPU
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+OUT    ?= runs/demo
+
+.PHONY: demo test lint bench clean
+
+$(VENV)/installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(RUN) prepare.py --synthetic 700 --size 64 --seed 0 --out $(OUT)/scenes --overwrite
+	$(RUN) pretrain.py --config configs/demo/pretrain.yaml --data_path $(OUT)/scenes --output_dir $(OUT)/pretrain
+	$(RUN) train.py --config configs/demo/train.yaml --data_path $(OUT)/scenes \
+	  --decomposition_checkpoint $(OUT)/pretrain/best_model.pth --output_dir $(OUT)/train
+	$(RUN) finetune.py --config configs/demo/finetune.yaml --data_path $(OUT)/scenes \
+	  --checkpoint $(OUT)/train/best_model.pth --output_dir $(OUT)/finetune
+	$(RUN) evaluate.py --checkpoint $(OUT)/finetune/best_model.pth --output_dir $(OUT)/results
+	$(RUN) visualize.py --checkpoint $(OUT)/finetune/best_model.pth --output_dir $(OUT)/panels
+	@echo; cat $(OUT)/results/results.md; echo
+	@echo "data        $(OUT)/scenes"
+	@echo "checkpoints $(OUT)/pretrain $(OUT)/train $(OUT)/finetune"
+	@echo "table       $(OUT)/results/results.md (also .json and per_image.csv)"
+	@echo "panels      $(OUT)/panels/*.png"
+	@echo "curves      $(VENV)/bin/tensorboard --logdir $(OUT)"
+
+test: $(VENV)/installed
+	$(RUN) -m pytest -q --durations=10
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+
+bench: $(VENV)/installed
+	$(RUN) benchmarks/step.py --preset demo --size 32 --device cpu
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .ruff_cache runs/demo

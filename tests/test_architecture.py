@@ -1,0 +1,79 @@
+"""The shape of the code: which package may import which, and the size budgets.
+
+    pytest tests/test_architecture.py
+"""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"models", "losses", "data", "utils"}
+SCRIPTS = sorted(ROOT.glob("*.py"))
+FOLDERS = [*PACKAGES, "configs", "benchmarks"]
+MODULES = sorted(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))
+OURS = {p.stem for p in SCRIPTS} | PACKAGES | {"configs", "benchmarks", "tests"}
+
+
+def imports(path: Path) -> set[str]:
+    """First names of every import of our own code in a file, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or ".").split(".")[0])
+    return names & OURS
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_packages_import_nothing_of_ours_outside_themselves(path):
+    package = path.relative_to(ROOT).parts[0]
+    allowed = {package} | (PACKAGES if package == "configs" else set())
+    if package == "benchmarks":
+        allowed |= PACKAGES | {"configs"}
+    assert imports(path) <= allowed
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_are_imported_by_no_package_and_stay_short(path):
+    shared = {"train"} if path.stem == "finetune" else set()  # stage 3 is stage 2 and one term
+    assert imports(path) <= PACKAGES | {"configs"} | shared
+    assert len(path.read_text().splitlines()) < 200
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_stay_readable(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) < 400
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "every file begins with one sentence"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
+def test_no_line_is_longer_than_100_columns():
+    for path in [*MODULES, *SCRIPTS, *(ROOT / "tests").rglob("*.py")]:
+        long = [i for i, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 100]
+        assert not long, f"{path.relative_to(ROOT)}: lines {long}"
+
+
+def test_no_file_is_unpickled_without_weights_only():
+    for path in [*MODULES, *SCRIPTS]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert any(k.arg == "weights_only" and k.value.value for k in node.keywords), path
+
+
+def test_no_large_file_is_in_git():
+    try:
+        names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
+                               check=True).stdout.split("\n")  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    large = [n for n in names if n and (ROOT / n).is_file() and (ROOT / n).stat().st_size > 2**20]
+    assert not large
