@@ -1,0 +1,1 @@
+"""Pairs of visible and infrared images: reading, synthesis, labels, order."""
