@@ -251,36 +251,50 @@ def test_the_loss_is_fp32_for_bf16_outputs():
     torch.testing.assert_close(total, exact)
 
 
-def stage1_loss(physics):
-    """Total loss of a small network, its maps (with their gradients kept) and the network."""
+def forward(physics):
+    """A small network with its maps (which keep their gradients) and fused image."""
     torch.manual_seed(0)
     net = Stage1(DecompositionConfig(backbone="resnet18", width=8), physics=physics)
     maps, fused = net(random(2, 3, 40, 48))
     for x in maps:
         x.retain_grad()
-    target = labels(H=40, W=48)
-    total, _ = loss_of([*maps, fused], target)
-    return total, maps, net
+    return net, maps, fused
 
 
 @pytest.mark.parametrize("physics", [True, False])
 def test_the_total_reaches_every_map_and_every_parameter(physics):
-    total, maps, net = stage1_loss(physics)
-    total.backward()
+    net, maps, fused = forward(physics)
+    loss_of([*maps, fused], labels(H=40, W=48))[0].backward()
     for name, x in [*maps._asdict().items(), *net.named_parameters()]:
         grad = x.grad
         assert grad is not None and torch.isfinite(grad).all() and grad.norm() > 0, name
     assert len(maps.intensity.grad.flatten()) == (maps.intensity.grad != 0).sum()
 
 
-def test_physics_alone_reaches_every_map_and_the_scalars():
+TERMS = {  # the outputs (intensity, material, context, fused) that each term teaches
+    "intensity": [0], "material": [1], "context": [2], "physics": [3], "reconstruction": [3],
+    "consistency": [0], "separation": [0, 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_teaches_its_outputs_and_no_others(term):
+    out = [x.requires_grad_() for x in outputs()]
+    total, _ = loss_of(out, labels(), **{name: float(name == term) for name in TERMS})
+    total.backward()
+    taught = [i for i, x in enumerate(out) if x.grad is not None and x.grad.abs().sum() > 0]
+    assert taught == TERMS[term]
+
+
+@pytest.mark.parametrize("term", ["physics", "reconstruction"])
+def test_physics_alone_reaches_every_map_and_the_scalars(term):
     """The failure of a peer: its physics ran without gradient."""
-    _, maps, net = stage1_loss(physics=True)
-    fused = net.fusion(maps.intensity, maps.material.softmax(1), maps.context)
-    mean_squared_error(fused, random(2, 1, 40, 48).expand(2, 3, 40, 48)).backward()
+    net, maps, fused = forward(physics=True)
+    weights = {name: float(name == term) for name in TERMS}
+    loss_of([*maps, fused], labels(H=40, W=48), **weights)[0].backward()
     scalars = [net.fusion.power, net.fusion.alpha, net.fusion.beta]
     for x in (*maps, *scalars):
-        assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+        assert x.grad is not None and torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
     first = net.decomposition.encoder.conv1.weight.grad
     assert torch.isfinite(first).all() and first.norm() > 0
 
