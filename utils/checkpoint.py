@@ -1,0 +1,202 @@
+"""Checkpoints: written whole or not at all, read without running any code, only what is trained.
+
+    checkpoint_00000500.pth   {model, optimizer, ema, step, ..., config, versions}
+"""
+
+import os
+import platform
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import dist
+
+PATTERN = "checkpoint_*.pth"
+_pending: dict[str, Any] = {"thread": None, "error": None}
+
+
+# files
+
+def save(
+    path: str | Path, parts: dict[str, Any], background: bool = False, keep: int = 0
+) -> None:
+    """Write `parts` (tensors, plain values, nested) so that `path` is never half a file.
+
+    Args:
+        background: copy to memory now and write while training goes on. The next `save` or `wait`
+            waits for the file and raises its error; so does the end of the program wait.
+        keep: afterwards delete all but this many of the newest checkpoints beside it; 0: none.
+
+    Raises:
+        OSError: not written; what was at `path` before is still there.
+    """
+    wait()
+    path = Path(path)
+    parts = {**_on_cpu(parts), "versions": versions()}
+    if not background:
+        _write(path, parts, keep)
+        return
+
+    def work() -> None:
+        try:
+            _write(path, parts, keep)
+        except Exception as error:
+            _pending["error"] = error
+
+    _pending["thread"] = threading.Thread(target=work, name="checkpoint")
+    _pending["thread"].start()
+
+
+def wait() -> None:
+    """Return once no file is being written. Raises: OSError of the last background save."""
+    if _pending["thread"]:
+        _pending["thread"].join()
+    error, _pending["thread"], _pending["error"] = _pending["error"], None, None
+    if error:
+        raise OSError(f"a checkpoint could not be written: {error}") from error
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The parts of a checkpoint, on the CPU. Only tensors and plain values are accepted.
+
+    Raises:
+        ValueError: damaged, or not a checkpoint of this project. OSError: cannot be read.
+    """
+    if damage := damaged(path):
+        raise ValueError(f"checkpoint {path} is damaged: {damage}")
+    try:
+        parts = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1:]
+        raise ValueError(f"{path} holds more than tensors and plain values: {reason}") from error
+    if not isinstance(parts, dict) or not isinstance(parts.get("model"), dict):
+        raise ValueError(f"{path} is no checkpoint of this project: it has no entry `model`")
+    return parts
+
+
+def latest(directory: str | Path) -> Path | None:
+    """The newest intact checkpoint in a folder; a damaged one is named and passed over."""
+    for path in sorted(Path(directory).glob(PATTERN), key=_step_of, reverse=True):
+        damage = damaged(path)
+        if not damage:
+            return path
+        dist.print0(f"passing over {path}: {damage}")
+    return None
+
+
+def prune(directory: str | Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints of a folder; 0 keeps all."""
+    found = sorted(Path(directory).glob(PATTERN), key=_step_of)
+    for path in found[:-keep] if keep else []:
+        path.unlink(missing_ok=True)
+
+
+def damaged(path: str | Path) -> str | None:
+    """What is wrong with the file (it is a zip with checksums), or None."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        return f"checksum of {bad} is wrong" if bad else None
+    except zipfile.BadZipFile as error:
+        return f"{error} ({Path(path).stat().st_size} bytes)"
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was made with."""
+    return {"torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _write(path: Path, parts: dict[str, Any], keep: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob("*.pth.tmp"):         # of a process that was killed here
+        stale.unlink(missing_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(parts, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)          # the new name must survive a power cut too
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    prune(path.parent, keep)
+
+
+def _step_of(path: Path) -> int:
+    digits = path.stem.rpartition("_")[2]
+    return int(digits) if digits.isdigit() else -1
+
+
+def _on_cpu(value: Any) -> Any:
+    """A copy that later steps of training do not change."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_on_cpu(item) for item in value]
+    return value
+
+
+# what belongs in
+
+def saved_names(model: nn.Module) -> list[str]:
+    """Names of the tensors of `model` that a checkpoint holds, as in its state_dict.
+
+    These are the parameters that require grad, the buffers of the modules they sit in, and
+    everything below a module with a true attribute `saved_when_frozen`.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    state = model.state_dict()
+    kept = [prefix for prefix, module in modules.items()
+            if getattr(module, "saved_when_frozen", False)]
+    for name in state:
+        owner = name.rpartition(".")[0]
+        if any(not prefix or name.startswith(prefix + ".") for prefix in kept):
+            names.add(name)
+        elif name not in parameters:
+            # a module with only buffers (BatchNorm without affine) goes with what is around it
+            while owner and not any(True for _ in modules[owner].parameters()):
+                owner = owner.rpartition(".")[0]
+            if any(p.requires_grad for p in modules[owner].parameters()):
+                names.add(name)
+    return [name for name in state if name in names]
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors named by `saved_names`; names without the prefix that torch.compile adds."""
+    state = model.state_dict()
+    return {_plain(name): state[name] for name in saved_names(model)}
+
+
+def load_into(model: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
+    """Copy the tensors of `trained_state` back into a model of the same architecture.
+
+    Raises:
+        ValueError: one that should be there is missing, unknown here, or of another shape.
+    """
+    own = {_plain(name): tensor for name, tensor in model.state_dict().items()}
+    missing = [n for n in map(_plain, saved_names(model)) if n not in state]
+    unknown = [n for n in state if n not in own]
+    unequal = [n for n in state if n in own and own[n].shape != state[n].shape]
+    for names, text in ((missing, "it lacks {}"), (unknown, "this model has no {}"),
+                        (unequal, "{} is {} there and {} here")):
+        if names:
+            name, more = names[0], f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            shapes = [tuple(s[name].shape) for s in (state, own) if name in s]
+            raise ValueError(f"{where} does not fit: {text.format(repr(name), *shapes)}{more}")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")

@@ -1,0 +1,254 @@
+"""The training loop shared by pretrain.py, train.py and finetune.py.
+
+A stage brings a model and a `loss_fn`; the loop owns what is the same in all of them. It is one
+plain function on purpose: to try another loop, copy it into your script and edit the copy.
+
+Randomness is a function of (seed, rank, step) and the data of their position, so the state of a run
+is weights, optimizer, EMA and one integer. To resume, run the same command again.
+"""
+
+import math
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from utils import checkpoint, dist
+from utils.ema import Ema
+from utils.optimizer import learning_rate, make_optimizer
+from utils.progress import Meter, State, StopSignal, nonfinite_report
+from utils.run import Run
+
+Batch = dict[str, Any]
+Scalars = dict[str, Tensor | float]
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    batch_size: int = 8                     # samples of one process in one micro-batch
+    epochs: int = 50
+    steps: int = 0                          # optimizer steps; 0: as many as `epochs` take
+    gradient_accumulation_steps: int = 1    # micro-batches of one optimizer step
+    mixed_precision: Literal["bf16", "no"] = "bf16"
+    grad_clip: float = 1.0                  # largest norm of the whole gradient; 0: no clipping
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0
+    lr_min: float = 1e-6                    # where the cosine ends
+    ema_decay: float = 0.0                  # 0: no averaged weights
+    log_every: int = 10                     # in optimizer steps, as are the next two
+    eval_every: int = 500                   # 0: only after the last step
+    save_every: int = 500                   # 0: only after the last step
+    keep_last: int = 0                      # checkpoints to keep; 0: all
+    best_metric: str = "val_loss"           # of the evaluation; lower is better, "-name": higher
+    seed: int = 0
+    skip_nonfinite: int = 0                 # steps that may be left out before a run stops
+
+    def __post_init__(self):
+        for name in ("batch_size", "gradient_accumulation_steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "steps", "warmup_steps", "grad_clip", "eval_every", "save_every",
+                     "keep_last", "seed", "skip_nonfinite", "lr_min"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+
+def fit(
+    cfg: Any,
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module, Batch], tuple[Tensor, Scalars]],
+    batches: Callable[[int], Iterator[Batch]],
+    run: Run,
+    eval_fn: Callable[[nn.Module], Scalars] | None = None,
+    samples: int = 0,
+) -> None:
+    """Train the parameters of `model` that require grad, on the device where the model is.
+
+    Args:
+        cfg: has .training, .optimizer, .run; .model, if there, must be equal on resuming.
+        loss_fn: (model, batch) -> (scalar mean over the samples, parts to log). A part that this
+            batch says nothing about is left out or NaN. Runs under autocast.
+        batches: n -> iterator over this rank's micro-batches, from the n-th on.
+        eval_fn: (model) -> numbers of this rank; the mean over ranks is logged. Runs on every rank
+            with the averaged weights, in eval(), without gradient, with the same draws each time.
+        samples: items in an epoch; needed where cfg.training.steps is 0.
+
+    Raises:
+        RuntimeError: loss or gradient is not finite; on all ranks at the same step.
+        ValueError: the checkpoint does not fit. SystemExit(0): stopped by a signal, and saved.
+    """
+    training, micros = cfg.training, cfg.training.gradient_accumulation_steps
+    device = next(model.parameters()).device
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer, ema, state = make_optimizer(cfg, trained), Ema(model, training.ema_decay), State()
+    steps = total_steps(training, samples)
+    state.resume(cfg, model, optimizer, ema, run)
+    if state.step >= steps:
+        return dist.print0(f"{run.dir} is finished: step {state.step} of {steps}; "
+                           "raise training.epochs or training.steps to go on")
+    run.start(state.step)
+    ddp, meter = distributed(model, device), Meter()
+    autocast = partial(torch.autocast, device.type, torch.bfloat16,
+                       enabled=training.mixed_precision == "bf16")
+
+    def due(every: int) -> bool:
+        return state.step == steps or (every > 0 and state.step > 0 and state.step % every == 0)
+
+    with StopSignal() as stop, progress_bar(state.step, steps) as bar:
+        if eval_fn and due(training.eval_every) and state.evaluated < state.step:
+            evaluate(cfg, model, eval_fn, autocast, ema, state, run)    # a signal came before it
+        stream = batches(state.position // (training.batch_size * dist.world_size()))
+        meter.begin()
+        while state.step < steps and not stop.agreed:
+            # the gradient of one step
+            seed_step(training.seed, dist.rank(), state.step)
+            model.train()
+            buffers, seen = buffers_before(model, training, state), []
+            for micro in range(micros):
+                with meter.waiting():
+                    batch = to_device(next(stream), device)
+                with ddp.no_sync() if ddp is not model and micro < micros - 1 else nullcontext():
+                    with autocast():
+                        loss, parts = loss_fn(ddp, batch)
+                    (loss / micros).backward()
+                seen.append((loss.detach(), parts, batch.get("name", [])))
+                meter.add({"loss": loss, **parts})
+
+            # the update, unless it would spoil the weights
+            norm = nn.utils.clip_grad_norm_(trained, training.grad_clip or math.inf)
+            finite = torch.isfinite(norm + sum(loss for loss, _, _ in seen))
+            broken, stop.agreed = dist.any_ranks(torch.stack(
+                [~finite, torch.tensor(stop.received is not None, device=device)]))
+            lr = learning_rate(cfg, state.step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            if broken:
+                skip(state, training, nonfinite_report(state.step + 1, norm, seen), buffers, model)
+            else:
+                optimizer.step()
+                ema.update()
+            optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            state.position += global_batch(training)
+            meter.add({"grad_norm": norm})
+            meter.steps += 1
+            bar.update()
+
+            # now and then: report, evaluate, save
+            if due(training.log_every):
+                report(run, bar, state, meter, lr, global_batch(training), model, device)
+            if eval_fn and due(training.eval_every) and (not stop.agreed or state.step == steps):
+                evaluate(cfg, model, eval_fn, autocast, ema, state, run)
+                meter.begin()
+            if due(training.save_every) or stop.agreed:
+                path = state.save(cfg, model, optimizer, ema, run)
+    checkpoint.wait()
+    run.close()
+    if stop.agreed and state.step < steps:
+        dist.print0(f"stopped by a signal after step {state.step} of {steps}; saved {path}; "
+                    "to go on, run the same command again")
+        raise SystemExit(0)
+
+
+# the parts of a step
+
+def distributed(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with gradients averaged over the ranks; itself where there is one process."""
+    if dist.world_size() == 1:
+        return model
+    with warnings.catch_warnings():     # torch 2.14 renames broadcast_buffers, 2.11 has no other
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            model, device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def global_batch(training: TrainingConfig) -> int:
+    """Samples of one optimizer step over all ranks."""
+    return training.batch_size * training.gradient_accumulation_steps * dist.world_size()
+
+
+def total_steps(training: TrainingConfig, samples: int) -> int:
+    """training.steps, or the steps that training.epochs of `samples` items take, rounded up."""
+    if training.steps:
+        return training.steps
+    if not samples:
+        raise ValueError("training.steps is 0 and the number of samples in an epoch is not known")
+    return math.ceil(training.epochs * samples / global_batch(training))
+
+
+def seed_step(seed: int, rank: int, step: int) -> None:
+    """Make all randomness of a step a function of (seed, rank, step)."""
+    words = np.random.SeedSequence([seed, rank, step]).generate_state(3)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words[2])
+    random.seed(int(words[2]))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()}
+
+
+def buffers_before(model: nn.Module, training: TrainingConfig, state: State) -> list[Tensor]:
+    """Copies of the buffers, where a step may be left out: NaN would stay in BatchNorm's means."""
+    if state.skipped >= training.skip_nonfinite:
+        return []
+    return [buffer.clone() for buffer in model.buffers()]
+
+
+@torch.no_grad()
+def skip(
+    state: State, training: TrainingConfig, why: str, buffers: list[Tensor], model: nn.Module
+) -> None:
+    """Leave a step out. Raises: RuntimeError: as many as allowed were left out before."""
+    if state.skipped >= training.skip_nonfinite:
+        raise RuntimeError(why)
+    state.skipped += 1
+    dist.print0(f"skipped ({state.skipped} of {training.skip_nonfinite}): {why}")
+    for buffer, before in zip(model.buffers(), buffers):
+        buffer.copy_(before)
+
+
+# now and then
+
+def progress_bar(step: int, steps: int) -> tqdm:
+    """On rank 0; in a log file a line every ten seconds instead of a moving bar."""
+    return tqdm(initial=step, total=steps, unit="step", disable=not dist.is_main(),
+                dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 10.0)
+
+
+def report(run: Run, bar: tqdm, state: State, meter: Meter, lr: float, images: int,
+           model: nn.Module, device: torch.device) -> None:
+    """Log what the meter gathered since the last report."""
+    means, rates = meter.means(), meter.rates(images, model, device)
+    run.log(state.step, **means, lr=lr, skipped=state.skipped, **rates)
+    bar.set_postfix_str(f"loss {means.get('loss', math.nan):.4g}, lr {lr:.2g}, "
+                        f"{rates['images_per_s']:.3g} img/s", refresh=False)
+    meter.begin()
+
+
+def evaluate(cfg: Any, model: nn.Module, eval_fn: Callable, autocast: Callable, ema: Ema,
+             state: State, run: Run) -> None:
+    """Log `eval_fn` of the averaged weights and keep them if they are the best so far."""
+    seed_step(cfg.training.seed, dist.rank(), 2**32)        # the same draws at every evaluation
+    model.eval()
+    with ema.swapped_in(), torch.no_grad():
+        with autocast():
+            values = dist.all_reduce_mean(eval_fn(model))
+        state.evaluated = state.step
+        run.log(state.step, **values)
+        state.save_if_best(cfg, model, values, run)
+    model.train()

@@ -1,0 +1,113 @@
+"""Image metrics, one value an image, and the confusion matrix of a label map.
+
+Dimension key:  B batch   H, W pixels   C classes
+Every image metric takes predicted and target (B, 1, H, W) in [0, 1] and gives (B,), leaving its
+arguments as they were.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+from utils import dist
+
+IGNORE = 255
+
+
+def psnr(predicted: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB against a peak of 1; infinite for equal images."""
+    predicted, target = _checked(predicted, target)
+    return peak_signal_noise_ratio(
+        predicted, target, data_range=1.0, dim=(1, 2, 3), reduction="none")
+
+
+def ssim(predicted: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity, Gaussian window of 11 pixels. Raises: ValueError: sides below 11."""
+    predicted, target = _checked(predicted, target)
+    if min(predicted.shape[-2:]) < 11:
+        raise ValueError(f"SSIM needs sides of 11 or more, got {tuple(predicted.shape[-2:])}")
+    values = structural_similarity_index_measure(
+        predicted, target, data_range=1.0, reduction="none")
+    return values.reshape(len(predicted))
+
+
+def mae(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error."""
+    predicted, target = _checked(predicted, target)
+    return (predicted - target).abs().mean(dim=(1, 2, 3))
+
+
+def pearson(predicted: Tensor, target: Tensor) -> Tensor:
+    """Linear correlation over the pixels, in [-1, 1]; 0 where an image is constant."""
+    predicted, target = _checked(predicted, target)
+    return _correlation(predicted.flatten(1).double(), target.flatten(1).double()).float()
+
+
+def rank_correlation(predicted: Tensor, target: Tensor) -> Tensor:
+    """Spearman's correlation, in [-1, 1]; 0 where an image is constant.
+
+    Is what is warmer there also warmer here? Blind to any monotone change of the grey levels.
+    """
+    predicted, target = _checked(predicted, target)
+    ranks = [torch.stack([_ranks(image.flatten()) for image in x]) for x in (predicted, target)]
+    return _correlation(*ranks).float()
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks from 0 on, fp64; equal values share the mean of their ranks."""
+    _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double() - 1
+    return (last - (counts - 1) / 2)[group]
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = (x - x.mean(dim=1, keepdim=True) for x in (a, b))
+    scale = (a.square().sum(1) * b.square().sum(1)).sqrt()
+    return torch.where(scale > 1e-12, (a * b).sum(1) / scale.clamp(min=1e-12), 0.0)
+
+
+def _checked(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as fp32. Raises: ValueError: shapes, or values outside [0, 1]."""
+    if predicted.shape != target.shape or predicted.ndim != 4 or predicted.shape[1] != 1:
+        raise ValueError("expected two images of shape (B, 1, H, W), got "
+                         f"{tuple(predicted.shape)} and {tuple(target.shape)}")
+    for name, x in (("predicted", predicted), ("target", target)):
+        low, high = x.min().item(), x.max().item()
+        if not (low >= 0 and high <= 1):            # also true of NaN
+            raise ValueError(f"{name} must be in [0, 1], it spans {low:.4g} to {high:.4g}")
+    return predicted.detach().float(), target.detach().float()
+
+
+class ConfusionMatrix:
+    """Counts of (target, predicted) classes over many batches; 255 in the target is left out."""
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
+        self.num_classes = num_classes
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Add label maps (B, H, W) of class ids. Raises: ValueError: unequal shapes, or bad ids."""
+        if predicted.shape != target.shape:
+            raise ValueError(f"shapes differ: {tuple(predicted.shape)}, {tuple(target.shape)}")
+        known = target != IGNORE
+        classes = torch.stack([target[known], predicted[known]]).long()
+        if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
+            raise ValueError(f"class ids must be 0..{self.num_classes - 1} or {IGNORE}, got "
+                             f"{int(classes.min())}..{int(classes.max())}")
+        index = classes[0] * self.num_classes + classes[1]
+        counts = torch.bincount(index, minlength=self.num_classes**2)
+        self.counts += counts.view_as(self.counts).to(self.counts.device)
+
+    def result(self) -> dict[str, float]:
+        """{accuracy, miou} over all ranks; NaN if nothing was labelled. Collective.
+
+        A class that is in neither target nor prediction does not count in the mean.
+        """
+        counts = dist.sum_over_ranks(self.counts).double()
+        hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+        present = union > 0
+        return {"accuracy": (hit.sum() / counts.sum()).item(),
+                "miou": (hit[present] / union[present]).mean().item()}

@@ -1,0 +1,222 @@
+"""What the loop keeps track of: where the run stands, its averages and rates, signals to stop."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import checkpoint, config, dist
+from utils.ema import Ema
+from utils.run import Run
+
+
+@dataclass
+class State:
+    """All of a run that is not weights, optimizer or EMA."""
+
+    step: int = 0                   # optimizer steps taken
+    position: int = 0               # samples drawn by all ranks together
+    skipped: int = 0                # steps left out because they were not finite
+    evaluated: int = 0              # the step of the last evaluation
+    best: float | None = None       # of best_metric, lower is better
+
+    def resume(self, cfg: Any, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> None:
+        """Continue from cfg.run.resume, or from the newest intact checkpoint of the run, if any.
+
+        Raises:
+            ValueError: no such checkpoint, another model, or ranks that see different files.
+        """
+        path = _checkpoint_of(cfg.run.resume, run.dir)
+        parts = checkpoint.load(path) if path else {"state": asdict(self)}
+        if len(set(dist.gather(parts["state"]["step"]))) > 1:
+            raise ValueError(f"the ranks find different checkpoints in {run.dir}; "
+                             "run.output_dir must be on storage that all machines see")
+        if path is None:
+            return
+        _check_same_model(parts.get("config", {}), config.to_dict(cfg), path)
+        checkpoint.load_into(model, parts["model"], path)
+        # what the command line says now about lr, decay, betas goes before what was saved
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": parts["optimizer"]["state"], "param_groups": groups})
+        ema.load_state_dict(parts["ema"])
+        for name, value in parts["state"].items():
+            setattr(self, name, value)
+        dist.print0(f"resumed from {path} at step {self.step}")
+        _tell_changes(parts["config"]["training"], parts["world_size"], cfg.training)
+
+    def save(self, cfg: Any, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> Path:
+        """Begin to write this step's checkpoint (rank 0). Returns its path."""
+        path = run.dir / f"checkpoint_{self.step:08d}.pth"
+        if dist.is_main():
+            checkpoint.save(path, {
+                "model": checkpoint.trained_state(model), "optimizer": optimizer.state_dict(),
+                "ema": ema.state_dict(), "state": asdict(self), "config": config.to_dict(cfg),
+                "world_size": dist.world_size(),
+            }, background=True, keep=cfg.training.keep_last)
+        return path
+
+    def save_if_best(self, cfg: Any, model: nn.Module, values: dict[str, float], run: Run) -> None:
+        """Write best_model.pth with the weights as they are now, if `values` beats all before.
+
+        Raises:
+            ValueError: training.best_metric is not among the values.
+        """
+        wanted = cfg.training.best_metric
+        if (name := wanted.removeprefix("-")) not in values:
+            raise ValueError(f"training.best_metric is {wanted}, but the evaluation gives "
+                             f"{', '.join(values)}")
+        score = -values[name] if wanted.startswith("-") else values[name]
+        if not math.isfinite(score) or (self.best is not None and score >= self.best):
+            return
+        self.best = score
+        if dist.is_main():
+            checkpoint.save(run.dir / "best_model.pth", {
+                "model": checkpoint.trained_state(model), "state": asdict(self),
+                "metrics": values, "config": config.to_dict(cfg)}, background=True)
+
+
+def _checkpoint_of(resume: str | None, directory: Path) -> Path | None:
+    if resume is None:
+        return checkpoint.latest(directory)
+    path = Path(resume)
+    if path.is_dir():
+        path = checkpoint.latest(path)
+    if path is None or not path.is_file():
+        raise ValueError(f"run.resume is {resume}, but there is no intact checkpoint")
+    return path
+
+
+def _check_same_model(saved: dict, current: dict, path: Path) -> None:
+    if "model" not in saved or "model" not in current:
+        return
+    there, here = (dict(_leaves(cfg["model"], "model")) for cfg in (saved, current))
+    differ = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+              for key in {**there, **here} if there.get(key) != here.get(key)]
+    if differ:
+        raise ValueError(f"{path} is of another model: {'; '.join(differ)}; "
+                         "restore the value, or choose another run.output_dir")
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}")
+    else:
+        yield key, value
+
+
+def _tell_changes(saved: dict, world: int, training: Any) -> None:
+    """A changed batch is allowed, but no longer the same run bit for bit."""
+    before = (world, saved["batch_size"], saved["gradient_accumulation_steps"])
+    now = (dist.world_size(), training.batch_size, training.gradient_accumulation_steps)
+    if before != now:
+        dist.print0(f"processes x batch x accumulation was {' x '.join(map(str, before))}, is now "
+                    f"{' x '.join(map(str, now))}: the data go on where they were, other things "
+                    "are no longer equal to the uninterrupted run")
+
+
+class Meter:
+    """Means of scalars and rates since the last report. Adding to it never waits for the device."""
+
+    def __init__(self):
+        self.values: dict[str, list] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the clock; what was before, compilation or an evaluation, does not count."""
+        self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def add(self, scalars: dict[str, Tensor | float]) -> None:
+        for name, value in scalars.items():
+            value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+            self.values.setdefault(name, []).append(value.reshape(()).float())
+
+    def means(self) -> dict[str, float]:
+        """Mean of every name over the finite values of all ranks; forgets them. Collective."""
+        own = {}
+        for name, values in self.values.items():
+            finite = [x for x in torch.stack(values).tolist() if math.isfinite(x)]
+            own[name] = (sum(finite), len(finite))
+        self.values = {}
+        total: dict[str, tuple[float, int]] = {}
+        for share in dist.gather(own):
+            for name, (value, count) in share.items():
+                before = total.get(name, (0.0, 0))
+                total[name] = (before[0] + value, before[1] + count)
+        return {name: value / count for name, (value, count) in total.items() if count}
+
+    def rates(self, images_per_step: int, model: nn.Module, device: torch.device) -> dict:
+        """images/s of all ranks, s/step, share of waiting for data; on GPUs GiB and TFLOP/s."""
+        seconds = time.perf_counter() - self.started
+        rates = {"images_per_s": images_per_step * self.steps / seconds,
+                 "step_s": seconds / max(self.steps, 1), "data_wait": self.waited / seconds}
+        if flops := getattr(model, "flops_per_sample", None):
+            per_device = rates["images_per_s"] / dist.world_size()
+            rates["model_tflops"] = float(flops) * per_device / 1e12
+        if device.type == "cuda":
+            rates["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        return rates
+
+
+class StopSignal:
+    """Within the block the first SIGTERM or SIGINT is only noted; a second one acts as usual."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self.received: str | None = None
+        self.agreed = False             # whether any rank received one, as all ranks know it
+        self._previous: dict = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():       # else Python refuses
+            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number).name
+        self._restore()
+
+    def __exit__(self, *error: Any) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def nonfinite_report(step: int, norm: Tensor, seen: list[tuple[Tensor, dict, list]]) -> str:
+    """One line about a step that is not finite, the same on all ranks. Collective.
+
+    Args:
+        seen: loss, parts and sample names of this rank's micro-batches. Named are those of the
+            ranks whose own loss is at fault, or all if only the gradient is.
+    """
+    parts = Meter()
+    for loss, named, _ in seen:
+        parts.add({"loss": loss, **named})
+    own = {name: [x.item() for x in values] for name, values in parts.values.items()}
+    names = [str(name) for _, _, batch_names in seen for name in batch_names]
+    ranks = dist.gather((own, names))
+    at_fault = [r for r in ranks if not all(map(math.isfinite, r[0]["loss"]))]
+    text = [f"{name}={','.join(f'{x:.4g}' for x in values)}"
+            for own, _ in at_fault or ranks for name, values in own.items()]
+    samples = [name for _, names in at_fault or ranks for name in names]
+    return (f"non-finite {'loss' if at_fault else 'gradient'} at step {step}; gradient norm: "
+            f"{norm.item():.4g}; parts: {' '.join(text)}; samples: {' '.join(samples)}")
