@@ -1,0 +1,260 @@
+"""From folders of images to matched pairs, and from pairs to splits that share no scene."""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.manifest import SPLITS, split_name
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
+FRACTIONS = (0.8, 0.1, 0.1)
+SIMILAR = 0.95  # correlation of 16 x 16 thumbnails; video neighbours have 0.99, other scenes < 0.9
+# "0111_1716_0000" is frame 0000 of sequence "0111_1716"; "FLIR_00006" has no sequence number.
+SEQUENCE = r"^(.*\d.*)[_-]\d+[A-Za-z]?$"
+
+
+class Item(NamedTuple):
+    """The files of one scene; `name` is the path below its folder without the extension."""
+
+    source: str
+    name: str
+    visible: Path
+    infrared: Path
+    semantic: Path | None = None
+
+    def where(self) -> str:
+        return f"{self.visible.parent.name}/{self.visible.name} of source '{self.source}'"
+
+
+def natural(name: str) -> list:
+    """Sort key in which frame_10 follows frame_9."""
+    return [(1, int(w), w) if w.isdigit() else (0, 0, w) for w in re.split(r"(\d+)", name) if w]
+
+
+def image_files(folder: Path, suffix: str = "") -> tuple[dict[str, Path], int]:
+    """Images below a folder by name (less `suffix`), and the number of files that are none.
+
+    Raises: ValueError: no folder, no image, two files of one name.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    files, others = {}, 0
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        if path.suffix.lower() not in EXTENSIONS:
+            others += 1
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(suffix)
+        if name in files:
+            raise ValueError(f"{files[name]} and {path} have one name; names must be unique")
+        files[name] = path
+    if not files:
+        raise ValueError(f"{folder}: no image there ({', '.join(EXTENSIONS)})")
+    return files, others
+
+
+def match(
+    source: str,
+    visible: Path,
+    infrared: Path,
+    semantic: Path | None = None,
+    suffixes: tuple[str, str, str] = ("", "", ""),
+    allow_unmatched: bool = False,
+) -> tuple[list[Item], list[str]]:
+    """Pairs of equal names in natural order, and notes on what was left out.
+
+    A scene may lack its semantic image. Raises: ValueError: names on one side only, unless
+    `allow_unmatched`; no pair at all.
+    """
+    left, others_left = image_files(visible, suffixes[0])
+    right, others_right = image_files(infrared, suffixes[1])
+    maps, others_maps = image_files(semantic, suffixes[2]) if semantic else ({}, 0)
+    both = sorted(left.keys() & right.keys(), key=natural)
+    notes = []
+    lonely = {
+        "visible without infrared": left.keys() - right.keys(),
+        "infrared without visible": right.keys() - left.keys(),
+        "semantic without a pair": maps.keys() - set(both),
+    }
+    for what, names in lonely.items():
+        if names:
+            first = ", ".join(sorted(names, key=natural)[:3])
+            notes.append(f"source '{source}': {len(names)} {what} (first: {first})")
+    if not both:
+        raise ValueError(
+            f"source '{source}': no name is in both {visible} and {infrared}"
+            + "".join(f"; {n}" for n in notes)
+        )
+    if notes and not allow_unmatched:
+        raise ValueError("; ".join(notes) + "; use --allow_unmatched to leave them out")
+    if semantic and len(both) > len(maps.keys() & set(both)):
+        notes.append(
+            f"source '{source}': {len(both) - len(maps.keys() & set(both))} of {len(both)} pairs "
+            f"have no semantic image and stay unlabelled"
+        )
+    if others_left + others_right + others_maps:
+        count = others_left + others_right + others_maps
+        notes.append(f"source '{source}': {count} files are no images by extension, left out")
+    return [Item(source, n, left[n], right[n], maps.get(n)) for n in both], notes
+
+
+# ---------------------------------------------------------------------------- groups
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """(H,W) or (H,W,3) to a (256,) float32 signature of unit length, 0 for a flat image."""
+    grey = image.astype(np.float32)
+    grey = grey.mean(axis=2) if grey.ndim == 3 else grey
+    for axis in (0, 1):  # block means, without the cost of an antialiased resize
+        edges = np.linspace(0, grey.shape[axis], 17).astype(int)[:-1]
+        count = np.diff([*edges, grey.shape[axis]])
+        sums = np.add.reduceat(grey, np.minimum(edges, grey.shape[axis] - 1), axis=axis)
+        grey = sums / np.maximum(count, 1).reshape((-1, 1) if axis == 0 else (1, -1))
+    grey = grey.ravel() - grey.mean()
+    length = float(np.linalg.norm(grey))
+    return (grey / length if length > 1e-3 else grey * 0).astype(np.float32)
+
+
+def similar_pairs(visible: np.ndarray, infrared: np.ndarray) -> list[tuple[int, int]]:
+    """Index pairs (i < j) whose thumbnails (N,256) agree in both images: near-duplicates."""
+    found, rows = [], 2048
+    for first in range(0, len(visible), rows):
+        part = slice(first, first + rows)
+        for other in range(first, len(visible), rows):
+            against = slice(other, other + rows)
+            near = visible[part] @ visible[against].T > SIMILAR
+            near &= infrared[part] @ infrared[against].T > SIMILAR
+            found += [(int(i) + first, int(j) + other) for i, j in zip(*np.nonzero(near))
+                      if i + first < j + other]
+    return found
+
+
+def sequence_of(item: Item, rule: str) -> str | None:
+    """Sequence key of a name; rule "auto", "off" or a pattern whose group 1 is the sequence."""
+    if rule == "off":
+        return None
+    found = re.match(SEQUENCE if rule == "auto" else rule, item.name)
+    if found and rule != "auto" and not found.groups():
+        raise ValueError(f"--sequences {rule}: the pattern needs a group (...) for the sequence")
+    return found.group(1) if found else None
+
+
+def group(items: list[Item], links: list[tuple[int, int]], rule: str = "auto") -> np.ndarray:
+    """Group number (N,) of each item: linked items and items of one sequence share one."""
+    parent = list(range(len(items)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first_of: dict = {}
+    links = list(links)
+    for i, item in enumerate(items):
+        key = sequence_of(item, rule)
+        if key is not None:
+            links.append((first_of.setdefault((item.source, key), i), i))
+    for a, b in links:
+        low, high = sorted((root(a), root(b)))
+        parent[high] = low
+    return np.array([root(i) for i in range(len(items))])
+
+
+# ---------------------------------------------------------------------------- splits
+
+
+def default_splits(items: list[Item], groups: np.ndarray) -> list[str]:
+    """80/10/10 of every source in contiguous blocks of whole groups: train first, test last.
+
+    Raises: ValueError: fewer than three groups, so that a split would be empty.
+    """
+    splits = [""] * len(items)
+    for source in dict.fromkeys(item.source for item in items):
+        members: dict[int, list[int]] = {}
+        for i in range(len(items)):
+            if items[groups[i]].source == source:
+                members.setdefault(int(groups[i]), []).append(i)
+        blocks = list(members.values())
+        for block, split in zip(blocks, _assign([len(block) for block in blocks])):
+            for i in block:
+                splits[i] = split
+    missing = [split for split in SPLITS if split not in splits]
+    if missing:
+        count = len(set(groups.tolist()))
+        raise ValueError(
+            f"{len(items)} pairs form {count} group{'s' * (count != 1)} (sequences and "
+            f"near-duplicates stay together), so {' and '.join(missing)} would be empty; give "
+            f"--splits, or --sequences if the names were misread"
+        )
+    return splits
+
+
+def _assign(sizes: list[int]) -> list[str]:
+    """Split of each block by where its middle falls; no split stays empty if there are three."""
+    middles = (np.cumsum(sizes) - np.array(sizes) / 2) / sum(sizes)
+    ends = np.cumsum(FRACTIONS)[:-1]
+    chosen = [SPLITS[int(np.searchsorted(ends, m, side="right"))] for m in middles]
+    for split in reversed(SPLITS):
+        if split not in chosen and len(sizes) >= len(SPLITS):
+            spare = [i for i, c in enumerate(chosen) if chosen.count(c) > 1]
+            chosen[min(spare, key=lambda i: (sizes[i], -i))] = split
+    return chosen
+
+
+def read_splits(path: Path, items: list[Item], allow_unmatched: bool) -> tuple[list[str], list]:
+    """Splits of the items from a JSON file {"train": [names], ...} or {source: {"train": ...}}.
+
+    Returns: one split an item, and notes. Raises: ValueError: a name in two splits or in none;
+    names without files, unless `allow_unmatched`.
+    """
+    try:
+        content = json.loads(path.read_text())
+        flat = all(isinstance(names, list) for names in content.values())
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not a JSON object of splits ({error})") from None
+    sources = list(dict.fromkeys(item.source for item in items))
+    if flat and len(sources) > 1:
+        raise ValueError(f"{path}: {len(sources)} sources need {{source: {{split: [names]}}}}")
+    tables = {sources[0]: content} if flat else content
+    splits, notes = {}, []
+    for source in sources:
+        if source not in tables:
+            raise ValueError(f"{path}: no source '{source}'; it has {', '.join(tables)}")
+        for word, names in tables[source].items():
+            split = split_name(word, str(path))
+            for name in names:
+                other = splits.setdefault((source, str(name)), split)
+                if other != split:
+                    raise ValueError(f"{path}: '{name}' of '{source}' is in {other} and {split}")
+    keys = [(item.source, item.name) for item in items]
+    unlisted = [key for key in keys if key not in splits]
+    if unlisted:
+        raise ValueError(f"{path}: {_names(unlisted)} of {len(keys)} pairs are in no split")
+    absent = sorted(splits.keys() - set(keys))
+    if absent:
+        notes.append(f"{path}: {_names(absent)} names of the splits have no files")
+        if not allow_unmatched:
+            raise ValueError(f"{notes[0]}; use --allow_unmatched to go on without them")
+    return [splits[key] for key in keys], notes
+
+
+def _names(keys: list[tuple[str, str]]) -> str:
+    return f"{len(keys)} (first: {', '.join(f'{s}/{n}' for s, n in keys[:3])})"
+
+
+def check_contents(items: list[Item], splits: list[str], hashes: list[tuple[str, str]]) -> None:
+    """Raises: ValueError: files of one content, visible or infrared, in two splits."""
+    seen: dict = {}
+    for i, pair in enumerate(hashes):
+        for kind, value in zip(("visible", "infrared"), pair):
+            other = seen.setdefault(value, i)
+            if splits[other] != splits[i]:
+                raise ValueError(
+                    f"the same {kind} content is in {splits[other]} ({items[other].source}/"
+                    f"{items[other].name}) and in {splits[i]} ({items[i].source}/{items[i].name})"
+                )

@@ -1,0 +1,188 @@
+"""One full look at every pair before anything is written: sizes, ranges, hashes, classes."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from data.folders import Item, thumbnail
+from data.manifest import SPLITS, sha256
+from data.materials import IGNORE, TABLES
+from data.transforms import (
+    Window,
+    decode_infrared,
+    decode_semantic,
+    decode_visible,
+    make_window,
+    resize_visible,
+)
+
+# Auto window: all but this share of the pixels of every training image, on either side.
+TAIL = 1e-4
+
+
+class Options(NamedTuple):
+    """How the files are read; plain values, for worker processes."""
+
+    resize_visible: bool = False
+    palette: str = ""
+    table: str = ""
+
+
+class Decoded(NamedTuple):
+    """Encoded bytes and arrays of one pair at one size; `resized` if the visible was changed."""
+
+    visible_bytes: bytes
+    infrared_bytes: bytes
+    visible: np.ndarray
+    infrared: np.ndarray
+    semantic: np.ndarray | None
+    resized: bool
+
+
+class Inspection(NamedTuple):
+    """What is kept of a pair: a few hundred numbers."""
+
+    size: tuple[int, int]
+    dtype: str
+    low: float
+    high: float
+    tail_low: float
+    tail_high: float
+    visible_hash: str
+    infrared_hash: str
+    visible_thumbnail: np.ndarray
+    infrared_thumbnail: np.ndarray
+    class_pixels: np.ndarray | None  # (256,) pixels of each class id
+    resized: bool
+
+
+def decode_item(item: Item, options: Options) -> Decoded:
+    """All files of a pair. Raises: ValueError naming the file, or both sizes where they differ."""
+    where = item.where()
+    visible_bytes, infrared_bytes = item.visible.read_bytes(), item.infrared.read_bytes()
+    visible = decode_visible(visible_bytes, str(item.visible))
+    infrared = decode_infrared(infrared_bytes, str(item.infrared))
+    semantic = None
+    if item.semantic is not None:
+        data = item.semantic.read_bytes()
+        semantic = decode_semantic(data, str(item.semantic), options.palette or None)
+        _check_ids(semantic, options.table, str(item.semantic))
+    original, wanted = visible.shape[:2], infrared.shape
+    resized = original != wanted
+    if resized:
+        if not options.resize_visible:
+            raise ValueError(
+                f"{where}: visible is {original[1]} x {original[0]} but infrared is {wanted[1]} x "
+                f"{wanted[0]} pixels; --resize_visible resizes the visible if the view is the same"
+            )
+        visible = resize_visible(visible, wanted)
+        if semantic is not None and semantic.shape == original:
+            rows = (np.arange(wanted[0]) + 0.5) * original[0] / wanted[0]
+            columns = (np.arange(wanted[1]) + 0.5) * original[1] / wanted[1]
+            semantic = semantic[rows.astype(int)][:, columns.astype(int)]
+    if semantic is not None and semantic.shape != wanted:
+        raise ValueError(
+            f"{item.semantic}: semantic is {semantic.shape[1]} x {semantic.shape[0]} but infrared "
+            f"is {wanted[1]} x {wanted[0]} pixels"
+        )
+    return Decoded(visible_bytes, infrared_bytes, visible, infrared, semantic, resized)
+
+
+def _check_ids(semantic: np.ndarray, table: str, where: str) -> None:
+    if not table:
+        return
+    outside = semantic[(semantic >= len(TABLES[table])) & (semantic != IGNORE)]
+    if outside.size:
+        raise ValueError(
+            f"{where}: class id {int(outside[0])} ({outside.size} pixels) is outside the "
+            f"{len(TABLES[table])} classes of '{table}'"
+        )
+
+
+def inspect(task: tuple[Item, Options]) -> Inspection:
+    """Decode a pair and keep its numbers."""
+    item, options = task
+    pair = decode_item(item, options)
+    infrared = pair.infrared
+    tails = np.quantile(infrared, [TAIL, 1 - TAIL], method="nearest")
+    pixels = None
+    if pair.semantic is not None:
+        pixels = np.bincount(pair.semantic.ravel(), minlength=256)
+    return Inspection(
+        infrared.shape, str(infrared.dtype), float(infrared.min()), float(infrared.max()),
+        float(tails[0]), float(tails[1]), sha256(pair.visible_bytes), sha256(pair.infrared_bytes),
+        thumbnail(pair.visible), thumbnail(infrared), pixels,
+        pair.resized,
+    )
+
+
+def in_workers(function: Callable, tasks: list, workers: int, block: int = 256) -> Iterator:
+    """function(task) in the tasks' order. At most `block` results wait, whoever is slower."""
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        for first in range(0, len(tasks), block):
+            yield from pool.imap(function, tasks[first : first + block], chunksize=4)
+
+
+def find_window(
+    found: list[Inspection], splits: list[str], window: tuple[float, float] | None,
+    unit: str, scale: float, offset: float,
+) -> Window:
+    """The window of a data set in its unit: given, 0..255 for 8 bit, else from the training split.
+
+    Raises: ValueError: 8-bit and wider infrared mixed, or constant infrared.
+    """
+    if window is not None:
+        return make_window(*window, unit)
+    types = sorted({f.dtype for f in found})
+    if types == ["uint8"]:
+        return make_window(offset, 255.0 * scale + offset, unit)
+    if "uint8" in types:
+        narrow = sum(f.dtype == "uint8" for f in found)
+        raise ValueError(
+            f"{narrow} of {len(found)} infrared images have 8 bit, the others more: one window "
+            f"cannot serve both; prepare them as two data sets or give --window LOW HIGH"
+        )
+    train = [f for f, split in zip(found, splits) if split == "train"]
+    low = min(f.tail_low for f in train) * scale + offset
+    high = max(f.tail_high for f in train) * scale + offset
+    return make_window(low, high, unit)
+
+
+def summary(found: list[Inspection], scale: float, offset: float) -> dict:
+    """Type and range of the infrared in its unit, for the manifest."""
+    return {
+        "types": sorted({f.dtype for f in found}),
+        "min": min(f.low for f in found) * scale + offset,
+        "max": max(f.high for f in found) * scale + offset,
+    }
+
+
+def sizes(found: list[Inspection]) -> dict[str, int]:
+    """Pairs of each size, the most frequent first."""
+    counts: dict[str, int] = {}
+    for f in found:
+        key = f"{f.size[1]}x{f.size[0]}"
+        counts[key] = counts.get(key, 0) + 1
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+
+
+def class_shares(
+    found: list[Inspection], splits: list[str], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Share of the labelled pixels of each class by split, the largest first; {} without labels."""
+    shares = {}
+    for split in SPLITS:
+        pixels = [f.class_pixels for f, s in zip(found, splits)
+                  if s == split and f.class_pixels is not None]
+        if not pixels:
+            continue
+        counts = np.sum(pixels, axis=0)[: len(names)]
+        total = max(1, int(counts.sum()))
+        order = np.argsort(-counts, kind="stable")
+        shares[split] = {names[i]: round(float(counts[i] / total), 6) for i in order if counts[i]}
+    return shares if "train" in shares else {}

@@ -1,0 +1,298 @@
+"""Pairs of visible and infrared images by index, from parquet shards or rendered on the fly."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from data import shards
+from data.cache import PairCache
+from data.manifest import SPLITS
+from data.materials import IGNORE, TABLES
+from data.pseudo_labels import LabelConfig
+from data.synthetic import render_scene
+from data.transforms import (
+    AugmentConfig,
+    Pair,
+    Window,
+    augment,
+    decode_infrared,
+    decode_semantic,
+    decode_visible,
+    make_pair,
+    make_window,
+    resize,
+    to_tensors,
+)
+
+# Scene numbers of the splits never meet, however many scenes are asked for.
+SCENES_PER_SPLIT = 10**9
+SYNTHETIC_WINDOW = Window(0.0, 1.0, "normalised radiance")
+PREPARE = "prepare.py makes such a data set from folders"
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Which pairs, at which size, and how they are read."""
+
+    path: str = "synthetic"  # or a parquet file, folder, glob or URI (s3://, gs://)
+    size: int | list[int] = 256  # pixels: a side, or [height, width]
+    window: list[float] | str = "auto"  # [low, high], "auto" (manifest; 8 bit: 0..255), "per_image"
+    palette: str = ""  # colour code of semantic images stored in colour; "" = ids
+    split_fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # if none stored
+    synthetic_scenes: dict[str, int] = field(
+        default_factory=lambda: {"train": 2000, "val": 100, "test": 100}
+    )
+    synthetic_seed: int = 0
+    cache: str = "ram"  # "ram": decoded pairs stay in memory; "none"
+    cache_gib: float = 4.0  # at most, per rank
+    num_workers: int = 2  # processes per rank that decode
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
+
+    def height_width(self) -> tuple[int, int]:
+        """Size of every sample. Raises: ValueError: not one or two positive whole numbers."""
+        size = [self.size, self.size] if isinstance(self.size, int) else list(self.size)
+        if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
+            raise ValueError(f"data.size must be a side or [height, width], got {self.size}")
+        return size[0], size[1]
+
+
+class SyntheticSource:
+    """Rendered scenes of one split: quantised to 8 bit as a camera's visible image is."""
+
+    table = "synthetic"
+    has_semantic = True
+    manifests: list[dict] = []  # noqa: RUF012 (read only)
+
+    def __init__(self, cfg: DataConfig, split: str):
+        unknown = sorted(set(cfg.synthetic_scenes) - set(SPLITS))
+        count = cfg.synthetic_scenes.get(split, 0)
+        if unknown or not 0 < count <= SCENES_PER_SPLIT:
+            raise ValueError(
+                f"data.synthetic_scenes needs a positive number for {split} and keys among "
+                f"{', '.join(SPLITS)}; got {cfg.synthetic_scenes}"
+            )
+        self.first = SPLITS.index(split) * SCENES_PER_SPLIT
+        self.seed, self.size = cfg.synthetic_seed, cfg.height_width()
+        self.window = SYNTHETIC_WINDOW
+        self.names = [f"scene_{self.seed}_{self.first + i:010d}" for i in range(count)]
+        self.sources = ["synthetic"] * count
+        self.notes: list[str] = []
+
+    def where(self, index: int) -> str:
+        return f"synthetic scene {self.names[index]}"
+
+    def pair(self, index: int) -> Pair:
+        scene = render_scene(self.seed, self.first + index, self.size)
+        visible = np.rint(scene.visible * 255.0).astype(np.uint8)
+        return Pair(visible, scene.infrared.astype(np.float32), scene.semantic)
+
+
+class ParquetSource:
+    """Decoded rows of one split of parquet files. Column names: see shards.ALIASES."""
+
+    def __init__(self, cfg: DataConfig, split: str):
+        fs, files, base = shards.find_files(cfg.path)
+        whole_folder = "*" not in cfg.path and not cfg.path.endswith(".parquet")
+        self.manifests = shards.load_manifests(fs, files, whole_folder)
+        self.rows = shards.Rows(fs, files, base, cfg.split_fractions)
+        self.rows.check_disjoint()
+        wanted = np.isin(self.rows.splits, SPLITS if split == "all" else [split])
+        self.index = np.flatnonzero(wanted)
+        if not len(self.index):
+            counts = {s: int((self.rows.splits == s).sum()) for s in SPLITS}
+            raise ValueError(
+                f"data.path {cfg.path}: no pair in split '{split}' (rows: {counts}, by "
+                f"{self.rows.split_rule}); {PREPARE}"
+            )
+        self.reader = shards.RowReader(self.rows)
+        small = self.rows.small
+        self.names = [small["name"][i] for i in self.index]
+        self.sources = [small["source"][i] for i in self.index]
+        self.palette = cfg.palette
+        self.table = _agreed(self.manifests, lambda m: m.get("table"), "table of classes")
+        self.has_semantic = any("semantic" in columns for columns in self.rows.columns)
+        self.notes = [f"splits by {self.rows.split_rule}"]
+        if self.reader.largest_group() > shards.SLOW_GROUP_BYTES:
+            size = self.reader.largest_group() / 2**20
+            self.notes.append(
+                f"row groups of up to {size:.0f} MiB make random rows slow; write smaller ones"
+            )
+        self.window = self._find_window(cfg)
+
+    def _find_window(self, cfg: DataConfig) -> Window | None:
+        unit = self.rows.unit()
+        if isinstance(cfg.window, list | tuple) and len(cfg.window) == 2:
+            return make_window(*cfg.window, unit)
+        if cfg.window == "per_image":
+            return None
+        if cfg.window != "auto":
+            raise ValueError(
+                f"data.window must be [low, high], auto or per_image, got {cfg.window}"
+            )
+        stored = _agreed(self.manifests, lambda m: m["window"], "window")
+        if stored is not None:
+            if stored["unit"] != unit:
+                raise ValueError(
+                    f"data.path {cfg.path}: the manifest's window is in {stored['unit']}, the "
+                    f"rows are in {unit}"
+                )
+            return make_window(stored["low"], stored["high"], unit)
+        first = self.pair(0).infrared
+        if first.dtype != np.uint8:
+            raise ValueError(
+                f"{self.where(0)}: {first.dtype} infrared without a manifest; set "
+                f"data.window=[low,high] in {unit} (this row spans {first.min()} to {first.max()})"
+            )
+        return Window(0.0, 255.0, unit)
+
+    def where(self, index: int) -> str:
+        return self.rows.where(self.index[index])
+
+    def pair(self, index: int) -> Pair:
+        """The decoded pair at its own size, infrared in the unit of the rows."""
+        row, where = self.index[index], self.where(index)
+        data = self.reader.read(row)
+        for key in ("visible", "infrared"):
+            if data[key] is None:
+                raise ValueError(f"{where}: no {key} bytes in this row")
+        infrared = decode_infrared(data["infrared"], f"{where}, infrared")
+        scale = self.rows.small["ir_scale"][row]
+        offset = self.rows.small["ir_offset"][row]
+        if scale not in (None, 1.0) or offset not in (None, 0.0):
+            scale, offset = 1.0 if scale is None else scale, 0.0 if offset is None else offset
+            infrared = (infrared * np.float64(scale) + offset).astype(np.float32)
+        semantic = None
+        if data.get("semantic") is not None:
+            semantic = decode_semantic(data["semantic"], f"{where}, semantic", self.palette or None)
+        return make_pair(decode_visible(data["visible"], f"{where}, visible"), infrared, semantic,
+                         where)
+
+
+def _agreed(manifests: list[dict], pick, what: str):
+    """The value all manifests share, None without manifests. Raises: ValueError: they differ."""
+    values = [pick(manifest) for manifest in manifests]
+    if any(value != values[0] for value in values):
+        raise ValueError(f"the data sets differ in their {what} ({values}); prepare them as one")
+    return values[0] if values else None
+
+
+class Pairs(torch.utils.data.Dataset):
+    """One split, by index.
+
+    names, sources: one string a pair. window: maps counts to [0,1] and back (`restore`); None if
+    every image is stretched by itself.
+    """
+
+    def __init__(self, cfg: DataConfig, split: str):
+        self.cfg, self.split, self.size = cfg, split, cfg.height_width()
+        if cfg.cache not in ("ram", "none"):
+            raise ValueError(f"data.cache must be ram or none, got {cfg.cache}")
+        synthetic = cfg.path == "synthetic"
+        self.source = SyntheticSource(cfg, split) if synthetic else ParquetSource(cfg, split)
+        self.names, self.sources = self.source.names, self.source.sources
+        self.window: Window | None = self.source.window
+        self.notes = list(self.source.notes)
+        self.num_classes = self._check_table()
+        max_bytes = int(cfg.cache_gib * 2**30) if cfg.cache == "ram" else 0
+        self.cache = PairCache(len(self.names), max_bytes) if max_bytes else None
+        self.pair(0)  # a set that cannot be read fails here, before training starts
+
+    def _check_table(self) -> int | None:
+        """Number of class ids, None if the semantic images are not used or not there."""
+        wanted, stored = self.cfg.labels.material_source, self.source.table
+        if wanted not in TABLES:
+            return len(TABLES[stored]) if stored else None
+        if stored and stored != wanted:
+            raise ValueError(
+                f"data.path {self.cfg.path} holds '{stored}' classes but "
+                f"data.labels.material_source is '{wanted}'; set it to {stored}, quantized or none"
+            )
+        if not self.source.has_semantic:
+            self.notes.append(f"no semantic images: '{wanted}' materials are all unlabelled")
+        return len(TABLES[wanted])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, index: int) -> str:
+        """File, row and name of a pair, for messages."""
+        return self.source.where(index)
+
+    def pair(self, index: int) -> Pair:
+        """The decoded pair at its own size. Raises: ValueError naming file, row and name."""
+        pair = self.cache.get(index) if self.cache else None
+        if pair is not None:
+            return pair
+        pair = self.source.pair(index)
+        if pair.semantic is not None and self.num_classes is not None:
+            outside = pair.semantic[(pair.semantic >= self.num_classes) & (pair.semantic != IGNORE)]
+            if outside.size:
+                raise ValueError(
+                    f"{self.where(index)}: class id {int(outside[0])} ({outside.size} pixels) is "
+                    f"outside the table of {self.num_classes} classes"
+                )
+        if self.cache:
+            self.cache.put(index, pair)
+        return pair
+
+    def get(self, index: int, rng: np.random.Generator | None = None) -> dict:
+        """One sample; `rng` None: without augmentation.
+
+        Returns: visible, infrared (3,H,W) float32 in [0,1]; semantic (H,W) int64, 255 =
+        unlabelled; draw: the index (a stream puts its own); name; source.
+        """
+        pair = self.pair(index)
+        if rng is None:
+            pair = resize(pair, self.size)
+        else:
+            pair = augment(pair, self.cfg.augment, rng, self.size)
+        sample = to_tensors(pair, self.window)
+        return {**sample, "draw": index, "name": self.names[index], "source": self.sources[index]}
+
+    def __getitem__(self, index: int) -> dict:
+        return self.get(index)
+
+
+def open_pairs(cfg: DataConfig, split: str) -> Pairs:
+    """The split "train", "val" or "test" of `cfg.path`; "all" takes every row of parquet files.
+
+    Raises: ValueError: what is wrong with the files (columns, splits, window, first row).
+    """
+    allowed = SPLITS if cfg.path == "synthetic" else (*SPLITS, "all")
+    if split not in allowed:
+        raise ValueError(f"split must be one of {', '.join(allowed)}, got {split}")
+    return Pairs(cfg, split)
+
+
+def describe(dataset: Pairs, samples: int = 4) -> dict:
+    """Counts, sizes and ranges for a dry run, from the first `samples` pairs."""
+    indices = range(min(samples, len(dataset)))
+    pairs = [dataset.pair(i) for i in indices]
+    sources = sorted(set(dataset.sources))
+    return {
+        "split": dataset.split,
+        "pairs": len(dataset),
+        "sources": {s: dataset.sources.count(s) for s in sources},
+        "size": list(dataset.size),
+        "stored_sizes": sorted({p.infrared.shape for p in pairs}),
+        "infrared_type": sorted({str(p.infrared.dtype) for p in pairs}),
+        "infrared_range": [float(min(p.infrared.min() for p in pairs)),
+                           float(max(p.infrared.max() for p in pairs))],
+        "window": "per image" if dataset.window is None else list(dataset.window),
+        "semantic": dataset.source.has_semantic,
+        "notes": dataset.notes,
+    }
+
+
+def dataset_check(cfg: DataConfig, splits: tuple[str, ...] = ("train", "val")) -> dict:
+    """Open each split and describe it. Raises: ValueError as `open_pairs` does."""
+    return {split: describe(open_pairs(cfg, split)) for split in splits}
+
+
+def check_all(dataset: Pairs) -> int:
+    """Decode every pair; the number of pairs. Raises: ValueError: the first bad one."""
+    for index in range(len(dataset)):
+        dataset.get(index)
+    return len(dataset)

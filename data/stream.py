@@ -1,0 +1,113 @@
+"""Which pair comes when: order and augmentation are functions of (seed, position) alone."""
+
+import multiprocessing
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from data.pairs import Pairs
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """Order of the n items in one epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+class _Draws(torch.utils.data.Dataset):
+    """Sample by position in the run; the permutation of an epoch is made once per process."""
+
+    def __init__(self, pairs: Pairs, seed: int, augment: bool):
+        self.pairs, self.seed, self.augment = pairs, seed, augment
+        self.epoch, self.order = -1, None
+
+    def __getitem__(self, position: int) -> dict:
+        epoch, place = divmod(position, len(self.pairs))
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, permutation(self.seed, epoch, len(self.pairs))
+        # seeds of augmentation and order must differ: [seed, 0] would be both
+        rng = np.random.default_rng([self.seed, position, 1]) if self.augment else None
+        return {**self.pairs.get(int(self.order[place]), rng), "draw": position}
+
+
+class _Batches:
+    """Positions of this rank's micro-batches from `first` on, without end."""
+
+    def __init__(self, batch_size: int, rank: int, world_size: int, first: int):
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.first = first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = self.first
+        while True:
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+            batch += 1
+
+
+def collate(samples: list[dict]) -> dict:
+    """Tensors stacked, `draw` (B,) int64, names and sources as lists."""
+    batch = {k: torch.stack([s[k] for s in samples]) for k in ("visible", "infrared", "semantic")}
+    batch["draw"] = torch.tensor([s["draw"] for s in samples], dtype=torch.int64)
+    return {**batch, "name": [s["name"] for s in samples],
+            "source": [s["source"] for s in samples]}
+
+
+def _loader(dataset, batches, num_workers: int) -> DataLoader:
+    # fork: workers share the cache of decoded pairs, and start in milliseconds
+    context = multiprocessing.get_context("fork") if num_workers else None
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate,
+        pin_memory=torch.cuda.is_available(), multiprocessing_context=context,
+        prefetch_factor=4 if num_workers else None,
+        generator=torch.Generator(),  # the default one would draw from the run's own randomness
+    )
+
+
+def _check(batch_size: int, rank: int, world_size: int, num_workers: int) -> None:
+    if batch_size < 1 or num_workers < 0:
+        raise ValueError(
+            f"batch_size must be at least 1 and num_workers 0, got {batch_size}, {num_workers}"
+        )
+    assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+
+
+def stream(
+    dataset: Pairs,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    first: int = 0,
+    num_workers: int = 0,
+    augment: bool = True,
+) -> Iterator[dict]:
+    """Endless batches of this rank, from micro-batch `first` on.
+
+    Position p is item permutation(seed, p // n)[p % n]; micro-batch m of rank r takes the
+    positions from (m * world_size + r) * batch_size. So two ranks of batch b see together what one
+    rank of batch 2 b sees, and a stream begun at `first` continues the one begun at 0.
+
+    Returns: dicts of visible, infrared (B,3,H,W) float32 in [0,1], semantic (B,H,W) int64, draw
+    (B,) int64 positions, name and source lists. Worker processes do not change what is returned.
+    """
+    _check(batch_size, rank, world_size, num_workers)
+    if seed < 0 or first < 0:
+        raise ValueError(f"seed and first must not be negative, got {seed}, {first}")
+    batches = _Batches(batch_size, rank, world_size, first)
+    return iter(_loader(_Draws(dataset, seed, augment), batches, num_workers))
+
+
+def sequential(
+    dataset: Pairs, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+) -> Iterator[dict]:
+    """Every pair once over all ranks, in order, without augmentation; the last batch may be short.
+
+    Rank r takes items r, r + world_size, ...; ranks may have different numbers of batches. `draw`
+    is the item's index.
+    """
+    _check(batch_size, rank, world_size, num_workers)
+    mine = list(range(rank, len(dataset), world_size))
+    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+    return iter(_loader(dataset, batches, num_workers))

@@ -1,0 +1,181 @@
+"""Rows to parquet shards with a manifest: streamed, hashed, renamed into place when complete."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.folders import Item
+from data.inspection import Inspection, Options, decode_item
+from data.manifest import SPLITS, digest, dump, sha256
+from data.synthetic import render_scene
+from data.transforms import encode_png
+
+SHARD_BYTES, SHARD_ROWS = 512 * 2**20, 2000
+# A random row costs the reading of its group: few rows and few bytes, whichever comes first.
+GROUP_BYTES, GROUP_ROWS = 2 * 2**20, 64
+IMAGES = ("visible", "infrared", "semantic")
+SCHEMA = pa.schema([
+    *((key, pa.binary()) for key in IMAGES),
+    *((key, pa.string()) for key in ("name", "source", "split", "sha256", "ir_unit")),
+    ("ir_scale", pa.float64()), ("ir_offset", pa.float64()),
+    ("height", pa.int32()), ("width", pa.int32()),
+])
+SYNTHETIC_COUNTS = 65535  # 16-bit counts of normalised radiance 1.0
+
+
+def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
+    """One row from files: bytes as they are, except a resized visible and semantic ids as PNG.
+
+    Raises: ValueError: a file is not what was inspected.
+    """
+    item, found, split, options, radiometry = task
+    visible, infrared = item.visible.read_bytes(), item.infrared.read_bytes()
+    if (sha256(visible), sha256(infrared)) != (found.visible_hash, found.infrared_hash):
+        raise ValueError(f"{item.where()}: a file changed while the data set was prepared")
+    semantic = None
+    if found.resized or item.semantic is not None:
+        pair = decode_item(item, options)
+        visible = encode_png(pair.visible) if found.resized else visible
+        semantic = None if pair.semantic is None else encode_png(pair.semantic)
+    return _hashed({
+        "visible": visible, "infrared": infrared, "semantic": semantic,
+        "name": item.name, "source": item.source, "split": split, **radiometry,
+        "height": found.size[0], "width": found.size[1],
+    })
+
+
+def synthetic_row(task: tuple[int, int, tuple[int, int], str, str]) -> dict:
+    """One rendered scene: PNG visible, 16-bit PNG infrared, PNG class ids."""
+    seed, index, size, split, name = task
+    scene = render_scene(seed, index, size)
+    counts = np.rint(scene.infrared.astype(np.float64) * SYNTHETIC_COUNTS).astype(np.uint16)
+    return _hashed({
+        "visible": encode_png(np.rint(scene.visible * 255.0).astype(np.uint8)),
+        "infrared": encode_png(counts), "semantic": encode_png(scene.semantic),
+        "name": name, "source": "synthetic", "split": split, "ir_unit": "counts",
+        "ir_scale": None, "ir_offset": None,
+        "height": counts.shape[0], "width": counts.shape[1],
+    })
+
+
+def _hashed(row: dict) -> dict:
+    return {**row, "sha256": sha256(b"".join(row[key] or b"" for key in IMAGES))}
+
+
+class ShardWriter:
+    """Shards split-00000.parquet, ... of one split: a group of rows in memory, never more."""
+
+    def __init__(self, folder: Path, split: str):
+        self.folder, self.split = folder, split
+        self.shards: list[dict] = []
+        self.hashes: list[tuple[str, str, str]] = []
+        self.writer = None
+        self.rows: list[dict] = []
+        self.group_bytes = self.shard_bytes = self.shard_rows = 0
+
+    def add(self, row: dict) -> None:
+        self.rows.append(row)
+        size = sum(len(row[key] or b"") for key in IMAGES)
+        self.group_bytes += size
+        self.shard_bytes += size
+        self.shard_rows += 1
+        self.hashes.append((row["source"], row["name"], row["sha256"]))
+        if self.group_bytes >= GROUP_BYTES or len(self.rows) >= GROUP_ROWS:
+            self._write_group()
+        if self.shard_bytes >= SHARD_BYTES or self.shard_rows >= SHARD_ROWS:
+            self.close()
+
+    def _write_group(self) -> None:
+        if not self.rows:
+            return
+        if self.writer is None:
+            self.path = self.folder / f"{self.split}-{len(self.shards):05d}.parquet"
+            # Images are compressed already; dictionaries and statistics of them are waste.
+            self.writer = pq.ParquetWriter(
+                self.path, SCHEMA, compression="none", use_dictionary=False,
+                write_statistics=["name", "source", "split"],
+            )
+        self.writer.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA))
+        self.rows, self.group_bytes = [], 0
+
+    def close(self) -> None:
+        """Finish the current shard and note its length and hash."""
+        self._write_group()
+        if self.writer is None:
+            return
+        self.writer.close()
+        hasher = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            while part := file.read(2**24):
+                hasher.update(part)
+            os.fsync(file.fileno())
+        self.shards.append({
+            "file": self.path.name, "split": self.split, "rows": self.shard_rows,
+            "bytes": self.path.stat().st_size, "sha256": hasher.hexdigest(),
+        })
+        self.writer, self.shard_bytes, self.shard_rows = None, 0, 0
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raises: ValueError: `out` exists and may not be replaced."""
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists; choose another --out or add --overwrite")
+    if out.exists() and not (out / "manifest.json").is_file():
+        raise ValueError(f"{out} exists and is no prepared data set; it is not overwritten")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that becomes `out` if the block succeeds and vanishes if it does not."""
+    check_out(out, overwrite)
+    temporary = out.with_name(f".{out.name}.new-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        old = out.with_name(f".{out.name}.old-{os.getpid()}")
+        if out.exists():
+            out.rename(old)
+        temporary.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = False) -> dict:
+    """Write shards and manifest.json to `out` at once; the complete manifest.
+
+    rows: dicts of SCHEMA's columns; manifest: what only the caller knows (window, table, ...).
+    """
+    with new_folder(out, overwrite) as folder:
+        writers = {split: ShardWriter(folder, split) for split in SPLITS}
+        for row in rows:
+            writers[row["split"]].add(row)
+        for split, writer in writers.items():
+            writer.close()
+            if not writer.hashes:
+                raise ValueError(f"split '{split}' would be empty; each needs at least one pair")
+        manifest = {
+            **manifest,
+            "columns": SCHEMA.names,
+            "splits": {
+                split: {
+                    "pairs": len(writer.hashes),
+                    "sha256": digest(writer.hashes),
+                    "names": [f"{source}/{name}" for source, name, _ in writer.hashes],
+                }
+                for split, writer in writers.items()
+            },
+            "shards": [shard for writer in writers.values() for shard in writer.shards],
+        }
+        path = folder / "manifest.json"
+        path.write_text(dump(manifest))
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    return manifest

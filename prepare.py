@@ -1,0 +1,184 @@
+"""Turn folders of image pairs, or rendered scenes, into parquet shards with a manifest.
+
+    python prepare.py --synthetic 200 --size 128 --out datasets/synthetic
+    python prepare.py --visible photos/rgb --infrared photos/ir --out datasets/mine
+    python prepare.py --visible a/rgb --infrared a/ir --source a \\
+                      --visible b/rgb --infrared b/ir --source b --splits s.json --out datasets/ab
+
+Every pair is decoded and checked before anything is written; names must be equal in the folders.
+Without --splits, 80/10/10 in blocks: frames of one sequence and near-duplicates stay together.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data import folders, inspection, writing
+from data.manifest import SPLITS
+from data.materials import CLASS_NAMES, PALETTES, TABLES
+from data.pairs import SCENES_PER_SPLIT
+from utils.run import entry
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--visible", type=Path, action="append", default=[], help="folder of RGB images (repeat)")
+    add("--infrared", type=Path, action="append", default=[], help="folder of infrared images")
+    add("--semantic", action="append", default=[], help="folder of class images, or 'none'")
+    add("--source", action="append", default=[], help="name of this pair of folders")
+    add("--palette", default="", help=f"colours of coloured class images: {', '.join(PALETTES)}")
+    add("--table", default="", help=f"what class ids mean: {', '.join(TABLES)} (default: palette)")
+    add("--splits", type=Path, help="JSON {train: [names], val: .., test: ..} or {source: {..}}")
+    add("--sequences", default="auto", help="auto, off, or a pattern: group 1 is the sequence")
+    add("--suffixes", nargs=3, default=("", "", ""), metavar=("VISIBLE", "INFRARED", "SEMANTIC"),
+        help="endings of the names that differ between the folders, such as _rgb _ir ''")
+    add("--window", nargs="+", default=["auto"], metavar="LOW HIGH",
+        help="values that become 0 and 1; auto: 0 255 for 8 bit, else from the train split")
+    add("--unit", default="counts", help="unit of count * scale + offset, such as kelvin")
+    add("--scale", type=float, default=1.0, help="unit per count")
+    add("--offset", type=float, default=0.0, help="unit at count 0")
+    add("--resize_visible", action="store_true", help="visible to the infrared's size")
+    add("--allow_unmatched", action="store_true", help="leave out names without a partner")
+    add("--synthetic", type=int, metavar="N", help="render N scenes instead of reading folders")
+    add("--size", type=int, nargs="+", default=[256], help="of rendered scenes: side or H W")
+    add("--seed", type=int, default=0, help="of rendered scenes")
+    add("--out", type=Path, required=True, help="folder to write, such as datasets/mine")
+    add("--overwrite", action="store_true", help="replace a data set that is there")
+    add("--num_workers", type=int, default=os.cpu_count() or 1)
+    return parser.parse_args(argv)
+
+
+def prepare_synthetic(args: argparse.Namespace) -> dict:
+    """The same scenes as data.path=synthetic renders, 80/10/10."""
+    if args.synthetic < len(SPLITS) or len(args.size) > 2:
+        raise ValueError("--synthetic needs at least 3 scenes, --size a side or height and width")
+    small = max(1, args.synthetic // 10)
+    counts = {"train": args.synthetic - 2 * small, "val": small, "test": small}
+    size = (args.size[0], args.size[-1])
+    tasks = []
+    for number, split in enumerate(SPLITS):
+        first = number * SCENES_PER_SPLIT
+        for index in range(first, first + counts[split]):
+            tasks.append((args.seed, index, size, split, f"scene_{args.seed}_{index:010d}"))
+    made = inspection.in_workers(writing.synthetic_row, tasks, args.num_workers)
+    rows = tqdm(made, total=len(tasks), desc="render", unit="scene")
+    manifest = {
+        "window": {"low": 0.0, "high": float(writing.SYNTHETIC_COUNTS), "unit": "counts"},
+        "table": "synthetic",
+        "synthetic": {"seed": args.seed, "size": list(size)},
+        "sizes": {f"{size[1]}x{size[0]}": len(tasks)},
+    }
+    return writing.write(args.out, rows, manifest, args.overwrite)
+
+
+def find_items(args: argparse.Namespace) -> list[folders.Item]:
+    """Matched pairs of all sources. Raises: ValueError: arguments or names that do not pair up."""
+    count = len(args.visible)
+    semantic = args.semantic or ["none"] * count
+    sources = args.source or (["pairs"] if count == 1 else [])
+    if not count or not len(args.infrared) == len(semantic) == len(sources) == count:
+        raise ValueError(
+            f"give --visible, --infrared, --source (and --semantic, or 'none') once for each pair "
+            f"of folders: got {count} visible, {len(args.infrared)} infrared, "
+            f"{len(args.source)} source, {len(args.semantic)} semantic; or --synthetic N"
+        )
+    if len(set(sources)) < count:
+        raise ValueError(f"--source names must differ, got {', '.join(sources)}")
+    if (args.table or args.palette) and not args.semantic:
+        raise ValueError("--table and --palette describe semantic images: give --semantic")
+    if args.semantic and args.table not in TABLES:
+        raise ValueError(f"--table must say what class ids mean: one of {', '.join(TABLES)}")
+    items: list[folders.Item] = []
+    for source, visible, infrared, maps in zip(sources, args.visible, args.infrared, semantic):
+        maps = None if maps == "none" else Path(maps)
+        found, notes = folders.match(
+            source, visible, infrared, maps, tuple(args.suffixes), args.allow_unmatched
+        )
+        items += found
+        for note in notes:
+            print(f"note: {note}")
+    return items
+
+
+def choose_splits(args, items, found) -> tuple[list[str], int]:
+    """One split an item, and the number of near-duplicate pairs that a given file separates."""
+    links = folders.similar_pairs(
+        np.stack([f.visible_thumbnail for f in found]),
+        np.stack([f.infrared_thumbnail for f in found]),
+    )
+    hashes = [(f.visible_hash, f.infrared_hash) for f in found]
+    if args.splits:
+        splits, notes = folders.read_splits(args.splits, items, args.allow_unmatched)
+        folders.check_contents(items, splits, hashes)
+        torn = [(i, j) for i, j in links if splits[i] != splits[j]]
+        for i, j in torn[:3]:
+            notes.append(f"near-duplicates {items[i].name} ({splits[i]}), {items[j].name} "
+                         f"({splits[j]})")
+        for note in notes:
+            print(f"note: {note}")
+        return splits, len(torn)
+    first: dict[str, int] = {}
+    for i, pair in enumerate(hashes):
+        links += [(first.setdefault(value, i), i) for value in pair]
+    groups = folders.group(items, links, args.sequences)
+    return folders.default_splits(items, groups), 0
+
+
+def prepare_folders(args: argparse.Namespace) -> dict:
+    args.table = args.table or args.palette
+    items = find_items(args)
+    options = inspection.Options(args.resize_visible, args.palette, args.table)
+    tasks = [(item, options) for item in items]
+    looked = inspection.in_workers(inspection.inspect, tasks, args.num_workers)
+    found = list(tqdm(looked, total=len(tasks), desc="check", unit="pair"))
+    splits, torn = choose_splits(args, items, found)
+    window = None if args.window == ["auto"] else tuple(float(w) for w in args.window)
+    if (window and len(window) != 2) or args.scale <= 0:
+        raise ValueError("--window takes auto or LOW HIGH, --scale a positive number")
+    window = inspection.find_window(
+        found, splits, window, args.unit, args.scale, args.offset
+    )
+    scaled = (args.scale, args.offset) != (1.0, 0.0)
+    radiometry = {"ir_unit": args.unit, "ir_scale": args.scale if scaled else None,
+                  "ir_offset": args.offset if scaled else None}
+    manifest = {
+        "window": window._asdict(),
+        "table": args.table or None,
+        "infrared": inspection.summary(found, args.scale, args.offset),
+        "sizes": inspection.sizes(found),
+        "sources": {s: sum(i.source == s for i in items) for s in {i.source: 0 for i in items}},
+        "near_duplicates_in_two_splits": torn,
+        "classes": inspection.class_shares(found, splits, CLASS_NAMES.get(args.table, ())),
+    }
+    tasks = [(*each, options, radiometry) for each in zip(items, found, splits)]
+    rows = inspection.in_workers(writing.folder_row, tasks, args.num_workers)
+    rows = tqdm(rows, total=len(tasks), desc="write", unit="pair")
+    return writing.write(args.out, rows, manifest, args.overwrite)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    writing.check_out(args.out, args.overwrite)
+    manifest = prepare_folders(args) if args.synthetic is None else prepare_synthetic(args)
+    pairs = ", ".join(f"{split} {manifest['splits'][split]['pairs']}" for split in SPLITS)
+    window = manifest["window"]
+    print(f"pairs    {pairs}")
+    print(f"sizes    {', '.join(f'{s} ({n})' for s, n in list(manifest['sizes'].items())[:5])}")
+    print(f"window   {window['low']:g} to {window['high']:g} {window['unit']}")
+    if manifest.get("classes"):
+        top = list(manifest["classes"]["train"].items())[:6]
+        print(f"classes  {', '.join(f'{name} {share:.1%}' for name, share in top)} (train)")
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    print(f"written  {args.out} ({len(manifest['shards'])} shards, {size / 2**20:.1f} MiB)")
+    labels = f"data.labels.material_source={manifest['table'] or 'none'}"
+    print(f"next     python pretrain.py --data_path {args.out} {labels}")
+
+
+if __name__ == "__main__":
+    entry(main)
