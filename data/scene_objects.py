@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.scene_surfaces import Canvas, fill, grass_color
-from data.scene_world import CLASS, TILE, World, noise, vector
+from data.scene_world import CLASS, TILE, World, noise, vector, wrap
 
 
 @dataclass
@@ -34,10 +34,10 @@ class Light(NamedTuple):
     lamp: float
 
 
-def place(world: World, canvas: Canvas, u, v, half_width, height) -> Figure | None:
-    """The figure's window on the canvas, or None if it is out of sight."""
+def place(world: World, canvas: Canvas, u, v, half_width, height, nearest) -> Figure | None:
+    """The figure's window on the canvas, or None if it is out of sight or too near."""
     x, depth = (float(n) for n in world.project(u, v))
-    if depth < 2.5 or depth > 45:
+    if depth < nearest or depth > 45:
         return None
     scale = world.focal / depth
     foot = world.horizon + world.camera_height * scale
@@ -111,7 +111,7 @@ def draw_tree(canvas: Canvas, world: World, figure: Figure, rng: np.random.Gener
     light = light_on(world, figure, 2.0)
     p, q = figure.p, figure.q
     grain = noise(p * 25 + 9, q * 4)
-    trunk = np.abs(p + 0.06 * np.sin(q)) < 0.26 - 0.02 * q
+    trunk = np.abs(p + 0.06 * np.sin(q)) < 0.32 - 0.02 * q
     paint(canvas, figure, light, trunk & (q < 0.7 * height), "trunk",
           vector(0.17, 0.11, 0.07)[:, None, None] * (1.0 + 0.35 * grain), 0.4 * grain)
     shift = float(rng.uniform(0, TILE))
@@ -138,22 +138,23 @@ def draw_person(canvas: Canvas, world: World, figure: Figure, rng: np.random.Gen
     coat = 0.40 + 0.25 * weather.season                 # thinner clothes in summer
     tops = rng.uniform(0.03, 0.65, 3) * vector(1.0, 0.9, 1.0)
     trousers = rng.uniform(0.02, 0.22) * rng.uniform(0.6, 1.4, 3)
-    skin = vector(0.58, 0.36, 0.25) * rng.uniform(0.35, 1.25)
+    skin = vector(0.58, 0.36, 0.25) * rng.uniform(0.5, 1.25)
+    hatted = bool(rng.random() < 0.6)
     stride = rng.uniform(0.05, 0.16)
     spread = stride * np.clip(1.0 - q / 0.85, 0, 1) + 0.09
     legs = (np.abs(np.abs(p) - spread) < 0.10) & (q < 0.9)
-    torso = (np.abs(p) < 0.27 - 0.08 * np.abs(q - 1.2)) & (q > 0.82) & (q < 1.46)
-    arms = (np.abs(np.abs(p) - 0.30) < 0.075) & (q > 0.78) & (q < 1.40)
+    torso = (np.abs(p) / 0.27) ** 3 + (np.abs(q - 1.15) / 0.36) ** 3 < 1
+    arms = (np.abs(np.abs(p) - 0.24 - 0.10 * (1.4 - q)) < 0.075) & (q > 0.76) & (q < 1.38)
     folds = 0.8 * noise(p * 40, q * 25)
     cloth_k = coat * body_k
     paint(canvas, figure, light, legs, "clothing", trousers, 0.8 * cloth_k + folds)
     paint(canvas, figure, light, torso | arms, "clothing", tops, cloth_k + folds)
     bare = arms & (q < (1.12 if weather.season > 0.6 else 0.90))
-    head = (p / 0.16) ** 2 + ((q - 1.60) / 0.19) ** 2 < 1
+    head = (p / 0.18) ** 2 + ((q - 1.61) / 0.21) ** 2 < 1
     neck = (np.abs(p) < 0.08) & (q > 1.4) & (q < 1.6)
     paint(canvas, figure, light, head | neck | bare, "skin", skin, body_k - 1.5)
-    hair = head & (q > 1.68)
-    paint(canvas, figure, light, hair, "skin", vector(0.05, 0.035, 0.025), 0.75 * body_k)
+    hat = head & (q > 1.71) & hatted
+    paint(canvas, figure, light, hat, "clothing", trousers, 0.6 * body_k)
 
 
 _PAINTS = np.array([[0.75, 0.75, 0.74], [0.45, 0.46, 0.48], [0.03, 0.03, 0.035],
@@ -193,7 +194,7 @@ def _car_side(canvas, world, figure, light, color, front, driving) -> None:
           2.0 * driving, 0.8, glow=reflected)
     for wheel in (-1.3, 1.3):
         radius = (p - wheel) ** 2 + (q - 0.33) ** 2
-        paint(canvas, figure, light, radius < 0.33**2, "tyre", (0.025, 0.025, 0.028),
+        paint(canvas, figure, light, radius < 0.36**2, "tyre", (0.025, 0.025, 0.028),
               driving * 13.0, 0.3)
         paint(canvas, figure, light, radius < 0.14**2, "steelwork", (0.45, 0.45, 0.47),
               driving * 18.0, 0.3)
@@ -207,7 +208,7 @@ def _car_end(canvas, world, figure, light, color, front, driving) -> None:
     weather = world.weather
     heat = _body_heat(world, light, color)
     for side in (-1, 1):
-        tyre = (np.abs(p - 0.66 * side) < 0.16) & (q < 0.5)
+        tyre = (np.abs(p - 0.66 * side) < 0.19) & (q < 0.5)
         paint(canvas, figure, light, tyre, "tyre", (0.025, 0.025, 0.028), driving * 13.0, 0.3)
     body = (np.abs(p) < 0.88) & (q > 0.28) & (q < 0.95)
     cabin = (np.abs(p) < 0.86 - 0.32 * np.clip((q - 0.9) / 0.55, 0, 1)) & (q >= 0.9) & (q < 1.47)
@@ -249,7 +250,7 @@ def draw_cabinet(canvas: Canvas, world: World, figure: Figure) -> None:
     """A box of bare ribbed steel: it mirrors a cold sky, whatever its temperature."""
     light = light_on(world, figure, 0.8)
     p, q = figure.p, figure.q
-    rib = 0.85 + 0.35 * (np.mod(p, 0.22) < 0.11) + 0.1 * q
+    rib = 0.85 + 0.35 * (wrap(p, 0.22) < 0.11) + 0.1 * q
     paint(canvas, figure, light, (np.abs(p) < 0.8) & (q < 1.5), "steelwork",
           vector(0.50, 0.53, 0.57)[:, None, None] * rib, 0.0, 0.6)
 
@@ -300,10 +301,14 @@ def _scatter(world: World, rng: np.random.Generator) -> list[_Item]:
     return items
 
 
-_EXTENT = {"tree": (2.7, 7.2), "cabinet": (0.8, 1.5), "car": (2.15, 1.5), "person": (0.5, 1.85),
-           "lamp": (0.5, 5.4)}      # half width, height in metres
-_SHADOW = {"tree": (1.6, 6.5), "cabinet": (0.8, 1.5), "car": (1.5, 1.4), "person": (0.3, 1.8),
-           "lamp": (0.12, 5.3)}
+# half width, height, least depth, half width of the shadow (0: none), height of the shadow; metres
+_EXTENT = {
+    "tree": (2.7, 7.2, 3.0, 1.6, 6.5),
+    "cabinet": (0.8, 1.5, 4.0, 0.8, 1.5),
+    "car": (2.15, 1.5, 6.5, 1.15, 1.1),
+    "person": (0.5, 1.85, 4.2, 0.3, 1.8),
+    "lamp": (0.5, 5.4, 5.0, 0.0, 0.0),
+}
 
 
 def draw_objects(canvas: Canvas, world: World, rng: np.random.Generator) -> None:
@@ -311,10 +316,14 @@ def draw_objects(canvas: Canvas, world: World, rng: np.random.Generator) -> None
     items = _scatter(world, rng)
     across = abs(world.yaw) > 0.8
     items.sort(key=lambda item: -float(world.project(item.u, item.v)[1]))
-    placed = [(item, place(world, canvas, item.u, item.v, *_EXTENT[item.kind])) for item in items]
-    for item, _ in placed:
-        if 2.5 < float(world.project(item.u, item.v)[1]) < 45:
-            cast_shadow(canvas, world, item.u, item.v, *_SHADOW[item.kind])
+    placed = []
+    for item in items:
+        half_width, height, nearest, shade_width, shade_height = _EXTENT[item.kind]
+        figure = place(world, canvas, item.u, item.v, half_width, height, nearest)
+        placed.append((item, figure))
+        depth = float(world.project(item.u, item.v)[1])
+        if shade_width and nearest < depth < 45:
+            cast_shadow(canvas, world, item.u, item.v, shade_width, shade_height)
             if item.kind == "car":
                 _warm_ground(canvas, world, item)
     for item, figure in placed:
@@ -335,7 +344,7 @@ def draw_objects(canvas: Canvas, world: World, rng: np.random.Generator) -> None
 
 def _warm_ground(canvas: Canvas, world: World, item: _Item) -> None:
     """Under a car the road is dark; it is warm under one that drives."""
-    x, depth = world.project(item.u, item.v)
+    depth = float(world.project(item.u, item.v)[1])
     y = world.horizon + world.camera_height * world.focal / np.array([depth + 2.0,
                                                                       max(depth - 2.0, 1.5)])
     rows = slice(*np.searchsorted(canvas.y, y))
@@ -343,8 +352,8 @@ def _warm_ground(canvas: Canvas, world: World, item: _Item) -> None:
     du, dv = world.rays(canvas.x[None])
     u = (world.camera_u + away * du - item.u) / 0.95
     v = (away * dv - item.v) / 2.1
-    under = np.exp(-(u**4 + v**4))
+    under = np.exp(-(u**4 + v**4) * 1.5)
     canvas.sun[rows] *= 1.0 - 0.9 * under
     canvas.lamp[rows] *= 1.0 - 0.8 * under
     canvas.albedo[:, rows] *= 1.0 - 0.6 * under
-    canvas.delta[rows] += (9.0 if item.driving else -1.0) * under
+    canvas.delta[rows] += (6.0 if item.driving else -1.0) * under

@@ -1,7 +1,8 @@
 """Sky, ground and houses of a synthetic scene, drawn by casting one ray per pixel.
 
-The street lies between two rows of houses, planes of constant u; every pixel's ray meets the sky, the
-ground or one of the planes, so that roads, bricks and windows are functions of street coordinates.
+The street lies between two rows of houses, planes of constant u; every pixel's ray meets the sky,
+the ground or one of the planes, so that roads, bricks and windows are functions of street
+coordinates.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from data.scene_world import (
     house_index,
     noise,
     vector,
+    wrap,
 )
 
 # (albedo, amplitude of fine texture, amplitude of coarse texture); shape and hue vary per scene
@@ -78,7 +80,7 @@ def grass_color(season: float) -> np.ndarray:
 def draw_sky(canvas: Canvas, world: World, rng: np.random.Generator) -> None:
     """Sky with clouds, and a distant line of trees on the horizon."""
     weather = world.weather
-    rows = canvas.y < world.horizon + 0.01
+    rows = slice(0, int(np.searchsorted(canvas.y, world.horizon + 0.01)))
     up = np.maximum((world.horizon - canvas.y[rows]) / world.focal, 0.0)[:, None]
     bearing = canvas.x[None] / world.focal + world.yaw
     shift = rng.uniform(0, TILE, 4).astype(np.float32)
@@ -117,16 +119,12 @@ def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def fill(canvas: Canvas, rows, columns, mask, which, albedo, sun, stored, skyview, delta=0.0,
          lamp=0.0, glow=0.0) -> None:
-    """Write the values into the window [rows, columns] where mask is true; arrays broadcast to it."""
+    """Write values (broadcast) into the window [rows, columns] (slices) where mask is true."""
     for plane, value in (("classes", which), ("sun", sun), ("stored", stored), ("delta", delta),
                          ("skyview", skyview), ("lamp", lamp)):
-        window = getattr(canvas, plane)[rows, columns]
-        np.copyto(window, value, where=mask, casting="unsafe")
-        getattr(canvas, plane)[rows, columns] = window
+        np.copyto(getattr(canvas, plane)[rows, columns], value, where=mask, casting="unsafe")
     for plane, value in (("albedo", albedo), ("glow", glow)):
-        window = getattr(canvas, plane)[:, rows, columns]
-        np.copyto(window, value, where=mask, casting="unsafe")
-        getattr(canvas, plane)[:, rows, columns] = window
+        np.copyto(getattr(canvas, plane)[:, rows, columns], value, where=mask, casting="unsafe")
 
 
 def _ground_classes(world: World, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -138,16 +136,16 @@ def _ground_classes(world: World, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         out[here & (across > world.road + world.pavement)] = CLASS[side.verge]
         out[here & (across > world.front + 0.4)] = CLASS[side.beyond]
     out[across < world.road] = CLASS["road"]
-    dash = (across < 0.08) & (np.mod(v, 5.0) < 2.5)
+    dash = (across < 0.08) & (wrap(v, 5.0) < 2.5)
     edge = np.abs(across - world.road + 0.4) < 0.07
     out[dash | edge] = CLASS["road marking"]
     crossing = (np.abs(v - world.crossing_v) < 1.5) & (across < world.road - 0.2)
     out[crossing] = CLASS["road"]
-    out[crossing & (np.mod(u, 1.1) < 0.55)] = CLASS["road marking"]
+    out[crossing & (wrap(u, 1.1) < 0.55)] = CLASS["road marking"]
     return out
 
 
-def _ground_albedo(world, rng, classes, u, v, depth) -> np.ndarray:
+def _ground_albedo(world, rng, classes, u, v, depth, patches) -> np.ndarray:
     """Albedo (3, H, W) of the ground, textures fading where a pixel covers them."""
     base = np.zeros((len(CLASS), 3), np.float32)
     fine, coarse = np.zeros(len(CLASS), np.float32), np.zeros(len(CLASS), np.float32)
@@ -157,11 +155,11 @@ def _ground_albedo(world, rng, classes, u, v, depth) -> np.ndarray:
     base[CLASS["grass"]] = grass_color(world.weather.season) * rng.uniform(0.85, 1.15)
     fine[CLASS["grass"]], coarse[CLASS["grass"]] = 0.30, 0.20
     fade = np.minimum(1.0, 7.0 / depth)
-    texture = 1.0 + fine[classes] * fade * noise(u * 22, v * 22) + coarse[classes] * noise(
-        u * 3.1 + 40, v * 1.6)
-    slab = (np.mod(u, 0.9) < 0.07) | (np.mod(v, 0.9) < 0.07)
-    texture = texture - 0.30 * fade * (slab & (classes == CLASS["pavement"]))
-    return base[classes].transpose(2, 0, 1) * np.clip(texture, 0.25, 2.0)
+    texture = (1.0 + fine.take(classes) * fade * noise(u * 22, v * 22)
+               + coarse.take(classes) * patches)
+    slab = (wrap(u, 0.9) < 0.07) | (wrap(v, 0.9) < 0.07)
+    texture -= 0.30 * fade * (slab & (classes == CLASS["pavement"]))
+    return np.take(base.T, classes, axis=1) * np.clip(texture, 0.25, 2.0)
 
 
 def draw_ground(canvas: Canvas, world: World, rng: np.random.Generator) -> None:
@@ -173,7 +171,8 @@ def draw_ground(canvas: Canvas, world: World, rng: np.random.Generator) -> None:
     du, dv = world.rays(canvas.x[None])
     u, v = world.camera_u + depth * du, depth * dv
     classes = _ground_classes(world, u, v)
-    albedo = _ground_albedo(world, rng, classes, u, v, depth)
+    patches = noise(u * 3.1 + 40, v * 1.6)      # repairs, wear: seen in both bands
+    albedo = _ground_albedo(world, rng, classes, u, v, depth, patches)
     cosine = float(weather.sun[2])
     sun = weather.direct * cosine * world.lit(u, v, 0.0, weather.sun)
     earlier = world.lit(u, v, 0.0, weather.earlier_sun)
@@ -181,7 +180,7 @@ def draw_ground(canvas: Canvas, world: World, rng: np.random.Generator) -> None:
     canvas.classes[rows], canvas.albedo[:, rows] = classes, albedo
     canvas.sun[rows], canvas.stored[rows] = sun, stored
     canvas.skyview[rows] = 0.75
-    canvas.delta[rows] = 0.5 * noise(u * 3.1 + 40, v * 1.6) + 0.35 * noise(u * 14, v * 14)
+    canvas.delta[rows] = 0.5 * patches + 0.35 * noise(u * 14, v * 14)
     canvas.glow[:, rows] = 0.0
     if weather.night:
         canvas.lamp[rows] = world.lamplight(u, v, 0.0)
@@ -197,9 +196,9 @@ def draw_ground(canvas: Canvas, world: World, rng: np.random.Generator) -> None:
 
 def fog(canvas: Canvas, rows, columns, depth, weather: Weather, where=True) -> None:
     """Aerial perspective of the visible: distant things fade towards the horizon's colour."""
-    weight = np.where(where, 0.6 * (1.0 - np.exp(-depth / 110.0)), 0.0).astype(np.float32)
+    weight = np.where(where, 0.45 * (1.0 - np.exp(-depth / 110.0)), 0.0).astype(np.float32)
     canvas.albedo[:, rows, columns] *= 1.0 - weight
-    canvas.glow[:, rows, columns] += weather.horizon_color.astype(np.float32)[:, None, None] * weight
+    canvas.glow[:, rows, columns] += weather.horizon_color[:, None, None] * weight
 
 
 def draw_walls(canvas: Canvas, world: World) -> None:
@@ -234,7 +233,7 @@ def _draw_side(canvas, world, side, sign, columns, seen, depth, along, house) ->
     u = sign * world.front
     sun = weather.direct * facing * world.lit(u, along, up, weather.sun)
     stored = weather.stored * (0.3 + 0.7 * before * world.lit(u, along, up, weather.earlier_sun))
-    skyview = _WALL_SKYVIEW[classes]
+    skyview = _WALL_SKYVIEW.take(classes)
     lamp = world.lamplight(u, along, up) if weather.night else 0.0
     fill(canvas, rows, columns, mask, classes, albedo, sun, stored, skyview, delta, lamp, glow)
     fog(canvas, rows, columns, depth, weather, mask)
@@ -259,10 +258,10 @@ def _facade(world: World, side: Side, along, up, house, pixel):
     classes[up >= roof_from] = CLASS["roof"]
     classes[window], classes[door] = CLASS["window"], CLASS["door"]
     albedo = side.color[house].T[:, None] * _wall_texture(classes, along, up, house, pixel)
-    roof = side.roof_color[house].T[:, None] * (0.75 + 0.5 * (np.mod(up, 0.36) < 0.2))
+    roof = side.roof_color[house].T[:, None] * (0.75 + 0.5 * (wrap(up, 0.36) < 0.2))
     np.copyto(albedo, roof, where=classes == CLASS["roof"])
     wood = vector(0.30, 0.17, 0.08)[:, None, None] * (
-        0.85 + 0.3 * (np.mod(along, 0.3) < 0.2))
+        0.85 + 0.3 * (wrap(along, 0.3) < 0.2))
     np.copyto(albedo, wood, where=door)
     eave = np.abs(up - roof_from + 0.12) < 0.12
     albedo *= np.where(eave, 0.55, 1.0)
@@ -273,14 +272,15 @@ def _facade(world: World, side: Side, along, up, house, pixel):
 
 
 def _wall_texture(classes, along, up, house, pixel) -> np.ndarray:
-    """Brightness factor (H, W) of bare walls: courses of brick, stained plaster, concrete panels."""
+    """Brightness factor (H, W) of bare walls: courses of brick, stained plaster, panels."""
     course = np.floor(up / 0.34).astype(np.int32)
-    joint = (np.mod(up, 0.34) < 0.08) | (np.mod(along + 0.4 * (course & 1), 0.8) < 0.09)
+    joint = (wrap(up, 0.34) < 0.08) | (wrap(along + 0.4 * (course & 1), 0.8) < 0.09)
     sharp = np.clip(1.6 - pixel * 7.0, 0.15, 1.0)
     brick = 1.0 + sharp * (0.75 * joint + 0.10 * noise(along * 2.5 + 7 * course, up * 3.0))
-    plaster = 1.0 + 0.06 * noise(along * 4, up * 3) + 0.03 * noise(along * 30, up * 30)
-    panel = (np.mod(up, 1.4) < 0.10) | (np.mod(along, 2.4) < 0.10)
-    concrete = 1.0 + 0.12 * noise(along * 9, up * 1.5) - 0.35 * panel
+    stain = noise(along * 7, up * 2)
+    plaster = 1.0 + 0.07 * stain
+    panel = (wrap(up, 1.4) < 0.10) | (wrap(along, 2.4) < 0.10)
+    concrete = 1.0 + 0.12 * stain - 0.35 * panel
     return np.where(classes == CLASS["brick wall"], brick,
                     np.where(classes == CLASS["plaster wall"], plaster, concrete))
 
@@ -288,9 +288,10 @@ def _wall_texture(classes, along, up, house, pixel) -> np.ndarray:
 def _window_glow(weather: Weather, lit, window, up, along, albedo) -> np.ndarray:
     """Light from windows (3, H, W): lamps behind them, or sky in them. Darkens their albedo."""
     albedo *= np.where(window, 0.0, 1.0)
-    sky = weather.sky_color * 0.35 + weather.horizon_color * 0.15
+    sky = weather.sky_color * 0.16 + weather.horizon_color * 0.04
     wave = 0.75 + 0.25 * np.clip(up / 8, 0, 1) + 0.15 * noise(along * 3, up * 2)
     glass = (sky + vector(0.01, 0.02, 0.03) * (not weather.night))[:, None, None] * wave
-    inside = vector(0.85, 0.62, 0.28)[:, None, None] * (0.75 + 0.2 * noise(along * 8, up * 8))
-    inside = inside if weather.night else glass
-    return np.where(lit, inside, glass) * window
+    if weather.night:
+        inside = vector(0.85, 0.62, 0.28)[:, None, None] * (0.75 + 0.2 * noise(along * 8, up * 8))
+        np.copyto(glass, inside, where=lit)
+    return glass * window

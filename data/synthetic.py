@@ -28,9 +28,9 @@ _THERMAL = {
     "road": (12.0, 15.0, 2.0),
     "road marking": (12.0, 15.0, 2.0),      # a coat of paint: no contrast in the infrared
     "pavement": (7.0, 10.0, 4.0),
-    "brick wall": (9.0, 10.0, 2.0),
-    "plaster wall": (6.0, 5.0, 3.0),
-    "concrete wall": (6.0, 9.0, 2.0),
+    "brick wall": (13.0, 11.0, 2.0),
+    "plaster wall": (9.0, 6.0, 3.0),
+    "concrete wall": (8.0, 11.0, 2.0),
     "window": (1.5, 0.5, 2.0),
     "door": (9.0, 2.0, 2.0),
     "roof": (15.0, 4.0, 9.0),
@@ -44,7 +44,7 @@ _THERMAL = {
     "clothing": (6.0, 0.0, 2.0),
     "steelwork": (8.0, 1.0, 5.0),
 }
-_WATER_K = (279.0, 291.0)   # winter, summer: between day and night air
+_WATER_K = (277.0, 292.0)   # winter, summer: between day and night air
 _READ_NOISE = (0.006, 0.022)    # of the visible, in image values: by day, by night
 
 _COEFFICIENTS = np.zeros((3, len(CLASS)), np.float32)
@@ -108,12 +108,14 @@ def render_scene(seed: int, index: int, size: int | tuple[int, int]) -> Scene:
 
 def _temperature(canvas: Canvas, world: World) -> np.ndarray:
     weather = world.weather
-    sun, stored, cooling = _COEFFICIENTS[:, canvas.classes]
+    classes = canvas.classes.astype(np.intp)
+    sun, stored, cooling = (row.take(classes, mode="clip") for row in _COEFFICIENTS)
     water = _WATER_K[0] + weather.season * (_WATER_K[1] - _WATER_K[0]) - weather.air_k
     own = np.zeros(len(CLASS), np.float32)
     own[CLASS["water"]] = water
-    return (weather.air_k + own[canvas.classes] + sun * canvas.sun + stored * canvas.stored
-            - cooling * weather.cooling * canvas.skyview + canvas.delta)
+    return (weather.air_k + own.take(classes, mode="clip") + canvas.delta
+            + sun * canvas.sun + stored * canvas.stored
+            - cooling * weather.cooling * canvas.skyview)
 
 
 def _expose_infrared(canvas: Canvas, world: World) -> tuple[np.ndarray, ...]:
@@ -123,14 +125,14 @@ def _expose_infrared(canvas: Canvas, world: World) -> tuple[np.ndarray, ...]:
     pixel and blur, so that the rendering equation stays exact for the averaged maps.
     """
     weather = world.weather
-    emissivity = _EMISSIVITY[canvas.classes]
+    emissivity = _EMISSIVITY.take(canvas.classes)
     sky, around = band_radiance(np.array([0.7 * weather.zenith_k + 0.3 * weather.air_k,
                                           weather.air_k]))
-    emission = emissivity * band_radiance(_temperature(canvas, world))
-    incoming = around + (sky - around) * canvas.skyview
+    emission = emissivity * band_radiance(_temperature(canvas, world)).astype(np.float32)
+    incoming = float(around) + float(sky - around) * canvas.skyview
     mean_emissivity = _blur(_halve(emissivity))
     temperature_k = band_temperature(_blur(_halve(emission)) / mean_emissivity)
-    share = _blur(_halve((1.0 - emissivity))) + 1e-6
+    share = _blur(_halve(1.0 - emissivity)) + 1e-6
     environment = _blur(_halve((1.0 - emissivity + 1e-6) * incoming)) / share
     infrared = to_window(mean_emissivity * band_radiance(temperature_k)
                          + (1.0 - mean_emissivity) * environment)
