@@ -247,8 +247,12 @@ def evaluate(cfg: Any, model: nn.Module, eval_fn: Callable, autocast: Callable, 
     model.eval()
     with ema.swapped_in(), torch.no_grad():
         with autocast():
-            values = dist.all_reduce_mean(eval_fn(model))
+            found = eval_fn(model)
+        pictures = {tag: x for tag, x in found.items() if isinstance(x, np.ndarray)}
+        values = dist.all_reduce_mean({n: x for n, x in found.items() if n not in pictures})
         state.evaluated = state.step
         run.log(state.step, **values)
+        for tag, picture in pictures.items():
+            run.image(state.step, tag, picture)
         state.save_if_best(cfg, model, values, run)
     model.train()
