@@ -72,8 +72,9 @@ class MultiTaskPretrainLoss:
             fused: (B, 3, H, W), or None when physics is off: then its two terms are gone.
             infrared: (B, 1, H, W) in [0, 1].
 
-        Returns: of the parts, `material_ce` is the mean over samples with labels, `labelled` the
-            share of such samples. (The term itself divides by B: ranks and accumulation agree.)
+        Returns: of the parts, `material_ce` is the mean over samples with labels (NaN if there are
+            none), `labelled` their share. The term itself divides by B: ranks and accumulation
+            agree.
         Raises: ValueError: shapes that do not belong together.
         """
         cfg = self.cfg
@@ -90,16 +91,14 @@ class MultiTaskPretrainLoss:
         }
         # last, so that the sum of the others is the same to the last bit without them
         if fused is not None:
-            if infrared.shape[1:2] != (1,):
-                raise ValueError(f"infrared must be (B, 1, H, W), got {tuple(infrared.shape)}")
-            target = infrared.expand(-1, fused.shape[1], -1, -1)
+            target = infrared.expand(-1, fused.shape[1], -1, -1)  # (B, 1, H, W), as compared above
             terms["physics"] = mean_squared_error(fused, target)
             terms["reconstruction"] = reconstruction_loss(fused, target)
         weights = asdict(cfg)
         total = sum(weights[name] * term for name, term in terms.items())
         parts = {name: term.detach() for name, term in terms.items()}
         labelled = has_labels_B.float()
-        parts["material_ce"] = ce_B.detach().sum() / labelled.sum().clamp(min=1)
+        parts["material_ce"] = ce_B.detach().sum() / labelled.sum()
         parts["labelled"] = labelled.mean()
         return total, parts
 

@@ -3,7 +3,6 @@
 One module because DistributedDataParallel must see both in one forward pass.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -39,17 +38,3 @@ class Stage1(nn.Module):
             return Stage1Output(maps, None)
         fused = self.fusion(maps.intensity, maps.material.softmax(dim=1), maps.context)
         return Stage1Output(maps, fused)
-
-
-def config_of(model: Stage1) -> dict:
-    """Plain values that `build` makes the same architecture from; stored in every checkpoint."""
-    values = dataclasses.asdict(model.decomposition.cfg)
-    return {**values, "pretrained": "none", "physics": model.fusion is not None}
-
-
-def build(values: dict) -> Stage1:
-    """The module that `config_of` describes, with fresh weights."""
-    names = {field.name for field in dataclasses.fields(DecompositionConfig)}
-    # a run that started from ImageNet weights must not fetch them again to be read back
-    kept = {name: x for name, x in values.items() if name in names} | {"pretrained": "none"}
-    return Stage1(DecompositionConfig(**kept), physics=bool(values.get("physics", True)))

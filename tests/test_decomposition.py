@@ -17,7 +17,7 @@ from models.decomposition import (
     MultiTaskDecompositionNet,
     pad_to_multiple,
 )
-from models.stage1 import Stage1, build, config_of
+from models.stage1 import Stage1
 
 
 def config(**changes):
@@ -198,15 +198,6 @@ def test_physics_off_draws_the_same_weights_and_leaves_randomness_alone():
     state = on.decomposition.state_dict()
     assert all(torch.equal(x, state[name]) for name, x in off.decomposition.state_dict().items())
     for a, b in zip(on(photographs()).maps, off(photographs()).maps):
-        assert torch.equal(a, b)
-
-
-def test_the_same_architecture_is_built_from_its_stored_config():
-    model = Stage1(config(decoder="skips", num_materials=9), physics=False)
-    copy = build({**config_of(model), "pretrained": "imagenet"})
-    copy.load_state_dict(model.state_dict())
-    assert config_of(copy) == config_of(model)
-    for a, b in zip(model.eval()(photographs()).maps, copy.eval()(photographs()).maps):
         assert torch.equal(a, b)
 
 
