@@ -7,6 +7,8 @@ import os
 import platform
 import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,15 @@ def wait() -> None:
     error, _pending["thread"], _pending["error"] = _pending["error"], None, None
     if error:
         raise OSError(f"a checkpoint could not be written: {error}") from error
+
+
+@contextmanager
+def finished_on_exit() -> Iterator[None]:
+    """Leaving the block, also by an error, waits for the file being written."""
+    try:
+        yield
+    finally:
+        wait()
 
 
 def load(path: str | Path) -> dict[str, Any]:

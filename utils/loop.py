@@ -12,7 +12,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -106,7 +106,8 @@ def fit(
     def due(every: int) -> bool:
         return state.step == steps or (every > 0 and state.step > 0 and state.step % every == 0)
 
-    with StopSignal() as stop, progress_bar(state.step, steps) as bar:
+    with (StopSignal() as stop, closing(run), checkpoint.finished_on_exit(),
+          progress_bar(state.step, steps) as bar):
         if eval_fn and due(training.eval_every) and state.evaluated < state.step:
             evaluate(cfg, model, eval_fn, autocast, ema, state, run)    # a signal came before it
         stream = batches(state.position // (training.batch_size * dist.world_size()))
@@ -154,8 +155,6 @@ def fit(
                 meter.begin()
             if due(training.save_every) or stop.agreed:
                 path = state.save(cfg, model, optimizer, ema, run)
-    checkpoint.wait()
-    run.close()
     if stop.agreed and state.step < steps:
         dist.print0(f"stopped by a signal after step {state.step} of {steps}; saved {path}; "
                     "to go on, run the same command again")

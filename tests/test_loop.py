@@ -1,0 +1,395 @@
+"""The shared loop, on a linear model: what must hold for every stage.
+
+    pytest tests/test_loop.py
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from utils import checkpoint, config, dist
+from utils.ema import Ema
+from utils.loop import TrainingConfig, fit, total_steps
+from utils.optimizer import AdamWParams, OptimizerConfig, learning_rate, make_optimizer
+from utils.run import Run, RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    width: int = 4
+
+
+@dataclass(kw_only=True)
+class ToyConfig:
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(
+        batch_size=8, steps=6, warmup_steps=2, lr_min=1e-3, mixed_precision="no", log_every=1,
+        eval_every=0, save_every=3, grad_clip=100.0, ema_decay=0.9))
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(params=AdamWParams(lr=1e-2)))
+    model: ModelConfig = field(default_factory=ModelConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    noise: float = 0.0          # random input noise, from the global generator
+    poison: str = ""            # "rank:step": that rank's loss is NaN at that step; "-1": any rank
+    gradient_only: bool = False  # poison the gradient and leave the loss finite
+    pause: float = 0.0          # seconds a step takes
+    batch_norm: bool = False
+
+
+def train(directory, *overrides, eval_fn=None):
+    """Fit y = sum(x); return the model and the rows of metrics.jsonl."""
+    cfg = config.load(ToyConfig, [f"run.output_dir={directory}", *overrides])
+    torch.manual_seed(0)
+    layers = [nn.BatchNorm1d(4)] if cfg.batch_norm else []
+    model = nn.Sequential(*layers, nn.Linear(4, cfg.model.width), nn.Tanh(),
+                          nn.Linear(cfg.model.width, 1))
+    size, rank, world = cfg.training.batch_size, dist.rank(), dist.world_size()
+
+    def batches(first):
+        for micro in range(first, 10**6):
+            items = range((micro * world + rank) * size, (micro * world + rank + 1) * size)
+            x = [torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in items]
+            yield {"x": torch.stack(x), "name": [f"scene{i}" for i in items], "micro": micro}
+
+    def loss_fn(model, batch):
+        time.sleep(cfg.pause)
+        x = batch["x"]
+        noisy = x + cfg.noise * torch.randn_like(x)
+        if poisoned(batch["micro"]) and not cfg.gradient_only:
+            noisy = noisy * float("nan")
+        loss = F.mse_loss(model(noisy), x.sum(1, keepdim=True))
+        if poisoned(batch["micro"]) and cfg.gradient_only:
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss, {"spread": x.std(), "sometimes": float("nan") if batch["micro"] % 2 else 1.0}
+
+    def poisoned(micro):
+        who, _, when = cfg.poison.partition(":")
+        return bool(when) and int(who) in (-1, rank) and micro == int(when)
+
+    run = Run(cfg.run.output_dir, cfg)
+    fit(cfg, model, loss_fn, batches, run, eval_fn)
+    return model, rows_of(run.dir)
+
+
+def rows_of(directory):
+    lines = (Path(directory) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def column(rows, name):
+    return torch.tensor([row[name] for row in rows if name in row])
+
+
+def weights(model):
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def saved(directory, step):
+    return checkpoint.load(Path(directory) / f"checkpoint_{step:08d}.pth")
+
+
+def launch(directory, *overrides, processes=1):
+    """Run this file as a script, under torchrun where there is more than one process."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), __file__,
+               f"run.output_dir={directory}", *overrides]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+
+
+# resuming
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole, whole_rows = train(tmp_path / "whole", "noise=1")
+    train(tmp_path / "parts", "noise=1")
+    (tmp_path / "parts/checkpoint_00000006.pth").unlink()       # as if killed after step 3
+    resumed, rows = train(tmp_path / "parts", "noise=1")
+    assert torch.equal(weights(whole), weights(resumed))
+    assert torch.equal(column(whole_rows, "loss"), column(rows, "loss"))     # and no doubled row
+    for name in ("model", "ema", "optimizer", "state"):
+        torch.testing.assert_close(saved(tmp_path / "whole", 6)[name],
+                                   saved(tmp_path / "parts", 6)[name], rtol=0, atol=0)
+
+
+def test_a_run_stopped_by_sigterm_saves_exits_0_and_goes_on_to_the_same_weights(tmp_path):
+    process = launch(tmp_path / "parts", "noise=1", "pause=0.1", "training.steps=60")
+    for _ in range(600):
+        time.sleep(0.1)
+        if (tmp_path / "parts/metrics.jsonl").exists():
+            break
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "to go on, run the same command again" in out
+    step = checkpoint._step_of(checkpoint.latest(tmp_path / "parts"))
+    assert 0 < step < 60
+
+    resumed, _ = train(tmp_path / "parts", "noise=1", "training.steps=60")
+    whole, _ = train(tmp_path / "whole", "noise=1", "training.steps=60")
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(tmp_path, capsys):
+    whole, _ = train(tmp_path, "noise=1")
+    newest = tmp_path / "checkpoint_00000006.pth"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    resumed, _ = train(tmp_path, "noise=1")
+    out = capsys.readouterr().out
+    assert f"passing over {newest}" in out
+    assert f"resumed from {tmp_path}/checkpoint_00000003.pth at step 3" in out
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_finished_run_says_so_and_trains_no_further(tmp_path, capsys):
+    train(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    train(tmp_path)
+    assert f"{tmp_path} is finished: step 6 of 6" in capsys.readouterr().out
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_resuming_names_what_differs_in_the_model(tmp_path):
+    train(tmp_path)
+    with pytest.raises(ValueError, match=r"model.width is 4 there and 5 here"):
+        train(tmp_path, "model.width=5")
+
+
+def test_resuming_takes_the_named_checkpoint_and_the_new_weight_decay(tmp_path):
+    train(tmp_path / "first")
+    path = tmp_path / "first/checkpoint_00000003.pth"
+    train(tmp_path / "second", f"run.resume={path}", "optimizer.params.weight_decay=0.5")
+    assert [row["step"] for row in rows_of(tmp_path / "second")] == [4, 5, 6]
+    assert saved(tmp_path / "second", 6)["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
+    with pytest.raises(ValueError, match="no intact checkpoint"):
+        train(tmp_path / "third", "run.resume=nowhere.pth")
+
+
+def test_only_the_last_checkpoints_are_kept_if_asked(tmp_path):
+    train(tmp_path, "training.save_every=1", "training.keep_last=2")
+    names = sorted(path.name for path in tmp_path.glob("*.pth*"))
+    assert names == ["checkpoint_00000005.pth", "checkpoint_00000006.pth"]
+
+
+# the step
+
+def test_accumulation_equals_a_larger_batch(tmp_path):
+    large, large_rows = train(tmp_path / "large")
+    small, small_rows = train(tmp_path / "small", "training.batch_size=2",
+                              "training.gradient_accumulation_steps=4")
+    torch.testing.assert_close(weights(large), weights(small))
+    # AdamW hides a gradient of the wrong scale
+    torch.testing.assert_close(column(large_rows, "grad_norm"), column(small_rows, "grad_norm"))
+    torch.testing.assert_close(column(large_rows, "loss"), column(small_rows, "loss"))
+
+
+def test_the_gradient_is_clipped_before_the_update(tmp_path):
+    free, rows = train(tmp_path / "free", "training.grad_clip=0")
+    tight, _ = train(tmp_path / "tight", "training.grad_clip=1e-12", "training.steps=1",
+                     "training.warmup_steps=0")
+    assert column(rows, "grad_norm").min() > 0.1
+    torch.manual_seed(0)
+    start = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    assert (weights(tight) - weights(start)).abs().max() < 1e-4    # below AdamW's eps: hardly moves
+    assert (weights(free) - weights(start)).abs().max() > 1e-2
+
+
+def test_bf16_is_close_to_fp32_and_not_equal(tmp_path):
+    exact, exact_rows = train(tmp_path / "fp32")
+    half, half_rows = train(tmp_path / "bf16", "training.mixed_precision=bf16")
+    assert not torch.equal(weights(exact), weights(half))
+    torch.testing.assert_close(column(exact_rows, "loss"), column(half_rows, "loss"),
+                               rtol=0.02, atol=0)
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+
+
+def test_only_matrices_decay():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    decay = {id(p): group["weight_decay"] for group in
+             make_optimizer(ToyConfig(), list(model.parameters())).param_groups
+             for p in group["params"]}
+    assert [decay[id(p)] > 0 for p in model.parameters()] == [True, False, False, False]
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_end():
+    cfg = ToyConfig()
+    rates = [learning_rate(cfg, step, 100) for step in range(101)]
+    assert rates[:3] == pytest.approx([0.005, 0.01, 0.01])
+    assert rates[100] == pytest.approx(1e-3) and rates[51] == pytest.approx(0.0055)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    cfg.training.schedule = "constant"
+    assert learning_rate(cfg, 99, 100) == 0.01
+
+
+def test_epochs_become_steps_rounded_up():
+    training = TrainingConfig(epochs=3, batch_size=4, gradient_accumulation_steps=2)
+    assert total_steps(training, samples=11) == 5       # 33 samples, 8 a step
+    with pytest.raises(ValueError, match="number of samples"):
+        total_steps(training, samples=0)
+
+
+@pytest.mark.parametrize("value", [{"batch_size": 0}, {"ema_decay": 1.0}, {"seed": -1}])
+def test_impossible_training_values_are_refused(value):
+    with pytest.raises(ValueError, match=next(iter(value))):
+        TrainingConfig(**value)
+
+
+# logging
+
+def test_a_part_that_is_sometimes_absent_is_averaged_over_where_it_is(tmp_path):
+    _, rows = train(tmp_path, "training.log_every=2")
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert [row["sometimes"] for row in rows] == [1.0, 1.0, 1.0]
+    assert {"loss", "spread", "grad_norm", "lr", "images_per_s", "step_s", "data_wait"} <= set(
+        rows[0])
+
+
+# evaluation
+
+def disturbing(model):
+    """An evaluation that does what it should not matter to do."""
+    assert not model.training and not torch.is_grad_enabled()
+    torch.randn(7), torch.manual_seed(123)
+    return {"val_loss": weights(model).square().sum()}
+
+
+def test_evaluation_leaves_training_as_it_was(tmp_path):
+    without, _ = train(tmp_path / "without", "noise=1", "batch_norm=true")
+    evaluated, rows = train(tmp_path / "with", "noise=1", "batch_norm=true",
+                            "training.eval_every=1", eval_fn=disturbing)
+    assert torch.equal(weights(without), weights(evaluated))
+    assert evaluated.training and len(column(rows, "val_loss")) == 6
+
+
+def test_evaluation_sees_the_averaged_weights_and_the_same_draws_each_time(tmp_path):
+    draws, seen = [], []
+
+    def eval_fn(model):
+        draws.append(torch.rand(1).item())
+        seen.append(weights(model).clone())
+        return {"val_loss": 0.0}
+
+    model, _ = train(tmp_path, "training.eval_every=2", eval_fn=eval_fn)
+    average = saved(tmp_path, 6)["ema"]["average"]
+    assert torch.equal(seen[-1], torch.cat([x.flatten() for x in average.values()]))
+    assert not torch.equal(seen[-1], weights(model))
+    assert len(set(draws)) == 1 and len(draws) == 3
+
+
+@pytest.mark.parametrize("metric, step", [("val_loss", 4), ("-val_loss", 6)])
+def test_the_best_model_is_that_of_the_best_evaluation(tmp_path, metric, step):
+    values, seen = iter([3.0, 1.0, 5.0]), {}
+
+    def eval_fn(model):
+        seen[2 * len(seen) + 2] = {n: p.clone() for n, p in model.state_dict().items()}
+        return {"val_loss": next(values)}
+
+    train(tmp_path, "training.eval_every=2", f"training.best_metric={metric}", eval_fn=eval_fn)
+    best = checkpoint.load(tmp_path / "best_model.pth")
+    assert best["state"]["step"] == step
+    torch.testing.assert_close(best["model"], seen[step], rtol=0, atol=0)
+
+
+def test_a_best_metric_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="best_metric is psnr, but the evaluation gives val_loss"):
+        train(tmp_path, "training.best_metric=psnr", eval_fn=lambda model: {"val_loss": 1.0})
+
+
+def test_ema_follows_its_formula_and_swaps_back():
+    model = nn.Linear(2, 1)
+    ema, expected = Ema(model, 0.5), weights(model).clone()
+    for n in range(12):
+        with torch.no_grad():
+            model.weight += 1.0
+        ema.update()
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weights(model)
+    live = weights(model).clone()
+    with pytest.raises(KeyError), ema.swapped_in():
+        torch.testing.assert_close(weights(model), expected)
+        raise KeyError
+    assert torch.equal(weights(model), live)
+
+
+# what is not finite
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_a_nonfinite_step_stops_the_run_and_names_the_samples(tmp_path, gradient_only):
+    what = "gradient" if gradient_only else "loss"
+    with pytest.raises(RuntimeError, match=rf"non-finite {what} at step 3;.*spread=.*scene16 "):
+        train(tmp_path, "poison=0:2", f"gradient_only={gradient_only}", "training.save_every=1")
+    assert all(t.isfinite().all() for t in saved(tmp_path, 2)["model"].values())
+    assert not (tmp_path / "checkpoint_00000003.pth").exists()
+
+
+def test_a_skipped_step_changes_neither_weights_nor_statistics(tmp_path, capsys):
+    model, rows = train(tmp_path, "poison=0:2", "training.skip_nonfinite=1", "batch_norm=true",
+                        "training.save_every=1")
+    before, after = saved(tmp_path, 2), saved(tmp_path, 3)
+    torch.testing.assert_close(before["model"], after["model"], rtol=0, atol=0)
+    torch.testing.assert_close(before["ema"], after["ema"], rtol=0, atol=0)
+    assert all(t.isfinite().all() for t in model.state_dict().values())
+    assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 1, 1]
+    assert "skipped (1 of 1): non-finite loss at step 3" in capsys.readouterr().out
+
+
+# two processes
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """One launch of two ranks: a normal run, and one where only rank 1 meets a NaN."""
+    directory = tmp_path_factory.mktemp("two")
+    process = launch(directory / "run", "training.batch_size=4", "poisoned_run_too", processes=2)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return directory, out
+
+
+def test_two_ranks_equal_one(tmp_path, two_processes):
+    directory, _ = two_processes
+    one, one_rows = train(tmp_path, "training.gradient_accumulation_steps=2", "noise=0")
+    two = saved(directory / "run", 6)
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(two["model"][name], tensor)
+    rows = rows_of(directory / "run")
+    for name in ("grad_norm", "loss"):
+        torch.testing.assert_close(column(one_rows, name), column(rows, name))
+
+
+def test_a_nan_on_one_rank_stops_all_ranks_at_the_same_step(two_processes):
+    _, out = two_processes
+    stopped = [line for line in out.splitlines() if "stopped:" in line]
+    assert len(stopped) == 2
+    assert all("non-finite loss at step 2" in line and "scene12" in line for line in stopped)
+    assert not any("scene8 " in line for line in stopped)       # rank 0's samples were in order
+
+
+def script() -> None:
+    """What `launch` runs: the toy, and with `poisoned_run_too` a second one that must stop."""
+    arguments = [a for a in sys.argv[1:] if "=" in a]
+    dist.init("cpu")
+    accumulation = "training.gradient_accumulation_steps=2"
+    both = "poisoned_run_too" in sys.argv
+    train(arguments[0].partition("=")[2], *arguments[1:], *([accumulation] if both else []))
+    if both:
+        try:
+            train(arguments[0].partition("=")[2] + "-nan", *arguments[1:], "poison=1:1")
+        except RuntimeError as error:
+            sys.stdout.write(f"rank {dist.rank()} stopped: {error}\n")
+            sys.stdout.flush()
+    dist.close()
+
+
+if __name__ == "__main__":
+    script()
