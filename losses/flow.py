@@ -31,7 +31,8 @@ def sample_times(
     """
     if group < 1 or std <= 0 or shift <= 0:
         raise ValueError(f"need group >= 1, std > 0, shift > 0; got {group}, {std}, {shift}")
-    jitter = [torch.rand((), generator=generator_for(seed, d, "time")).item() for d in draws]
+    keys = [(seed * 1_000_003 + draw) % 2**63 for draw in draws]
+    jitter = [torch.rand((), generator=torch.Generator().manual_seed(k)).item() for k in keys]
     quantile = torch.tensor([(d % group + u) / group for d, u in zip(draws, jitter)])
     # fp32 has no quantile at 0 or 1; the clamp moves t by less than 1e-6 of its probability
     t = torch.sigmoid(mean + std * torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6).double()))
@@ -41,18 +42,6 @@ def sample_times(
 def shifted(t: Tensor, shift: float) -> Tensor:
     """Esser et al. 2024, Eq. 23: more time at high noise for larger images; identity at shift 1."""
     return shift * t / (1 + (shift - 1) * t)
-
-
-def sample_noise(draws: list[int], shape: tuple[int, ...], seed: int, device) -> Tensor:
-    """Standard normal noise (B, *shape) fp32; sample i is a function of (seed, draws[i]) alone."""
-    generators = [generator_for(seed, d, "noise", device) for d in draws]
-    return torch.stack([torch.randn(shape, generator=g, device=device) for g in generators])
-
-
-def generator_for(seed: int, draw: int, purpose: str, device="cpu") -> torch.Generator:
-    """A fresh generator for one draw of one purpose ("time" or "noise")."""
-    key = (seed * 1_000_003 + draw) * 2 + ("time", "noise").index(purpose)
-    return torch.Generator(device).manual_seed(key % 2**63)
 
 
 def interpolate(data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:

@@ -148,3 +148,8 @@ def token_positions(H: int, W: int, device=None) -> Tensor:
 def in_infrared_panel(H: int, W: int, device=None) -> Tensor:
     """(N,) bool: True where a token belongs to the right, infrared half."""
     return token_positions(H, W, device)[:, 2] >= W // TOKEN
+
+
+def tokens_shape(H: int, W: int) -> tuple[int, int]:
+    """(N, 64): the packed latents of a diptych of panels H x W."""
+    return 2 * (H // TOKEN) * (W // TOKEN), 4 * CHANNELS

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.codec import in_infrared_panel
+from models.codec import in_infrared_panel, tokens_shape
 from models.translator import Translator
 
 
@@ -54,3 +54,29 @@ def sample(translator: Translator, visible: Tensor, noise: Tensor, cfg: Sampling
         stepped = latents + (t_next - t) * velocity
         latents = torch.where(infrared_N[:, None], stepped, on_path)
     return translator.decode(latents, (H, W))
+
+
+def noise_for(draws: list[int], shape: tuple[int, ...], seed: int, device) -> Tensor:
+    """Standard normal noise (B, *shape) fp32; sample i is a function of (seed, draws[i]) alone.
+
+    So a resumed run, any number of ranks and any batch size see the same noise.
+    """
+    keys = [((seed + 2**20) * 1_000_003 + draw) % 2**63 for draw in draws]
+    generators = [torch.Generator(device).manual_seed(key) for key in keys]
+    return torch.stack([torch.randn(shape, generator=g, device=device) for g in generators])
+
+
+def translate(translator: Translator, visible: Tensor, draws: list[int],
+              cfg: SamplingConfig) -> Tensor:  # fmt: skip
+    """Infrared (B, 1, H, W) in [0, 1]: the mean of cfg.samples samples of each photograph.
+
+    Args: draws: one number a photograph; the result is a function of (cfg.seed, draw).
+    """
+    if cfg.samples < 1:
+        raise ValueError(f"sampling needs samples >= 1, got {cfg.samples}")
+    shape, total = tokens_shape(*visible.shape[-2:]), 0
+    for k in range(cfg.samples):
+        keys = [draw * cfg.samples + k for draw in draws]
+        noise = noise_for(keys, shape, cfg.seed, visible.device)
+        total = total + sample(translator, visible, noise, cfg)
+    return total / cfg.samples

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models import codec as codecs
 from models import flux as fluxes
-from models.decomposition import Maps
+from models.decomposition import DecompositionConfig, Maps
 from models.guidance import Guidance, SemanticGuidance
 from models.lora import LoraConfig, add_lora
 from models.stage1 import Stage1, Stage1Output
@@ -35,6 +35,9 @@ class TranslatorConfig:
     training_guidance: float = 1.0  # FLUX's guidance embedding while training
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
     decomposition_checkpoint: str | None = None  # best_model.pth of stage 1
+    # of stage 1's network; taken from decomposition_checkpoint
+    decomposition: DecompositionConfig = field(default_factory=DecompositionConfig)
+    physics: bool = True  # stage 1 has a fusion; taken from decomposition_checkpoint
     freeze_decomposition: bool = True
     train_batchnorm: bool = False  # update BatchNorm's running statistics when not frozen
     use_separate_guidance: bool = True  # one cross-attention a map, else one for all
@@ -171,7 +174,7 @@ class Translator(nn.Module):
         """
         return t.to(self.base_dtype).float()
 
-    def flops_per_sample(self, H: int, W: int) -> float:
+    def step_flops(self, H: int, W: int) -> float:
         """Model FLOPs of one sample's training step; recomputation earns no credit.
 
         A token crosses 12 D^2 weights in every block, forward and for its gradient (and once more

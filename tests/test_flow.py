@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from losses import flow
+from models.sampler import noise_for
 
 DATA, NOISE = torch.randn(3, 5, 4), torch.randn(3, 5, 4)
 
@@ -50,10 +51,10 @@ def test_the_shift_moves_times_towards_noise_and_keeps_the_ends():
 
 
 def test_noise_and_times_are_functions_of_the_draw_alone():
-    both = flow.sample_noise([4, 5], (6, 2), 7, "cpu")
-    alone = flow.sample_noise([5], (6, 2), 7, "cpu")
+    both = noise_for([4, 5], (6, 2), 7, "cpu")
+    alone = noise_for([5], (6, 2), 7, "cpu")
     assert torch.equal(both[1], alone[0]) and not torch.equal(both[0], both[1])
-    assert not torch.equal(alone, flow.sample_noise([5], (6, 2), 8, "cpu"))
+    assert not torch.equal(alone, noise_for([5], (6, 2), 8, "cpu"))
     times = flow.sample_times([4, 5], 4, 7)
     assert torch.equal(times[1:], flow.sample_times([5], 4, 7))
 

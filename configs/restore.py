@@ -1,0 +1,113 @@
+"""From a file of any stage back to its configuration and its model."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.schema import FinetuneConfig, ModelUseConfig, PretrainConfig, TrainConfig
+from models.bundle import is_bundle, read_bundle
+from models.flux import Prompt
+from models.sampler import SamplingConfig
+from models.stage1 import Stage1
+from models.translator import Translator, build_translator
+from utils import checkpoint, config
+
+
+def read(path: str | Path) -> tuple[PretrainConfig | TrainConfig, dict[str, Tensor]]:
+    """Configuration and trained tensors of a checkpoint, a run's folder or an exported folder.
+
+    Raises: ValueError: there is no such file, it is damaged, or not of this project.
+    """
+    path = Path(path)
+    if is_bundle(path):
+        raw, state = read_bundle(path)
+    else:
+        if path.is_dir():
+            best = path / "best_model.pth"
+            path = best if best.is_file() else checkpoint.latest(path) or best
+        if not path.is_file():
+            raise ValueError(f"no checkpoint at {path}; train.py and pretrain.py write them")
+        parts = checkpoint.load(path)
+        raw, state = parts.get("config"), parts["model"]
+    if not isinstance(raw, dict) or "model" not in raw:
+        raise ValueError(f"{path} holds no configuration: it is no checkpoint of this project")
+    if "inject" not in raw["model"]:
+        kind = PretrainConfig
+    else:
+        kind = FinetuneConfig if "checkpoint" in raw else TrainConfig
+    return config.from_dict(kind, raw, f"in {path}"), state
+
+
+def load_stage1(path: str | Path) -> tuple[Stage1, PretrainConfig]:
+    """Stage 1's network with its weights, and how it was trained.
+
+    Raises: ValueError: not a checkpoint of pretrain.py, or of another architecture.
+    """
+    cfg, state = read(path)
+    if not isinstance(cfg, PretrainConfig):
+        raise ValueError(f"{path} is a checkpoint of train.py; stage 1 is trained by pretrain.py")
+    # a run that started from ImageNet weights must not fetch them again to be read back
+    stage1 = Stage1(replace(cfg.model, pretrained="none"), cfg.physics)
+    checkpoint.load_into(stage1, state, path)
+    return stage1, cfg
+
+
+def new_translator(cfg: TrainConfig, device: torch.device) -> Translator:
+    """The translator that stage 2 starts from: FLUX as configured, guided by a trained stage 1.
+
+    Fills cfg.model.decomposition and cfg.model.physics.
+    Raises: ValueError: no stage 1 checkpoint is named, or it does not fit.
+    """
+    if not cfg.model.decomposition_checkpoint:
+        raise ValueError(
+            "model.decomposition_checkpoint is not set; run pretrain.py and give its"
+            " best_model.pth (an untrained decomposition guides FLUX with noise)"
+        )
+    stage1, pretrained = load_stage1(cfg.model.decomposition_checkpoint)
+    cfg.model.decomposition = stage1.decomposition.cfg
+    cfg.model.physics = pretrained.physics
+    return build_translator(cfg.model, stage1, device=device)
+
+
+def load_translator(
+    path: str | Path, device: torch.device, **changes: Any
+) -> tuple[Translator, TrainConfig]:
+    """A trained translator and its configuration, some values of `model` changed.
+
+    Raises: ValueError: not a checkpoint of stage 2 or 3, or it does not fit.
+    """
+    cfg, state = read(path)
+    if not isinstance(cfg, TrainConfig):
+        raise ValueError(f"{path} is a checkpoint of pretrain.py; this needs one of train.py")
+    cfg.model = replace(cfg.model, **changes)
+    if "prompt.tokens" not in state:
+        raise ValueError(f"{path} holds no prompt embedding")
+    stage1 = Stage1(replace(cfg.model.decomposition, pretrained="none"), cfg.model.physics)
+    prompt = Prompt(state["prompt.tokens"], state["prompt.pooled"])
+    translator = build_translator(cfg.model, stage1, prompt, device)
+    checkpoint.load_into(translator, state, path)
+    return translator, cfg
+
+
+def load_any(
+    path: str | Path, device: torch.device
+) -> tuple[Stage1, Translator | None, PretrainConfig | TrainConfig]:
+    """Stage 1's network, the translator (None for a stage 1 checkpoint) and the run's values.
+
+    Everything is on the device and in eval mode. Raises: ValueError: see `read`.
+    """
+    cfg, _ = read(path)
+    if isinstance(cfg, PretrainConfig):
+        return load_stage1(path)[0].to(device).eval(), None, cfg
+    translator, cfg = load_translator(path, device)
+    return translator.eval().stage1, translator, cfg
+
+
+def sampling_of(trained: SamplingConfig, use: ModelUseConfig) -> SamplingConfig:
+    """How the run sampled, with what the user asked for instead."""
+    names = ("steps", "guidance_scale", "shift", "samples", "seed")
+    asked = {name: getattr(use, name) for name in names}
+    return replace(trained, **{name: x for name, x in asked.items() if x is not None})

@@ -1,0 +1,126 @@
+"""What each script can be told: one dataclass a stage, composed of the parts' own."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data.pairs import DataConfig
+from losses.pretrain import PretrainLossConfig
+from models.decomposition import DecompositionConfig
+from models.sampler import SamplingConfig
+from models.translator import TranslatorConfig
+from utils.loop import OptimizerConfig, TrainingConfig
+from utils.run import RunConfig
+
+# The short flags people type; a script offers those whose key its configuration has.
+FLAGS = {
+    "data_path": "data.path",
+    "output_dir": "run.output_dir",
+    "device": "run.device",
+    "batch_size": "training.batch_size",
+    "epochs": "training.epochs",
+    "lr": "optimizer.params.lr",
+    "num_workers": "data.num_workers",
+    "backbone": "model.backbone",
+    "decomposition_checkpoint": "model.decomposition_checkpoint",
+    "freeze_decomposition": "model.freeze_decomposition",
+    "checkpoint": "checkpoint",
+}
+
+USE_FLAGS = {
+    name: name
+    for name in (
+        "checkpoint", "output_dir", "device", "batch_size", "steps", "guidance_scale", "shift",
+        "samples", "seed", "test_data", "split", "limit", "num_workers", "image_path",
+        "keep_aspect", "counts",
+    )
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class PretrainConfig:
+    """Stage 1, pretrain.py."""
+
+    model: DecompositionConfig = field(default_factory=DecompositionConfig)
+    physics: bool = True  # off: no fusion, no physics and reconstruction terms; all else bit-equal
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: PretrainLossConfig = field(default_factory=PretrainLossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(output_dir="runs/pretrain"))
+
+
+@dataclass(kw_only=True)
+class FlowConfig:
+    """The times at which the model is trained; the sampler has its own."""
+
+    mean: float = 0.0  # of the normal variable under the sigmoid; > 0: more noise
+    std: float = 1.0
+    shift: float = 1.0  # resolution shift; 1: none
+    visible_weight: float = 0.0  # of the visible panel's velocity error; 0: infrared panel only
+
+
+@dataclass(kw_only=True)
+class TranslatorTrainingConfig(TrainingConfig):
+    batch_size: int = 4
+    epochs: int = 100
+    gradient_accumulation_steps: int = 2
+    ema_decay: float = 0.999
+    lambda_generation: float = 1.0  # of the velocity error
+    lambda_decomposition_consistency: float = 0.0  # of stage 1's loss on the maps; stage 3: 0.1
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Stage 2, train.py."""
+
+    model: TranslatorConfig = field(default_factory=TranslatorConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(size=512))
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    loss: PretrainLossConfig = field(default_factory=PretrainLossConfig)  # of the consistency term
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TranslatorTrainingConfig = field(default_factory=TranslatorTrainingConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(output_dir="runs/train"))
+    window: list[float] | None = None  # counts of infrared 0 and 1; filled from the data set
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Stage 3, finetune.py."""
+
+    checkpoint: str = "runs/train/best_model.pth"  # the stage 2 weights to start from
+
+
+@dataclass(kw_only=True)
+class ModelUseConfig:
+    """A trained model and how it samples; null: as in the run's own configuration."""
+
+    checkpoint: str = "runs/train/best_model.pth"  # a file, a run's folder or an exported one
+    output_dir: str = "results"
+    device: str = "auto"
+    batch_size: int = 8
+    steps: int | None = None
+    guidance_scale: float | None = None
+    shift: float | None = None
+    samples: int | None = None  # average so many samples an image
+    seed: int | None = None
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(ModelUseConfig):
+    """evaluate.py and visualize.py: a trained model of any stage on held-out pairs."""
+
+    test_data: str | None = None  # null: the data the model was trained on
+    split: Literal["train", "val", "test", "all"] = "test"
+    limit: int = 0  # only so many pairs, evenly spaced; 0: all
+    num_workers: int = 2
+
+
+@dataclass(kw_only=True)
+class GenerateConfig(ModelUseConfig):
+    """generate.py: infrared images for photographs."""
+
+    image_path: str = ""  # a photograph, or a folder of them
+    output_dir: str = "generated"
+    keep_aspect: bool = False  # sample at the photograph's aspect, not at the training size
+    counts: bool = False  # write 16-bit counts through the training data's window, not 8-bit grey

@@ -1,0 +1,167 @@
+"""Stage 4: one table of a trained model on held-out pairs, beside rows that need no model.
+
+    python evaluate.py --checkpoint runs/train/best_model.pth
+    python evaluate.py --checkpoint runs/train/export --test_data datasets/other --split all
+
+Rows: training mean (per pixel), grey, inverted grey, stage 1's fused image, and ours. Writes
+results.md, results.json and per_image.csv to --output_dir. Takes a checkpoint of any stage.
+"""
+
+import csv
+import json
+import math
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from configs import restore
+from configs.schema import USE_FLAGS, EvaluateConfig
+from data.pairs import open_pairs
+from data.pseudo_labels import prepare_pseudo_labels
+from data.stream import sequential
+from losses.pretrain import material_cross_entropy
+from models.sampler import translate
+from utils import config, dist, metrics
+from utils.loop import to_device
+from utils.run import code_version, entry
+
+METRICS = {
+    "psnr": ("PSNR dB", metrics.psnr),
+    "ssim": ("SSIM", metrics.ssim),
+    "mae": ("MAE", metrics.mae),
+    "rank": ("rank corr.", metrics.rank_correlation),
+}
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+MEAN_IMAGES = 2000  # at most so many training images go into the training mean
+
+
+@torch.no_grad()
+def main() -> None:
+    cfg = config.load(EvaluateConfig, flags=USE_FLAGS)
+    device = dist.init(cfg.device)
+    stage1, translator, trained = restore.load_any(cfg.checkpoint, device)
+    data = replace(trained.data, cache="none", num_workers=cfg.num_workers)
+    pairs = open_pairs(replace(data, path=cfg.test_data or data.path), cfg.split)
+    sampling = restore.sampling_of(trained.sampling, cfg) if translator else None
+    mean = training_mean(data, cfg.batch_size).to(device)
+    luma = torch.tensor(LUMA, device=device).view(1, 3, 1, 1)
+    scores, rows, started = Stage1Scores(data.labels, device), [], time.perf_counter()
+
+    ranks = dist.rank(), dist.world_size()
+    batches = sequential(pairs, cfg.batch_size, *ranks, cfg.num_workers, cfg.limit)
+    for batch in tqdm(batches, desc=f"evaluate {cfg.split}", unit="batch", disable=ranks[0] > 0):
+        batch = to_device(batch, device)
+        visible, infrared = batch["visible"], batch["infrared"][:, :1]
+        grey = (visible * luma).sum(1, keepdim=True).clamp(0, 1)
+        seen = translator.decompose(visible) if translator else stage1(visible)
+        images = {"training mean": mean.expand_as(infrared), "grey": grey,
+                  "inverted grey": 1 - grey}  # fmt: skip
+        if seen.fused is not None:
+            images["fused (stage 1)"] = seen.fused.mean(1, keepdim=True).clamp(0, 1)
+        if translator:
+            images["ours"] = translate(translator, visible, batch["draw"].tolist(), sampling)
+        rows += score(images, infrared, batch)
+        scores.update(seen.maps, batch)
+    rows = [row for share in dist.gather(rows) for row in share]
+    facts = {
+        "checkpoint": cfg.checkpoint, "data": cfg.test_data or data.path, "split": cfg.split,
+        "pairs": len({(r["source"], r["name"]) for r in rows}), "size": list(pairs.size),
+        "seconds": round(time.perf_counter() - started, 1), "device": str(device),
+        "sampling": sampling and asdict(sampling), "commit": code_version()[0],
+        "stage1": scores.result(),
+    }  # fmt: skip
+    if dist.is_main():
+        write(Path(cfg.output_dir), rows, facts)
+
+
+def training_mean(data, batch_size: int) -> Tensor:
+    """(1, 1, H, W): the mean infrared image of the training split, pixel by pixel."""
+    train = open_pairs(data, "train")
+    total, count = 0, 0
+    for batch in sequential(train, batch_size, num_workers=data.num_workers, limit=MEAN_IMAGES):
+        total = total + batch["infrared"][:, :1].double().sum(0, keepdim=True)
+        count += len(batch["infrared"])
+    return (total / count).float()
+
+
+def score(images: dict[str, Tensor], infrared: Tensor, batch: dict) -> list[dict]:
+    """One row a method and image."""
+    rows = []
+    for method, image in images.items():
+        values = {name: f(image, infrared).tolist() for name, (_, f) in METRICS.items()}
+        for i, (name, source) in enumerate(zip(batch["name"], batch["source"])):
+            numbers = {metric: x[i] for metric, x in values.items()}
+            rows.append({"source": source, "name": name, "method": method, **numbers})
+    return rows
+
+
+class Stage1Scores:
+    """How well stage 1's maps agree with the labels: accuracy, mIoU, cross-entropy, Pearson."""
+
+    def __init__(self, labels, device):
+        self.labels, self.matrix = labels, metrics.ConfusionMatrix(32, device)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def update(self, maps, batch: dict) -> None:
+        infrared = batch["infrared"][:, :1]
+        labels = prepare_pseudo_labels(batch["visible"], infrared, batch["semantic"], self.labels)
+        self.matrix.update(maps.material.argmax(1), labels.material)
+        ce, known = material_cross_entropy(maps.material, labels.material)
+        pearson = metrics.pearson(maps.intensity.clamp(0, 1), infrared)
+        self.sums += torch.stack([ce.sum(), known.sum(), pearson.sum(),
+                                  torch.tensor(len(ce), device=ce.device)]).double()  # fmt: skip
+
+    def result(self) -> dict[str, float]:
+        ce, labelled, pearson, count = dist.sum_over_ranks(self.sums).tolist()
+        return {
+            **self.matrix.result(), "material_ce": ce / labelled if labelled else math.nan,
+            "chance_ce": math.log(32), "labelled_pairs": int(labelled),
+            "material_source": self.labels.material_source, "pearson_intensity": pearson / count,
+        }  # fmt: skip
+
+
+def write(folder: Path, rows: list[dict], facts: dict) -> None:
+    """Write and print the table."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    means = {
+        m: {k: sum(r[k] for r in rows if r["method"] == m) / facts["pairs"] for k in METRICS}
+        for m in methods
+    }
+    lines = [f"| method | {' | '.join(title for title, _ in METRICS.values())} |",
+             "|---" * (len(METRICS) + 1) + "|"]  # fmt: skip
+    for method, values in means.items():
+        lines.append(f"| {method} | {values['psnr']:.2f} | {values['ssim']:.3f} |"
+                     f" {values['mae']:.3f} | {values['rank']:.3f} |")  # fmt: skip
+    stage1, H, W = facts["stage1"], *facts["size"]
+    lines += ["", f"{facts['pairs']} pairs of `{facts['data']}` ({facts['split']}), {H} x {W},"
+              f" {facts['seconds']} s on {facts['device']}; checkpoint `{facts['checkpoint']}`"]
+    if facts["sampling"]:
+        lines.append("; ".join(f"{k} {v}" for k, v in facts["sampling"].items()))
+    lines.append(materials_sentence(stage1))
+    lines.append(f"Pearson(intensity, infrared) {stage1['pearson_intensity']:.3f}")
+    text = "\n".join(lines) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text(text, encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps({"methods": means, **facts}, indent=1) + "\n")
+    with open(folder / "per_image.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    print(text + f"written to {folder}: results.md, results.json, per_image.csv")
+
+
+def materials_sentence(stage1: dict) -> str:
+    """What the material head is worth, in words."""
+    if not stage1["labelled_pairs"]:
+        return "materials: not scored, no pair has labels"
+    return (f"materials ({stage1['material_source']} labels): cross-entropy"
+            f" {stage1['material_ce']:.3f} (chance ln 32 = {stage1['chance_ce']:.3f}), accuracy"
+            f" {stage1['accuracy']:.3f}, mIoU {stage1['miou']:.3f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    entry(main)

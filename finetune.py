@@ -1,0 +1,32 @@
+"""Stage 3: train the guided FLUX and the decomposition that guides it together.
+
+    python finetune.py --config configs/demo/finetune.yaml --checkpoint runs/train/best_model.pth
+    torchrun --nproc_per_node=2 finetune.py --checkpoint runs/train/best_model.pth --lr 1e-5
+
+Stage 2 with the decomposition trained too; the consistency term (stage 1's loss) keeps its maps
+meaningful. The architecture is that of the checkpoint. To resume, run the same command again.
+"""
+
+from configs import restore
+from configs.schema import FLAGS, FinetuneConfig
+from train import train
+from utils import config, dist
+from utils.run import entry
+
+
+def main() -> None:
+    cfg = config.load(FinetuneConfig, flags=FLAGS, default="configs/finetune.yaml")
+    device = dist.init(cfg.run.device)
+    # how it is trained is this run's choice; what it is comes from the checkpoint
+    model, trained = restore.load_translator(
+        cfg.checkpoint, device,
+        freeze_decomposition=cfg.model.freeze_decomposition,
+        train_batchnorm=cfg.model.train_batchnorm,
+        gradient_checkpointing=cfg.model.gradient_checkpointing,
+    )  # fmt: skip
+    cfg.model = trained.model
+    train(cfg, model, device)
+
+
+if __name__ == "__main__":
+    entry(main)

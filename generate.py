@@ -1,0 +1,88 @@
+"""Infrared images for photographs: a file or a folder in, PNGs of the same names and sizes out.
+
+    python generate.py --checkpoint runs/train/export --image_path photo.jpg
+    python generate.py --checkpoint runs/train/export --image_path photos/ --output_dir infrared/
+
+Each photograph is resized to the training size, translated, and the result resized back to its own.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from configs import restore
+from configs.schema import USE_FLAGS, GenerateConfig
+from data.pairs import make_window
+from data.transforms import decode_visible, encode_png, resize_visible
+from models.codec import TOKEN
+from models.sampler import translate
+from utils import config, dist
+from utils.run import entry
+
+SUFFIXES = set(Image.registered_extensions())
+
+
+@torch.no_grad()
+def main() -> None:
+    cfg = config.load(GenerateConfig, flags=USE_FLAGS)
+    paths = find_photographs(cfg.image_path)
+    device = dist.init(cfg.device)
+    translator, trained = restore.load_translator(cfg.checkpoint, device)
+    translator.eval()
+    sampling = restore.sampling_of(trained.sampling, cfg)
+    if cfg.counts and not trained.window:
+        raise ValueError("--counts needs the window of the training data, and this run has none"
+                         " (data.window=per_image)")  # fmt: skip
+    window = make_window(*trained.window) if cfg.counts else make_window(0, 255)
+    folder = Path(cfg.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    mine = list(enumerate(paths))[dist.rank() :: dist.world_size()]
+    for draw, path in tqdm(mine, desc="generate", unit="image", disable=not dist.is_main()):
+        photograph = decode_visible(path.read_bytes(), str(path))
+        H, W = photograph.shape[:2]
+        size = trained.data.height_width()
+        if cfg.keep_aspect:
+            size = same_area(size, H / W)
+        visible = torch.from_numpy(resize_visible(photograph, size)).to(device)
+        visible = visible.permute(2, 0, 1)[None].float() / 255
+        infrared = translate(translator, visible, [draw], sampling)
+        infrared = F.interpolate(infrared, (H, W), mode="bicubic", antialias=True).clamp(0, 1)
+        values = window.restore(infrared[0, 0].cpu().numpy())
+        image = np.rint(values).astype(np.uint16 if cfg.counts else np.uint8)
+        (folder / f"{path.stem}.png").write_bytes(encode_png(image))
+    dist.print0(f"{len(paths)} infrared images in {folder}")
+
+
+def find_photographs(where: str) -> list[Path]:
+    """The image files of a path. Raises: ValueError: none, or two that would get one name."""
+    path = Path(where)
+    if not where or not path.exists():
+        raise ValueError(f"--image_path {where!r}: no such file or folder")
+    paths = [path] if path.is_file() else sorted(
+        p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)  # fmt: skip
+    if not paths:
+        raise ValueError(f"--image_path {where}: no image files in this folder")
+    seen: dict[str, Path] = {}
+    for p in paths:
+        if p.stem in seen:
+            raise ValueError(f"{seen[p.stem].name} and {p.name} would both become {p.stem}.png")
+        seen[p.stem] = p
+    return paths
+
+
+def same_area(size: tuple[int, int], aspect: float) -> tuple[int, int]:
+    """About the pixels of `size` at height / width = `aspect`, sides in multiples of 16."""
+    area = size[0] * size[1]
+    height = max(1, round(math.sqrt(area * aspect) / TOKEN)) * TOKEN
+    width = max(1, round(math.sqrt(area / aspect) / TOKEN)) * TOKEN
+    return height, width
+
+
+if __name__ == "__main__":
+    entry(main)

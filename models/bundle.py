@@ -1,0 +1,68 @@
+"""A trained translator as a folder that needs nothing else, and back.
+
+    pytorch_lora_weights.safetensors   the adapters, as `FluxFillPipeline.load_lora_weights` reads them
+    thermaflux.safetensors             guidance, stage 1, prompt; all of FLUX too where it was trained
+    thermaflux.json                    the run's configuration and the versions it was made with
+"""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.lora import LORA_FILE, lora_layers, save_lora
+from models.translator import Translator
+
+STATE_FILE = "thermaflux.safetensors"
+CONFIG_FILE = "thermaflux.json"
+
+
+def is_bundle(path: str | Path) -> bool:
+    return (Path(path) / CONFIG_FILE).is_file()
+
+
+def save_bundle(folder: str | Path, translator: Translator, state: dict[str, Tensor],
+                config: dict, versions: dict[str, str]) -> None:  # fmt: skip
+    """Write the folder.
+
+    Args:
+        state: the trained tensors by their names in `translator` (a checkpoint's `model`).
+        config, versions: plain values; `config["model"]` must describe the translator.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = {"config": config, "versions": versions, "text_tokens": len(translator.prompt.tokens)}
+    if lora_layers(translator.flux):
+        save_lora(translator.flux, folder / LORA_FILE, {"made_by": "ThermaFlux"})
+    rest = {n: x.detach().cpu().contiguous() for n, x in state.items() if ".lora_" not in n}
+    save_file(rest, str(folder / STATE_FILE), metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+
+
+def read_config(folder: str | Path) -> dict:
+    """The run's configuration. Raises: ValueError: no such folder, or not written by us."""
+    path = Path(folder) / CONFIG_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no configuration of an exported model: {error}") from error
+
+
+def read_bundle(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
+    """The configuration and the trained tensors by their names in the translator.
+
+    Raises: ValueError: a file is missing or damaged, or not written by us.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["config"]
+        state = load_file(str(folder / STATE_FILE))
+        adapters = load_file(str(folder / LORA_FILE)) if (folder / LORA_FILE).exists() else {}
+        lora = config["model"]["lora_config"]
+    except Exception as error:  # safetensors raises its own kinds for a damaged file
+        raise ValueError(f"{folder} is no exported model: {error}") from error
+    for key, tensor in adapters.items():
+        scale = lora["lora_alpha"] / lora["r"] if ".lora_B." in key else 1.0
+        state["flux." + key.removeprefix("transformer.")] = tensor / scale
+    return config, state

@@ -1,0 +1,64 @@
+"""Stage 4: one PNG a scene: visible, the maps of stage 1, fused and generated infrared, and truth.
+
+    python visualize.py --checkpoint runs/train/best_model.pth --output_dir panels --limit 12
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from configs import restore
+from configs.schema import USE_FLAGS, EvaluateConfig
+from data.materials import MATERIALS, material_colors
+from data.pairs import open_pairs
+from data.pseudo_labels import prepare_pseudo_labels
+from data.stream import sequential
+from models.sampler import translate
+from utils import config, dist, panels
+from utils.loop import to_device
+from utils.run import entry
+from utils.scenes import scene_cells, scene_figure
+
+DEFAULT_SCENES = 12
+
+
+@torch.no_grad()
+def main() -> None:
+    cfg = config.load(EvaluateConfig, flags=USE_FLAGS)
+    device = dist.init(cfg.device)
+    stage1, translator, trained = restore.load_any(cfg.checkpoint, device)
+    data = replace(trained.data, cache="none", num_workers=cfg.num_workers)
+    pairs = open_pairs(replace(data, path=cfg.test_data or data.path), cfg.split)
+    sampling = restore.sampling_of(trained.sampling, cfg) if translator else None
+    folder, colors = Path(cfg.output_dir), material_colors()
+    names = [material.name for material in MATERIALS]
+
+    ranks = dist.rank(), dist.world_size()
+    limit = cfg.limit or DEFAULT_SCENES
+    batches = sequential(pairs, cfg.batch_size, *ranks, cfg.num_workers, limit)
+    for batch in tqdm(batches, desc="draw", unit="batch", disable=ranks[0] > 0):
+        batch = to_device(batch, device)
+        visible, infrared = batch["visible"], batch["infrared"][:, :1]
+        labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], trained.data.labels)
+        (intensity, material, context), fused = (
+            translator.decompose(visible) if translator else stage1(visible)
+        )
+        ours = None
+        if translator:
+            ours = translate(translator, visible, batch["draw"].tolist(), sampling)
+        cells = scene_cells(
+            colors, visible=visible, intensity=intensity, material_label=labels.material,
+            material=material, context=context, fused=fused, generated=ours, infrared=infrared,
+        )  # fmt: skip
+        ids = material.argmax(1).cpu().numpy()
+        for cell, name, source, seen in zip(cells, batch["name"], batch["source"], ids):
+            heading = f"{source}  {name}" if source else name
+            picture = scene_figure([cell], [name], names, colors, [seen], heading)
+            panels.save_png(folder / f"{source or 'scene'}_{name}.png", picture)
+    dist.print0(f"panels in {folder}")
+
+
+if __name__ == "__main__":
+    entry(main)
