@@ -8,7 +8,6 @@ Later values win: dataclass defaults, then the file, then the command line from 
 
 import dataclasses
 import difflib
-import re
 import sys
 import types
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+from utils.yaml_text import Dumper, Loader, read_yaml
 
 Config = TypeVar("Config")
 RUN_FLAGS = {"resume": "run.resume", "dry_run": "run.dry_run"}
@@ -88,7 +89,7 @@ def to_dict(value: Any) -> Any:
 
 def to_yaml(cfg: Any) -> str:
     """The resolved configuration as YAML text that `load` reads back to the same values."""
-    return yaml.dump(to_dict(cfg), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_dict(cfg), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def keys(cls: type, prefix: str = "", default: Any = MISSING) -> Iterator[tuple[str, Any, Any]]:
@@ -101,20 +102,6 @@ def keys(cls: type, prefix: str = "", default: Any = MISSING) -> Iterator[tuple[
         else:
             yield name, hint, value
 
-
-def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file. Only plain values; a key given twice is refused.
-
-    Raises:
-        ValueError: not YAML, or not a mapping. OSError: cannot be read.
-    """
-    try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict | None):
-        raise ValueError(f"{path} must hold `section: values`, got {type(raw).__name__}")
-    return raw or {}
 
 # the command line
 
@@ -177,13 +164,15 @@ def _assign(hint: Any, raw: Any, path: list[str], text: str, key: str, default: 
 
 def _from_text(hint: Any, text: str, key: str) -> Any:
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, Loader)
     except yaml.YAMLError:
         value = text
     try:
         return to_dict(_convert(hint, value, key, ARGV))
     except ValueError:
-        if isinstance(value, (dict, list)) or (str not in (hint, *get_args(hint))):
+        members = get_args(hint) if get_origin(hint) in UNIONS else (hint,)
+        nested = isinstance(value, (dict, list)) and any(map(get_origin, members))
+        if str not in members or nested:
             raise
         return text                                         # `name=007` is text, not the number 7
 
@@ -262,10 +251,9 @@ def _convert_union(args: tuple, hint: Any, value: Any, key: str, where: str, def
     for arg in args:
         try:
             taken.append(_convert(arg, value, key, where, default))
-        except ValueError as error:
+        except ValueError:
             if _section(arg) and isinstance(value, dict):
-                raise                                       # says which key of the section is wrong
-            del error
+                raise                               # says which key of the section is wrong
     for result in taken:
         if type(result) is type(value):
             return result
@@ -342,7 +330,7 @@ def type_name(hint: Any) -> str:
     return {bool: "true or false", str: "text", Any: "anything"}.get(hint, hint.__name__)
 
 
-# errors and YAML
+# errors
 
 class _UnknownKeyError(Exception):
     def __init__(self, key: str, where: str):
@@ -362,37 +350,3 @@ def _nearest(name: str, valid: list[str]) -> str:
         same = other.rpartition(".")[2] == name.rpartition(".")[2]
         return same + difflib.SequenceMatcher(None, name, other).ratio()
     return max(sorted(valid), key=similarity)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `no` and `off` are text, 1e-4 is a number and no key may come twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that either YAML 1.1 or `_Loader` would read as something else."""
-
-
-# YAML 1.1 reads `mixed_precision: no` as false, 12:30 as 750 and 1e-4 as text; 1.2 does not
-_RULES = {
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "int": (r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+", "-+0123456789"),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-              r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "merge": (r"<<", "<"),
-}
-_Loader.yaml_implicit_resolvers = {}
-for _tag, (_pattern, _first) in _RULES.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))

@@ -1,0 +1,181 @@
+"""Configuration: every way of giving a value, and what is said about a wrong one.
+
+    pytest tests/test_config.py
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from utils import config
+from utils.run import RunConfig
+
+
+@dataclass(kw_only=True)
+class PartConfig:
+    lr: float = 1e-4
+    epochs: int = 5
+    precision: Literal["bf16", "no"] = "bf16"
+    size: int | list[int] = 256
+    inject: dict[int, list[str]] = field(default_factory=lambda: {6: ["intensity"]})
+    frozen: bool = True
+    crop: tuple[float, float] = (0.5, 1.0)
+    checkpoint: str | None = None
+    folder: Path = Path("datasets")
+
+    def __post_init__(self):
+        if self.epochs < 0:
+            raise ValueError(f"epochs must not be negative, got {self.epochs}")
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    part: PartConfig = field(default_factory=lambda: PartConfig(epochs=7))
+    extra: PartConfig | None = None
+    name: str
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+FLAGS = {"lr": "part.lr", "freeze": "part.frozen", "name": "name", "elsewhere": "not.here"}
+
+
+def load(*argv, **kwargs):
+    return config.load(StageConfig, ["name=x", *argv], FLAGS, **kwargs)
+
+
+def refused(*argv, **kwargs):
+    with pytest.raises(ValueError) as caught:
+        load(*argv, **kwargs)
+    return str(caught.value)
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text):
+        path = tmp_path / "stage.yaml"
+        path.write_text(text)
+        return str(path)
+    return write
+
+
+def test_file_overrides_defaults_and_the_command_line_overrides_the_file(yaml_file):
+    path = yaml_file("part: {lr: 1e-3, size: [3, 4]}\nname: file\n")
+    cfg = config.load(StageConfig, [], default=path)
+    assert (cfg.part.lr, cfg.part.size, cfg.part.epochs, cfg.name) == (1e-3, [3, 4], 7, "file")
+    cfg = config.load(StageConfig, ["--config", path, "--lr", "3e-5", "part.epochs=9"], FLAGS)
+    assert (cfg.part.lr, cfg.part.size, cfg.part.epochs, cfg.name) == (3e-5, [3, 4], 9, "file")
+
+
+def test_the_last_of_two_values_wins_whether_flag_or_key():
+    assert load("--lr", "1", "part.lr=2").part.lr == 2
+    assert load("part.lr=2", "--lr=1").part.lr == 1
+
+
+def test_a_bool_flag_has_an_opposite():
+    assert load("--no_freeze").part.frozen is False
+    assert load("--no-freeze", "--freeze").part.frozen is True
+    assert "takes no value" in refused("--freeze=yes")
+
+
+def test_dry_run_and_resume_land_in_run():
+    cfg = load("--dry_run", "--resume", "a.pth")
+    assert cfg.run.dry_run is True and cfg.run.resume == "a.pth"
+
+
+@pytest.mark.parametrize("text, key, value", [
+    ("part.lr=1e-4", "lr", 1e-4), ("part.lr=2", "lr", 2.0), ("part.epochs=1e3", "epochs", 1000),
+    ("part.precision=no", "precision", "no"), ("part.frozen=off", "frozen", False),
+    ("part.size=[8, 16]", "size", [8, 16]), ("part.crop=[0.1, 1]", "crop", (0.1, 1.0)),
+    ("part.inject.12=[material]", "inject", {6: ["intensity"], 12: ["material"]}),
+    ("part.inject={1: [a]}", "inject", {1: ["a"]}), ("part.checkpoint=007", "checkpoint", "007"),
+    ("part.checkpoint=", "checkpoint", None), ("part.checkpoint=a: b", "checkpoint", "a: b"),
+    ("part.folder=x/y", "folder", Path("x/y")),
+])
+def test_values_become_the_type_of_their_key(text, key, value):
+    found = getattr(load(text).part, key)
+    assert found == value and type(found) is type(value)
+
+
+def test_an_optional_section_appears_when_a_key_of_it_is_given():
+    assert load().extra is None
+    assert load("extra.epochs=2").extra == PartConfig(epochs=2)
+
+
+def test_yaml_reads_numbers_and_words_as_people_write_them(yaml_file):
+    cfg = load(default=yaml_file("part: {lr: 1e-4, precision: no, frozen: off}\n"))
+    assert (cfg.part.lr, cfg.part.precision, cfg.part.frozen) == (1e-4, "no", False)
+
+
+def test_yaml_anchors_and_merges_work(yaml_file):
+    path = yaml_file("part: &p {lr: 0.5, epochs: 1}\nextra: {<<: *p, epochs: 2}\n")
+    assert load(default=path).extra == PartConfig(lr=0.5, epochs=2)
+
+
+def test_an_unknown_key_names_the_file_and_the_nearest_valid_one(yaml_file):
+    path = yaml_file("part: {lrr: 1}\n")
+    assert refused(default=path) == f"unknown key part.lrr in {path}; did you mean part.lr?"
+    assert refused("prt.size=3") == (
+        "unknown key prt.size on the command line; did you mean part.size?")
+    assert "did you mean run.output_dir?" in refused("output_dir=x")
+    assert "unknown key part.lr.x" in refused("part.lr.x=1")
+    assert "unknown flag --lrr; did you mean --lr?" in refused("--lrr", "1")
+    assert "unknown flag --part.lr; write part.lr=VALUE" in refused("--part.lr", "1")
+    assert "unknown flag --elsewhere" in refused("--elsewhere", "1")    # no such key in this stage
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("part.lr=fast", "expected float, got 'fast' (str)"),
+    ("part.lr=", "expected float, got nothing"),
+    ("part.lr=true", "expected float, got True (bool)"),
+    ("part.epochs=1.5", "expected int, got 1.5 (float)"),
+    ("part.size=[a]", "expected int or list of int, got ['a'] (list)"),
+    ("part.crop=[1, 2, 3]", "expected list of 2 (float, float), got [1, 2, 3] (list)"),
+    ("part.precision=fp16", "expected 'bf16' or 'no', got 'fp16' (str)"),
+    ("part.frozen=3", "expected true or false, got 3 (int)"),
+    ("part=3", "expected a section of keys, got 3 (int)"),
+])
+def test_a_wrong_type_says_the_key_what_was_expected_and_what_came(text, expected):
+    key = text.partition("=")[0]
+    assert refused(text) == f"{key} on the command line: {expected}"
+
+
+def test_a_value_that_a_section_refuses_names_the_section():
+    assert refused("part.epochs=-1") == (
+        "part on the command line: epochs must not be negative, got -1")
+
+
+def test_what_must_be_given_is_asked_for(yaml_file):
+    with pytest.raises(ValueError, match="missing key name .*: expected text"):
+        config.load(StageConfig, [])
+    assert "--lr needs a value" in refused("--lr")
+    assert "write section.key=value" in refused("stray")
+
+
+@pytest.mark.parametrize("text, said", [
+    ("name: a\nname: b\n", "the key 'name' is given twice"),
+    ("name: [1\n", "not valid YAML"), ("- a\n", "must hold"),
+    ("name: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+])
+def test_a_bad_file_is_refused(yaml_file, text, said):
+    path = yaml_file(text)
+    assert path in refused(default=path) and said in refused(default=path)
+
+
+def test_a_configuration_survives_yaml_and_checkpoints(yaml_file):
+    cfg = load("part.crop=[0.25, 1]", "part.lr=1e-5", "extra.checkpoint=1e4", "part.precision=no",
+               "run.output_dir=012")
+    assert config.from_dict(StageConfig, config.to_dict(cfg)) == cfg
+    assert config.load(StageConfig, [], default=yaml_file(config.to_yaml(cfg))) == cfg
+
+
+def test_help_lists_flags_and_every_key_with_type_and_value(capsys, yaml_file):
+    with pytest.raises(SystemExit) as stop:
+        load("-h", default=yaml_file("part: {epochs: 11}\n"))
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    for line in ("--lr VALUE", "--freeze / --no_freeze", "--dry_run", "part.epochs (int) = 11",
+                 "part.lr (float) = 0.0001", "part.size (int or list of int) = 256",
+                 "run.resume (text or null) = None", "name (text) = (must be given)"):
+        assert line in out, line

@@ -1,0 +1,111 @@
+"""Metrics against closed forms, and what they refuse.
+
+    pytest tests/test_metrics.py
+"""
+
+import math
+
+import pytest
+import torch
+
+from utils import metrics
+from utils.metrics import ConfusionMatrix
+
+IMAGE_METRICS = [metrics.psnr, metrics.ssim, metrics.mae, metrics.pearson,
+                 metrics.rank_correlation]
+
+
+def images(count=2, size=16, seed=0):
+    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("metric", IMAGE_METRICS)
+def test_every_metric_is_per_image_and_leaves_its_arguments_alone(metric):
+    a, b = images(seed=0), images(seed=1)
+    before = a.clone(), b.clone()
+    together = metric(a, b)
+    assert together.shape == (2,) and together.dtype == torch.float32
+    alone = torch.cat([metric(a[i:i + 1], b[i:i + 1]) for i in range(2)])
+    torch.testing.assert_close(together, alone)
+    assert together[0] != together[1]
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1])
+
+
+@pytest.mark.parametrize("metric", IMAGE_METRICS)
+@pytest.mark.parametrize("change, said", [
+    (lambda x: x[:, 0], "expected two images of shape"),
+    (lambda x: x.expand(-1, 3, -1, -1), "expected two images of shape"),
+    (lambda x: x * 255, r"must be in \[0, 1\]"), (lambda x: x - 0.5, r"must be in \[0, 1\]"),
+    (lambda x: x * float("nan"), r"must be in \[0, 1\]"),
+])
+def test_every_metric_refuses_other_shapes_and_ranges(metric, change, said):
+    good = images()
+    for a, b in ((change(good), good), (good, change(good))):
+        with pytest.raises(ValueError, match=said):
+            metric(a, b)
+
+
+def test_psnr_and_mae_of_a_constant_offset_are_known():
+    a = images() * 0.5
+    torch.testing.assert_close(metrics.psnr(a + 0.1, a), torch.full((2,), 20.0))
+    torch.testing.assert_close(metrics.mae(a + 0.1, a), torch.full((2,), 0.1))
+    assert metrics.psnr(a, a).isinf().all()
+
+
+def test_ssim_is_one_for_equal_images_and_low_for_noise():
+    a = images(size=32)
+    torch.testing.assert_close(metrics.ssim(a, a), torch.ones(2))
+    assert (metrics.ssim(a, images(size=32, seed=5)) < 0.2).all()
+    with pytest.raises(ValueError, match="sides of 11 or more"):
+        metrics.ssim(images(size=8), images(size=8))
+
+
+def test_pearson_ignores_gain_and_offset_and_keeps_the_sign():
+    a = images()
+    torch.testing.assert_close(metrics.pearson(0.5 * a + 0.2, a), torch.ones(2))
+    torch.testing.assert_close(metrics.pearson(1 - a, a), -torch.ones(2))
+    assert (metrics.pearson(a**4, a) < 0.95).all()
+
+
+def test_rank_correlation_ignores_every_monotone_change():
+    a = images()
+    torch.testing.assert_close(metrics.rank_correlation(a**4, a), torch.ones(2))
+    torch.testing.assert_close(metrics.rank_correlation(1 - a**4, a), -torch.ones(2))
+
+
+def test_rank_correlation_shares_the_ranks_of_ties():
+    # ranks 1.5 1.5 3 4 against 1 2 3.5 3.5: rho = 0.8333 by hand
+    a = torch.tensor([0.1, 0.1, 0.5, 0.9]).view(1, 1, 2, 2)
+    b = torch.tensor([0.0, 0.3, 0.7, 0.7]).view(1, 1, 2, 2)
+    ra, rb = torch.tensor([1.5, 1.5, 3, 4]), torch.tensor([1, 2, 3.5, 3.5])
+    expected = torch.corrcoef(torch.stack([ra, rb]))[0, 1]
+    torch.testing.assert_close(metrics.rank_correlation(a, b)[0], expected)
+
+
+@pytest.mark.parametrize("metric", [metrics.pearson, metrics.rank_correlation])
+def test_correlation_with_a_constant_image_is_zero(metric):
+    assert torch.equal(metric(torch.full((2, 1, 16, 16), 0.3), images()), torch.zeros(2))
+    assert torch.equal(metric(images(), torch.full((2, 1, 16, 16), 0.1)), torch.zeros(2))
+
+
+def test_accuracy_and_miou_leave_out_the_unlabelled_and_the_absent():
+    matrix = ConfusionMatrix(4)
+    matrix.update(torch.tensor([[[0, 0, 1, 3]]]), torch.tensor([[[0, 1, 1, 255]]]))
+    matrix.update(torch.tensor([[[1, 1, 0, 2]]]), torch.tensor([[[1, 1, 0, 255]]]))
+    result = matrix.result()
+    assert result["accuracy"] == pytest.approx(5 / 6)
+    assert result["miou"] == pytest.approx((2 / 3 + 3 / 4) / 2)     # classes 2 and 3 are absent
+
+
+def test_a_confusion_matrix_without_labels_is_nan():
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.zeros(1, 2, 2).long(), torch.full((1, 2, 2), 255))
+    assert all(math.isnan(value) for value in matrix.result().values())
+
+
+def test_a_confusion_matrix_refuses_shapes_and_ids():
+    matrix = ConfusionMatrix(2)
+    with pytest.raises(ValueError, match="shapes differ"):
+        matrix.update(torch.zeros(1, 2, 2), torch.zeros(1, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"0\.\.1 or 255, got 0\.\.2"):
+        matrix.update(torch.zeros(1, 2).long(), torch.tensor([[2, 0]]))
