@@ -7,7 +7,7 @@ import torch
 
 from data import shards
 from data.cache import PairCache
-from data.manifest import SPLITS
+from data.manifest import SPLITS, sha256
 from data.materials import IGNORE, TABLES
 from data.pseudo_labels import LabelConfig
 from data.synthetic import render_scene
@@ -83,6 +83,9 @@ class SyntheticSource:
     def where(self, index: int) -> str:
         return f"synthetic scene {self.names[index]}"
 
+    def check(self, index: int) -> None:
+        """Nothing is stored."""
+
     def pair(self, index: int) -> Pair:
         scene = render_scene(self.seed, self.first + index, self.size)
         visible = np.rint(scene.visible * 255.0).astype(np.uint8)
@@ -149,6 +152,14 @@ class ParquetSource:
 
     def where(self, index: int) -> str:
         return self.rows.where(self.index[index])
+
+    def check(self, index: int) -> None:
+        """Raises: ValueError: the bytes do not have the hash in the row's column `sha256`."""
+        row = self.index[index]
+        data = self.reader.read(row)
+        found = sha256(b"".join(data.get(key) or b"" for key in shards.ALIASES))
+        if self.rows.small["sha256"][row] not in (None, found):
+            raise ValueError(f"{self.where(index)}: the images are not those that were written")
 
     def pair(self, index: int) -> Pair:
         """The decoded pair at its own size, infrared in the unit of the rows."""
@@ -292,7 +303,11 @@ def dataset_check(cfg: DataConfig, splits: tuple[str, ...] = ("train", "val")) -
 
 
 def check_all(dataset: Pairs) -> int:
-    """Decode every pair; the number of pairs. Raises: ValueError: the first bad one."""
+    """Decode every pair and compare stored hashes; the number of pairs.
+
+    Raises: ValueError: the first pair that is damaged or not as it was written.
+    """
     for index in range(len(dataset)):
+        dataset.source.check(index)
         dataset.get(index)
     return len(dataset)

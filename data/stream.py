@@ -100,14 +100,21 @@ def stream(
 
 
 def sequential(
-    dataset: Pairs, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
-) -> Iterator[dict]:
+    dataset: Pairs, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0,
+    limit: int = 0,
+) -> Iterator[dict]:  # fmt: skip
     """Every pair once over all ranks, in order, without augmentation; the last batch may be short.
 
     Rank r takes items r, r + world_size, ...; ranks may have different numbers of batches. `draw`
-    is the item's index.
+    is the item's index. With a `limit` only so many items, evenly spaced.
     """
     _check(batch_size, rank, world_size, num_workers)
-    mine = list(range(rank, len(dataset), world_size))
+    mine = evenly_spaced(len(dataset), limit)[rank::world_size]
     batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     return iter(_loader(dataset, batches, num_workers))
+
+
+def evenly_spaced(length: int, limit: int = 0) -> list[int]:
+    """At most `limit` of the indices 0..length-1, from the first on; all of them for limit 0."""
+    count = min(limit or length, length)
+    return [i * length // count for i in range(count)]

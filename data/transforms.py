@@ -1,6 +1,7 @@
 """Decode, window, augment and resize a pair of images: the only place where ranges change."""
 
 import io
+import warnings
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
 GREY_MODES = ("L", "LA", "I", "F", "1")
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we refuse instead
 
 
 class Pair(NamedTuple):

@@ -1,0 +1,120 @@
+"""Order and augmentation are functions of (seed, position): ranks, workers and resuming agree."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.pairs import DataConfig, LabelConfig, open_pairs
+from data.stream import sequential, stream
+from tests import tiny_data as tiny
+
+
+@pytest.fixture(scope="module", params=["ram", "none"])
+def pairs(request, tmp_path_factory):
+    file = tmp_path_factory.mktemp("stream") / "pairs.parquet"
+    tiny.write(file, tiny.rows(11, split=lambda i: "train"), row_group_size=3)
+    labels = LabelConfig(material_source="none")
+    return open_pairs(DataConfig(path=str(file), size=16, cache=request.param, labels=labels),
+                      "train")
+
+
+def take(batches, count: int) -> list[dict]:
+    taken = [next(batches) for _ in range(count)]
+    del batches
+    return taken
+
+
+def same(a: dict, b: dict) -> bool:
+    tensors = ("visible", "infrared", "semantic", "draw")
+    return a["name"] == b["name"] and all(torch.equal(a[k], b[k]) for k in tensors)
+
+
+def joined(*batches: dict) -> dict:
+    out = {k: torch.cat([b[k] for b in batches]) for k in ("visible", "infrared", "semantic")}
+    out["draw"] = torch.cat([b["draw"] for b in batches])
+    return {**out, "name": [n for b in batches for n in b["name"]]}
+
+
+def test_two_ranks_see_together_what_one_rank_sees(pairs):
+    whole = take(stream(pairs, 4, seed=3), 6)
+    halves = [take(stream(pairs, 2, seed=3, rank=r, world_size=2), 6) for r in (0, 1)]
+    for batch, left, right in zip(whole, *halves):
+        assert same(batch, joined(left, right))
+
+
+def test_a_stream_begun_later_continues_the_first(pairs):
+    whole = take(stream(pairs, 3, seed=1), 9)
+    assert all(same(a, b) for a, b in zip(whole[5:], take(stream(pairs, 3, seed=1, first=5), 4)))
+
+
+def test_workers_change_nothing(pairs):
+    alone = take(stream(pairs, 3, seed=2), 8)
+    helped = take(stream(pairs, 3, seed=2, num_workers=2), 8)
+    assert all(same(a, b) for a, b in zip(alone, helped))
+
+
+def test_an_epoch_holds_every_pair_once_and_epochs_differ(pairs):
+    names = [n for b in take(stream(pairs, 1, seed=0), 22) for n in b["name"]]
+    assert sorted(names[:11]) == sorted(names[11:]) == sorted(pairs.names)
+    assert names[:11] != names[11:] != pairs.names
+
+
+def test_order_follows_the_permutation_of_seed_and_epoch(pairs):
+    names = [n for b in take(stream(pairs, 11, seed=5), 2) for n in b["name"]]
+    order = np.concatenate([np.random.default_rng([5, e]).permutation(11) for e in (0, 1)])
+    assert names == [pairs.names[i] for i in order]
+
+
+def test_draw_is_the_position_and_the_seed_matters(pairs):
+    batches = take(stream(pairs, 2, seed=0, rank=1, world_size=2), 3)
+    assert torch.cat([b["draw"] for b in batches]).tolist() == [2, 3, 6, 7, 10, 11]
+    assert not same(take(stream(pairs, 4, seed=0), 1)[0], take(stream(pairs, 4, seed=1), 1)[0])
+
+
+def test_one_pair_is_augmented_anew_at_every_draw(pairs):
+    batches = take(stream(pairs, 11, seed=0), 2)
+    place = batches[1]["name"].index(batches[0]["name"][0])
+    assert not torch.equal(batches[0]["visible"][0], batches[1]["visible"][place])
+    still = take(stream(pairs, 11, seed=0, augment=False), 1)[0]
+    index = pairs.names.index(still["name"][4])
+    assert torch.equal(still["visible"][4], pairs.get(index)["visible"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("world_size, batch_size", [(1, 4), (2, 3), (3, 2), (4, 11)])
+def test_evaluation_sees_every_pair_once_over_all_ranks(
+    pairs, world_size, batch_size, num_workers
+):
+    seen = []
+    for rank in range(world_size):
+        for batch in sequential(pairs, batch_size, rank, world_size, num_workers):
+            assert 0 < len(batch["name"]) <= batch_size
+            for i, draw in enumerate(batch["draw"].tolist()):
+                assert torch.equal(batch["infrared"][i], pairs.get(draw)["infrared"])
+            seen += batch["draw"].tolist()
+    assert sorted(seen) == list(range(11))
+
+
+def test_streaming_leaves_the_global_randomness_alone(pairs):
+    torch.manual_seed(0)
+    wanted = torch.rand(1)
+    torch.manual_seed(0)
+    take(stream(pairs, 2, seed=0, num_workers=2), 2)
+    assert torch.equal(torch.rand(1), wanted)
+
+
+def test_damage_found_by_a_worker_is_named(tmp_path):
+    columns = tiny.rows(6, split=lambda i: "train")
+    columns["infrared"][4] = columns["infrared"][4][:-30]
+    file = tiny.write(tmp_path / "a.parquet", columns)
+    labels = LabelConfig(material_source="none")
+    pairs = open_pairs(DataConfig(path=str(file), size=16, labels=labels), "train")
+    with pytest.raises(ValueError, match="row 4, 'pair_0004', infrared"):
+        take(stream(pairs, 2, seed=0, num_workers=1), 3)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"num_workers": -1}, {"seed": -1},
+                                     {"first": -1}])
+def test_bad_options_are_refused_at_once(pairs, options):
+    with pytest.raises(ValueError, match="-1|0"):
+        stream(**{"dataset": pairs, "batch_size": 2, "seed": 0, **options})
