@@ -8,7 +8,8 @@ from losses.pretrain import PretrainLossConfig
 from models.decomposition import DecompositionConfig
 from models.sampler import SamplingConfig
 from models.translator import TranslatorConfig
-from utils.loop import OptimizerConfig, TrainingConfig
+from utils.loop import TrainingConfig
+from utils.optimizer import OptimizerConfig
 from utils.run import RunConfig
 
 # The short flags people type; a script offers those whose key its configuration has.
