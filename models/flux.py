@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.attention import FluxAttention
 from models.guidance import SemanticGuidance
@@ -185,6 +186,19 @@ def patch_blocks(flux: FluxTransformer2DModel, guidance: SemanticGuidance) -> No
         blocks[index].forward = partial(
             _guided_forward, partial(guidance.add, index), blocks[index].forward
         )
+
+
+def recompute_blocks(flux: FluxTransformer2DModel, every: int) -> None:
+    """Recompute every n-th block in the backward pass: 1 all (least memory), 2 half."""
+    blocks = [*flux.transformer_blocks, *flux.single_transformer_blocks]
+    chosen = {id(block) for block in blocks[::every]}
+
+    def run(block, *args):
+        if id(block) in chosen:
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+    flux.enable_gradient_checkpointing(run)
 
 
 def _guided_forward(add, upstream, hidden_states, encoder_hidden_states, temb,

@@ -43,8 +43,11 @@ class LoraLinear(nn.Module):
         self.lora_B = CastLinear(cfg.r, base.out_features, bias=False, device=device)
         self.dropout = nn.Dropout(cfg.lora_dropout)
         self.scale = cfg.lora_alpha / cfg.r
-        if device.type != "meta":
-            nn.init.normal_(self.lora_A.weight, std=1 / cfg.r)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if not self.lora_A.weight.is_meta:
+            nn.init.normal_(self.lora_A.weight, std=1 / self.lora_A.out_features)
             nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:

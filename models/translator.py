@@ -8,13 +8,14 @@ Dimension key:  B batch   N = 2 * H/16 * W/16 image tokens   M text tokens   C =
                 H, W pixels of one panel
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models import codec as codecs
+from models import fast
 from models import flux as fluxes
 from models.decomposition import DecompositionConfig, Maps
 from models.guidance import Guidance, SemanticGuidance
@@ -23,17 +24,31 @@ from models.stage1 import Stage1, Stage1Output
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
+# What `memory` stands for, where the config does not say otherwise.
+MEMORY = {
+    "24g": dict(base_dtype="fp8-small", gradient_checkpointing=1, compile=True),
+    "48g": dict(base_dtype="bf16", gradient_checkpointing=2, compile=True),
+    "80g": dict(base_dtype="bf16", gradient_checkpointing=0, compile=True),
+    "140g": dict(base_dtype="bf16", gradient_checkpointing=0, compile=True),
+}
+OTHERWISE = dict(base_dtype="bf16", gradient_checkpointing=0, compile=False)
+
 
 @dataclass(kw_only=True)
 class TranslatorConfig:
     flux_fill_id: str | None = None  # hub id or local folder of FLUX.1-Fill; excludes `preset`
     preset: Literal["demo", "small", "full-random"] | None = None  # a random FLUX, no download
     train_base: bool = False  # train all of FLUX, not only adapters; what a random one needs
-    base_dtype: Literal["bf16", "fp32"] = "bf16"  # of the frozen weights
+    memory: Literal["24g", "48g", "80g", "140g"] | None = None  # of one GPU; see MEMORY
+    # of the frozen weights; None: as `memory` says, else bf16
+    base_dtype: Literal["bf16", "fp32", "fp8", "fp8-small"] | None = None
+    compile: bool | None = None  # compile the blocks; None: as `memory` says, else no
     prompt: str = "a thermal infrared photograph of the same scene"
     text_tokens: int = 512  # M, the same in training and sampling
     training_guidance: float = 1.0  # FLUX's guidance embedding while training
-    gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
+    # recompute every n-th block in the backward pass: 1 = all, for the least memory, 2 = half,
+    # 0 = none; None: as `memory` says, else none
+    gradient_checkpointing: int | None = None
     decomposition_checkpoint: str | None = None  # best_model.pth of stage 1
     # of stage 1's network; taken from decomposition_checkpoint
     decomposition: DecompositionConfig = field(default_factory=DecompositionConfig)
@@ -85,7 +100,7 @@ class Translator(nn.Module):
         self.stage1 = stage1.requires_grad_(not cfg.freeze_decomposition)
         self.stage1.saved_when_frozen = True
         if cfg.gradient_checkpointing:
-            self.flux.enable_gradient_checkpointing()
+            fluxes.recompute_blocks(self.flux, cfg.gradient_checkpointing)
         self.train()
 
     def train(self, mode: bool = True) -> "Translator":
@@ -196,6 +211,7 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
 
     Raises: ValueError: neither or both of preset and flux_fill_id, or what they raise.
     """
+    cfg = with_memory(cfg)
     if (cfg.preset is None) == (cfg.flux_fill_id is None):
         raise ValueError(
             "set exactly one of model.preset (a random FLUX) and model.flux_fill_id (real weights);"
@@ -203,9 +219,12 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
         )
     if cfg.text_tokens < 1:
         raise ValueError(f"model.text_tokens must be at least 1, got {cfg.text_tokens}")
-    dtype = torch.float32 if cfg.train_base else DTYPES[cfg.base_dtype]
+    quick = cfg.compile or cfg.base_dtype.startswith("fp8")
+    dtype = torch.float32 if cfg.train_base else DTYPES.get(cfg.base_dtype, torch.bfloat16)
     if cfg.preset:
-        flux, codec = fluxes.random_flux(cfg.preset, dtype, device), codecs.DctCodec()
+        # 12 B random weights are made block by block, where they will stay
+        start = "meta" if quick and cfg.preset == "full-random" else device
+        flux, codec = fluxes.random_flux(cfg.preset, dtype, start), codecs.DctCodec()
         prompt = prompt or fluxes.random_prompt(flux, cfg.text_tokens)
     else:
         prompt = prompt or fluxes.encode_prompt(
@@ -213,4 +232,25 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
         )
         flux, vae = fluxes.load_flux(cfg.flux_fill_id, dtype)
         codec = codecs.FluxCodec(vae)
-    return Translator(cfg, flux, codec, prompt, stage1).to(device)
+    translator = Translator(cfg, flux, codec, prompt, stage1)
+    if quick:
+        fast.freeze(translator.flux, device, cfg.base_dtype)
+        fast.install(translator.flux, translator.guidance, cfg.compile, cfg.gradient_checkpointing)
+    return translator.to(device)
+
+
+def with_memory(cfg: TranslatorConfig) -> TranslatorConfig:
+    """`cfg` with the values that `memory` stands for filled in.
+
+    Raises: ValueError: a base that is trained can be neither compiled nor rounded.
+    """
+    values = MEMORY.get(cfg.memory, OTHERWISE)
+    cfg = replace(cfg, **{k: v for k, v in values.items() if getattr(cfg, k) is None})
+    if cfg.train_base and (cfg.compile or cfg.base_dtype.startswith("fp8")):
+        raise ValueError(
+            "model.train_base trains fp32 weights: it needs model.compile=false and base_dtype bf16 or"
+            f" fp32, got compile={cfg.compile}, base_dtype={cfg.base_dtype} (memory={cfg.memory})"
+        )
+    if cfg.gradient_checkpointing < 0:
+        raise ValueError(f"model.gradient_checkpointing is {cfg.gradient_checkpointing}; 0 is none")
+    return cfg

@@ -1,0 +1,312 @@
+"""FLUX's blocks written for speed: the same arithmetic, frozen matrices merged, each block compiled.
+
+`install` replaces the forward of a FluxTransformer2DModel whose base is frozen. What it changes:
+    q, k, v (and the single block's first MLP layer) are one matrix: x is read and rounded once
+    adapters on one input share one down-projection; their B's stay apart
+    text and image stay joined from one single block to the next
+    frozen matrices are bf16 or e4m3 (models/fp8.py)
+Adapters and guidance keep their modules, names and checkpoints. The blocks are functions of tensors,
+so that one compiled graph serves all blocks of a kind; shapes are static, one size a run.
+
+Dimension key:  B batch   N image, M text, S all tokens   D model   h heads   d width of a head
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from models.attention import attend, rotate
+from models.fp8 import Frozen, Matrix, linear, linear_of_few, linear_of_two
+from models.guidance import SemanticGuidance
+from models.lora import LoraLinear
+
+EPS = 1e-6  # of every norm in FLUX
+MLP = 4  # width of the MLPs, in D
+BACKEND = "inductor"
+RECOMPILES = 64  # training, sampling, first block, recomputation: each has its own graph
+
+
+class Adapter(NamedTuple):
+    A_rI: Tensor  # fp32
+    B_Or: Tensor  # fp32
+    scale: float
+    dropout: float  # 0 in eval mode
+
+
+class Stream(NamedTuple):
+    """What the image stream, or the text stream, of a double block computes with."""
+
+    modulation: Matrix
+    qkv: Matrix
+    out: Matrix
+    up: Matrix
+    down: Matrix
+    norm_q_d: Tensor
+    norm_k_d: Tensor
+    adapters: dict[str, Adapter | None]
+
+
+class Single(NamedTuple):
+    """What a single block computes with."""
+
+    modulation: Matrix
+    first: Matrix  # q, k, v and the MLP's first layer
+    last: Matrix  # of attention and MLP side by side
+    norm_q_d: Tensor
+    norm_k_d: Tensor
+    adapters: dict[str, Adapter | None]
+
+
+# the layers of each kind of block, by the name of the matrix that they become
+STREAMS = {
+    "image": {
+        "modulation": ["norm1.linear"],
+        "qkv": ["attn.to_q", "attn.to_k", "attn.to_v"],
+        "out": ["attn.to_out.0"], "up": ["ff.net.0.proj"], "down": ["ff.net.2"],
+    },
+    "text": {
+        "modulation": ["norm1_context.linear"],
+        "qkv": ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"],
+        "out": ["attn.to_add_out"], "up": ["ff_context.net.0.proj"], "down": ["ff_context.net.2"],
+    },
+}  # fmt: skip
+SINGLE = {
+    "modulation": ["norm.linear"],
+    "first": ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"],
+    "last": ["proj_out"],
+}
+
+
+# ---- the arithmetic: functions of tensors
+
+
+def double_block(x_BND: Tensor, text_BMD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor],
+                 image: Stream, text: Stream) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One double block: (image, text) tokens -> (image, text) tokens."""
+    x_mod, text_mod = _modulation(temb_BD, image, 6), _modulation(temb_BD, text, 6)
+    qkv = zip(_heads(_modulated(text_BMD, *text_mod[:2]), text),
+              _heads(_modulated(x_BND, *x_mod[:2]), image))  # fmt: skip
+    q, k, v = (torch.cat(pair, dim=1) for pair in qkv)
+    out_BSD = attend(rotate(q, *rotary), rotate(k, *rotary), v)
+    text_out, x_out = out_BSD.split([text_BMD.shape[1], x_BND.shape[1]], dim=1)
+    return _after_attention(x_BND, x_out, x_mod, image), _after_attention(
+        text_BMD, text_out, text_mod, text
+    )
+
+
+def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor],
+                 w: Single) -> Tensor:  # fmt: skip
+    """One single block, on text and image tokens joined."""
+    D = x_BSD.shape[-1]
+    shift, scale, gate = _modulation(temb_BD, w, 3)
+    x = _modulated(x_BSD, shift, scale)
+    names = "to_q", "to_k", "to_v", "proj_mlp"
+    parts = linear(x, w.first).split([D, D, D, MLP * D], dim=-1)
+    q, k, v, mlp = _adapted(parts, x, [w.adapters[n] for n in names])
+    q, k, v = (y.unflatten(-1, (-1, w.norm_q_d.shape[0])) for y in (q, k, v))
+    q, k = _rms_norm(q, w.norm_q_d), _rms_norm(k, w.norm_k_d)
+    out = attend(rotate(q, *rotary), rotate(k, *rotary), v)
+    mlp = F.gelu(mlp, approximate="tanh")
+    y = linear_of_two(out, mlp, w.last)
+    if w.adapters["proj_out"] is not None:
+        (y,) = _adapted([y], torch.cat([out, mlp], dim=-1), [w.adapters["proj_out"]])
+    return x_BSD + gate[:, None] * y
+
+
+def _modulation(temb_BD: Tensor, w: Stream | Single, parts: int) -> tuple[Tensor, ...]:
+    return linear_of_few(F.silu(temb_BD), w.modulation).chunk(parts, dim=1)
+
+
+def _modulated(x: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+    x = F.layer_norm(x, x.shape[-1:], eps=EPS)
+    return x * (1 + scale_BD[:, None]) + shift_BD[:, None]
+
+
+def _heads(x: Tensor, w: Stream) -> tuple[Tensor, Tensor, Tensor]:
+    parts = linear(x, w.qkv).chunk(3, dim=-1)
+    parts = _adapted(parts, x, [w.adapters[n] for n in ("q", "k", "v")])
+    q, k, v = (y.unflatten(-1, (-1, w.norm_q_d.shape[0])) for y in parts)
+    return _rms_norm(q, w.norm_q_d), _rms_norm(k, w.norm_k_d), v
+
+
+def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: Stream) -> Tensor:
+    """The rest of one stream of a double block: output projection, MLP, both residuals."""
+    _, _, gate, shift_mlp, scale_mlp, gate_mlp = modulation
+    out = out.contiguous()
+    (y,) = _adapted([linear(out, w.out)], out, [w.adapters["out"]])
+    x = x + gate[:, None] * y
+    h = _modulated(x, shift_mlp, scale_mlp)
+    (up,) = _adapted([linear(h, w.up)], h, [w.adapters["up"]])
+    h = F.gelu(up, approximate="tanh")
+    (down,) = _adapted([linear(h, w.down)], h, [w.adapters["down"]])
+    return x + gate_mlp[:, None] * down
+
+
+def _rms_norm(x_BShd: Tensor, weight_d: Tensor) -> Tensor:
+    return F.rms_norm(x_BShd, weight_d.shape, weight_d, EPS)
+
+
+def _adapted(parts, x: Tensor, adapters: list[Adapter | None]) -> list[Tensor]:
+    """Each part of W x plus its adapter's scale * B A x; the A's share one product."""
+    present = [a for a in adapters if a is not None]
+    if not present:
+        return list(parts)
+    if present[0].dropout:
+        x = F.dropout(x, present[0].dropout)
+    A = torch.cat([a.A_rI for a in present]).to(x.dtype)
+    low = iter(F.linear(x, A).split([a.A_rI.shape[0] for a in present], dim=-1))
+    return [
+        y if a is None else y + F.linear(next(low), (a.B_Or * a.scale).to(x.dtype))
+        for y, a in zip(parts, adapters)
+    ]
+
+
+# ---- the model
+
+
+def freeze(flux: nn.Module, device: torch.device | str,
+           dtype: Literal["bf16", "fp32", "fp8", "fp8-small"]) -> None:  # fmt: skip
+    """Move `flux` to `device` block by block, each block's matrices merged (and rounded).
+
+    So no more than one block exists twice, and the peak is that of the result. Do it after loading
+    weights and adding adapters. "fp8" keeps a transposed copy of each matrix; "fp8-small" keeps none
+    and rounds the modulations' matrices too: half the memory, slower.
+
+    Raises: ValueError: an adapter sits on a layer that this file does not adapt.
+    """
+    for block in _blocks(flux):
+        _move(block, device)
+        block.frozen = nn.ModuleDict()
+        for kind, layers in _layers(block).items():
+            adapted = [n for n in layers if isinstance(block.get_submodule(n), LoraLinear)]
+            if kind.endswith("modulation") and adapted:
+                raise ValueError(
+                    f"lora_config.target_modules has {adapted[0]}, which model.compile and fp8 do not"
+                    " support"
+                )
+            fp8 = dtype.startswith("fp8") and (dtype == "fp8-small" or "modulation" not in kind)
+            keep = dtype == "fp8" and fp8
+            block.frozen[kind] = _merge(block, layers, fp8, keep)
+    for module in flux.children():
+        if not isinstance(module, nn.ModuleList):
+            _move(module, device)
+
+
+def _move(module: nn.Module, device: torch.device | str) -> None:
+    """To `device`; what has no values yet (the meta device) is drawn there."""
+    if not any(p.is_meta for p in module.parameters()):
+        module.to(device)
+        return
+    module.to_empty(device=device)
+    for part in reversed(list(module.modules())):  # an adapter after the layers in it
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+
+
+def _merge(block: nn.Module, layers: list[str], fp8: bool, transposed: bool) -> Frozen:
+    """One matrix of several linear layers, which lose their own."""
+    bases = [block.get_submodule(n) for n in layers]
+    bases = [b.base if isinstance(b, LoraLinear) else b for b in bases]
+    with torch.no_grad():
+        weight, bias = torch.cat([b.weight for b in bases]), torch.cat([b.bias for b in bases])
+        for base in bases:
+            base.weight = base.bias = None
+        return Frozen(weight, bias, fp8, transposed)
+
+
+def _blocks(flux: nn.Module) -> list[nn.Module]:
+    return [*flux.transformer_blocks, *flux.single_transformer_blocks]
+
+
+def _layers(block: nn.Module) -> dict[str, list[str]]:
+    """Name of the merged matrix -> names of its layers."""
+    if hasattr(block, "proj_mlp"):
+        return SINGLE
+    return {f"{s}_{m}": names for s, of in STREAMS.items() for m, names in of.items()}
+
+
+def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
+            recompute_every: int = 0) -> None:  # fmt: skip
+    """Replace the forward of a `freeze`d flux (this instance only).
+
+    Args:
+        guidance: its cross-attentions are added where it says, as `patch_blocks` does.
+        compiled: compile each block (and cross-attention); the first steps then take a minute.
+        recompute_every: recompute every n-th block in the backward pass: 1 all, 2 half, 0 none.
+    """
+    double, single = (_compiled(f, BACKEND) if compiled else f for f in (double_block, single_block))
+    for block in flux.transformer_blocks:
+        block.forward = partial(_run_double, block, double)
+    for block in flux.single_transformer_blocks:
+        block.forward = partial(_run_single, block, single)
+    if compiled:
+        for module in guidance.attention.values():
+            for attention in module.values():
+                attention.compile(dynamic=False, backend=BACKEND)
+    flux.forward = partial(_forward, flux, guidance, recompute_every)
+
+
+@cache
+def _compiled(function: Callable, backend: str) -> Callable:
+    torch._dynamo.config.recompile_limit = RECOMPILES
+    return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
+
+
+def _run_double(block, function, x_BND, text_BMD, temb_BD, rotary):
+    streams = []
+    for name, of in STREAMS.items():
+        matrices = {m: block.frozen[f"{name}_{m}"].matrix() for m in of}
+        layers = [*zip("qkv", of["qkv"]), *((m, of[m][0]) for m in ("out", "up", "down"))]
+        adapters = {m: _adapter(block.get_submodule(n)) for m, n in layers}
+        norms = ("norm_q", "norm_k") if name == "image" else ("norm_added_q", "norm_added_k")
+        norm_q, norm_k = (getattr(block.attn, n).weight for n in norms)
+        streams.append(Stream(**matrices, norm_q_d=norm_q, norm_k_d=norm_k, adapters=adapters))
+    return function(x_BND, text_BMD, temb_BD, rotary, *streams)
+
+
+def _run_single(block, function, x_BSD, temb_BD, rotary):
+    matrices = {m: block.frozen[m].matrix() for m in SINGLE}
+    layers = [*SINGLE["first"], *SINGLE["last"]]
+    adapters = {n.split(".")[-1]: _adapter(block.get_submodule(n)) for n in layers}
+    norm_q, norm_k = block.attn.norm_q.weight, block.attn.norm_k.weight
+    return function(x_BSD, temb_BD, rotary,
+                    Single(**matrices, norm_q_d=norm_q, norm_k_d=norm_k, adapters=adapters))  # fmt: skip
+
+
+def _adapter(layer: nn.Module) -> Adapter | None:
+    if not isinstance(layer, LoraLinear):
+        return None
+    dropout = layer.dropout.p if layer.training else 0.0
+    return Adapter(layer.lora_A.weight, layer.lora_B.weight, layer.scale, dropout)
+
+
+def _forward(flux, fuser, recompute_every, hidden_states, encoder_hidden_states,
+             pooled_projections, timestep, img_ids, txt_ids, guidance, joint_attention_kwargs=None,
+             return_dict=False):  # fmt: skip
+    """Upstream's names in the signature (the caller passes them), ours from the next line on."""
+    x_BND = flux.x_embedder(hidden_states)
+    text_BMD = flux.context_embedder(encoder_hidden_states)
+    times = (1000 * s.to(x_BND.dtype) for s in (timestep, guidance))
+    temb_BD = flux.time_text_embed(*times, pooled_projections)
+    rotary = flux.pos_embed(torch.cat([txt_ids, img_ids]))
+    guide = (joint_attention_kwargs or {}).get("guidance")
+
+    def run(index, block, *args):
+        if recompute_every and index % recompute_every == 0 and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+    for i, block in enumerate(flux.transformer_blocks):
+        x_BND, text_BMD = run(i, block, x_BND, text_BMD, temb_BD, rotary)
+        if guide is not None and str(i) in fuser.attention:
+            x_BND = fuser.add(i, x_BND, guide)
+    x_BSD = torch.cat([text_BMD, x_BND], dim=1)
+    for i, block in enumerate(flux.single_transformer_blocks):
+        x_BSD = run(i, block, x_BSD, temb_BD, rotary)
+    x_BND = x_BSD[:, text_BMD.shape[1] :]
+    return (flux.proj_out(flux.norm_out(x_BND, temb_BD)),)
