@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data import folders, inspection, writing
 from data.manifest import SPLITS
-from data.materials import CLASS_NAMES, PALETTES, TABLES
+from data.materials import PALETTES, TABLES
 from data.pairs import SCENES_PER_SPLIT
 from utils.run import entry
 
@@ -154,7 +154,6 @@ def prepare_folders(args: argparse.Namespace) -> dict:
         "sizes": inspection.sizes(found),
         "sources": {s: sum(i.source == s for i in items) for s in {i.source: 0 for i in items}},
         "near_duplicates_in_two_splits": torn,
-        "classes": inspection.class_shares(found, splits, CLASS_NAMES.get(args.table, ())),
     }
     tasks = [(*each, options, radiometry) for each in zip(items, found, splits)]
     rows = inspection.in_workers(writing.folder_row, tasks, args.num_workers)
@@ -171,9 +170,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"pairs    {pairs}")
     print(f"sizes    {', '.join(f'{s} ({n})' for s, n in list(manifest['sizes'].items())[:5])}")
     print(f"window   {window['low']:g} to {window['high']:g} {window['unit']}")
-    if manifest.get("classes"):
-        top = list(manifest["classes"]["train"].items())[:6]
-        print(f"classes  {', '.join(f'{name} {share:.1%}' for name, share in top)} (train)")
+    for split, found in manifest["balance"].items():
+        top = [f"{m} {share['pixels']:.1%}" for m, share in found["materials"].items()][:5]
+        print(f"labels   {split}: {found['images']} images, pixels {', '.join(top)}, ...")
     size = sum(shard["bytes"] for shard in manifest["shards"])
     print(f"written  {args.out} ({len(manifest['shards'])} shards, {size / 2**20:.1f} MiB)")
     labels = f"data.labels.material_source={manifest['table'] or 'none'}"

@@ -21,7 +21,13 @@ class PairCache:
     def __init__(self, num_items: int, max_bytes: int):
         self.num_items, self.max_bytes = num_items, max_bytes
         self.lock = multiprocessing.get_context("fork").Lock()
-        self.memory = mmap.mmap(-1, max(1, max_bytes))
+        try:
+            self.memory = mmap.mmap(-1, max(1, max_bytes))
+        except OSError as error:
+            raise ValueError(
+                f"no {max_bytes / 2**30:.1f} GiB of memory for the cache ({error}); set a smaller "
+                f"data.cache_gib, or data.cache=none"
+            ) from None
         index = mmap.mmap(-1, 8 * (1 + num_items * FIELDS))
         table = np.frombuffer(index, dtype=np.int64)
         self.used = table[:1]

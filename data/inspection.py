@@ -1,13 +1,13 @@
 """One full look at every pair before anything is written: sizes, ranges, hashes, classes."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from data.folders import Item, thumbnail
-from data.manifest import SPLITS, sha256
+from data.manifest import sha256
 from data.materials import IGNORE, TABLES
 from data.transforms import (
     Window,
@@ -54,7 +54,6 @@ class Inspection(NamedTuple):
     infrared_hash: str
     visible_thumbnail: np.ndarray
     infrared_thumbnail: np.ndarray
-    class_pixels: np.ndarray | None  # (256,) pixels of each class id
     resized: bool
 
 
@@ -107,13 +106,10 @@ def inspect(task: tuple[Item, Options]) -> Inspection:
     pair = decode_item(item, options)
     infrared = pair.infrared
     tails = np.quantile(infrared, [TAIL, 1 - TAIL], method="nearest")
-    pixels = None
-    if pair.semantic is not None:
-        pixels = np.bincount(pair.semantic.ravel(), minlength=256)
     return Inspection(
         infrared.shape, str(infrared.dtype), float(infrared.min()), float(infrared.max()),
         float(tails[0]), float(tails[1]), sha256(pair.visible_bytes), sha256(pair.infrared_bytes),
-        thumbnail(pair.visible), thumbnail(infrared), pixels,
+        thumbnail(pair.visible), thumbnail(infrared),
         pair.resized,
     )
 
@@ -169,20 +165,3 @@ def sizes(found: list[Inspection]) -> dict[str, int]:
         key = f"{f.size[1]}x{f.size[0]}"
         counts[key] = counts.get(key, 0) + 1
     return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
-
-
-def class_shares(
-    found: list[Inspection], splits: list[str], names: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Share of the labelled pixels of each class by split, the largest first; {} without labels."""
-    shares = {}
-    for split in SPLITS:
-        pixels = [f.class_pixels for f, s in zip(found, splits)
-                  if s == split and f.class_pixels is not None]
-        if not pixels:
-            continue
-        counts = np.sum(pixels, axis=0)[: len(names)]
-        total = max(1, int(counts.sum()))
-        order = np.argsort(-counts, kind="stable")
-        shares[split] = {names[i]: round(float(counts[i] / total), 6) for i in order if counts[i]}
-    return shares if "train" in shares else {}

@@ -96,10 +96,9 @@ class ParquetSource:
     """Decoded rows of one split of parquet files. Column names: see shards.ALIASES."""
 
     def __init__(self, cfg: DataConfig, split: str):
-        fs, files, base = shards.find_files(cfg.path)
-        whole_folder = "*" not in cfg.path and not cfg.path.endswith(".parquet")
-        self.manifests = shards.load_manifests(fs, files, whole_folder)
-        self.rows = shards.Rows(fs, files, base, cfg.split_fractions)
+        found = shards.find_files(cfg.path)
+        self.manifests = shards.load_manifests(found)
+        self.rows = shards.Rows(found, cfg.split_fractions)
         self.rows.check_disjoint()
         wanted = np.isin(self.rows.splits, SPLITS if split == "all" else [split])
         self.index = np.flatnonzero(wanted)

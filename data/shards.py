@@ -5,6 +5,7 @@ import os
 import posixpath
 import re
 from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +29,21 @@ SLOW_GROUP_BYTES = 128 * 2**20  # random rows from larger groups are worth a war
 # ---------------------------------------------------------------------------- finding files
 
 
-def find_files(path: str) -> tuple[pafs.FileSystem, list[str], str]:
-    """Filesystem, sorted parquet files and base folder of a file, folder, glob or URI.
+class Files(NamedTuple):
+    """Sorted parquet files below a base folder; `whole` if the folder itself was asked for."""
+
+    fs: pafs.FileSystem
+    paths: list[str]
+    base: str
+    whole: bool
+
+
+def find_files(path: str) -> Files:
+    """The parquet files of a file, folder, glob or URI.
 
     Raises: ValueError: nothing there, or no parquet file in it.
     """
-    wildcard = re.search(r"[*?\[]", path)
+    wildcard = None if os.path.exists(path) else re.search(r"[*?\[]", path)
     fixed = path[: path.rfind("/", 0, wildcard.start()) + 1] if wildcard else path
     try:
         if "://" in path:
@@ -49,7 +59,7 @@ def find_files(path: str) -> tuple[pafs.FileSystem, list[str], str]:
             f"data.path=synthetic"
         )
     if info.type == pafs.FileType.File:
-        return fs, [base], posixpath.dirname(base)
+        return Files(fs, [base], posixpath.dirname(base), False)
     found = fs.get_file_info(pafs.FileSelector(base, recursive=True))
     files = sorted(f.path for f in found if f.type == pafs.FileType.File)
     inside = {f: posixpath.relpath(f, base) for f in files}
@@ -59,7 +69,7 @@ def find_files(path: str) -> tuple[pafs.FileSystem, list[str], str]:
     files = [f for f in files if f.endswith(".parquet") and not _hidden(inside[f])]
     if not files:
         raise ValueError(f"data.path {path}: no .parquet file there")
-    return fs, files, base
+    return Files(fs, files, base, wildcard is None)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -74,12 +84,12 @@ def _hidden(name: str) -> bool:
     return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
-def load_manifests(fs: pafs.FileSystem, files: list[str], whole_folder: bool) -> list[dict]:
+def load_manifests(found: Files) -> list[dict]:
     """The manifests beside these files; shard sizes are checked against them.
 
     Raises: ValueError: a shard is missing, unknown or not as long as it was written.
     """
-    manifests = []
+    fs, files, manifests = found.fs, found.paths, []
     for folder in sorted({posixpath.dirname(f) for f in files}):
         path = f"{folder}/manifest.json"
         if fs.get_file_info(path).type != pafs.FileType.File:
@@ -97,7 +107,7 @@ def load_manifests(fs: pafs.FileSystem, files: list[str], whole_folder: bool) ->
                     f"{info.path}: {info.size:,} bytes, but {path} says {shard['bytes']:,}: "
                     f"the file is truncated or was changed"
                 )
-        if whole_folder and shards:
+        if found.whole and shards:
             raise ValueError(f"{folder}: {min(shards)} is listed in {path} but missing")
         manifests.append(manifest)
     return manifests
@@ -141,13 +151,13 @@ class Columns(dict):
 class Rows:
     """What is known of every row without its images: a column of numpy objects per small key."""
 
-    def __init__(self, fs: pafs.FileSystem, files: list[str], base: str, fractions: list[float]):
-        self.fs, self.files = fs, files
+    def __init__(self, found: Files, fractions: list[float]):
+        self.fs, self.files = found.fs, found.paths
         self.columns: list[Columns] = []
         self.metadata: list[pq.FileMetaData] = []
         small = {key: [] for key in SMALL}
         file_ids, row_ids = [], []
-        for file_id, path in enumerate(files):
+        for file_id, path in enumerate(self.files):
             columns, metadata, table = self._read_small(path)
             self.columns.append(columns)
             self.metadata.append(metadata)
@@ -159,7 +169,7 @@ class Rows:
         self.file_ids, self.row_ids = np.concatenate(file_ids), np.concatenate(row_ids)
         self.small = small
         self._name_rows()
-        self.splits, self.split_rule = self._find_splits(base, fractions)
+        self.splits, self.split_rule = self._find_splits(found.base, fractions)
 
     def _read_small(self, path: str):
         try:

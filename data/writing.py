@@ -14,6 +14,13 @@ import pyarrow.parquet as pq
 from data.folders import Item
 from data.inspection import Inspection, Options, decode_item
 from data.manifest import SPLITS, digest, dump, sha256
+from data.materials import (
+    CLASS_NAMES,
+    IGNORE,
+    NUM_MATERIALS,
+    ClassBalance,
+    material_table,
+)
 from data.synthetic import render_scene
 from data.transforms import encode_png
 
@@ -48,6 +55,7 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
         "visible": visible, "infrared": infrared, "semantic": semantic,
         "name": item.name, "source": item.source, "split": split, **radiometry,
         "height": found.size[0], "width": found.size[1],
+        "classes": None if semantic is None else _count(pair.semantic),
     })
 
 
@@ -61,12 +69,49 @@ def synthetic_row(task: tuple[int, int, tuple[int, int], str, str]) -> dict:
         "infrared": encode_png(counts), "semantic": encode_png(scene.semantic),
         "name": name, "source": "synthetic", "split": split, "ir_unit": "counts",
         "ir_scale": None, "ir_offset": None,
-        "height": counts.shape[0], "width": counts.shape[1],
+        "height": counts.shape[0], "width": counts.shape[1], "classes": _count(scene.semantic),
     })
+
+
+def _count(semantic: np.ndarray) -> np.ndarray:
+    """(256,) pixels of each class id."""
+    return np.bincount(semantic.ravel(), minlength=256)
 
 
 def _hashed(row: dict) -> dict:
     return {**row, "sha256": sha256(b"".join(row[key] or b"" for key in IMAGES))}
+
+
+class Balance:
+    """How often classes and materials occur in one split, from the pixel counts of each image."""
+
+    def __init__(self):
+        self.classes = np.zeros(256, np.int64)
+        self.material_images = np.zeros(256, np.int64)
+        self.images = 0
+
+    def add(self, classes: np.ndarray, lookup: np.ndarray) -> None:
+        self.classes += classes
+        self.material_images += np.bincount(lookup[classes > 0], minlength=256) > 0
+        self.images += 1
+
+    def to_dict(self, table: str, lookup: np.ndarray) -> dict:
+        """Shares of the labelled pixels by class, and of pixels and images by material."""
+        names = CLASS_NAMES[table]
+        pixels = np.zeros(256, np.int64)
+        np.add.at(pixels, lookup, self.classes)
+        materials = ClassBalance(
+            pixels[:NUM_MATERIALS], self.material_images[:NUM_MATERIALS], int(pixels[IGNORE]),
+            self.images,
+        )
+        counts = self.classes[: len(names)]
+        order = np.argsort(-counts, kind="stable")
+        total = max(1, int(counts.sum()))
+        return {
+            "images": self.images,
+            "classes": {names[i]: float(counts[i] / total) for i in order if counts[i]},
+            "materials": materials.to_dict(),
+        }
 
 
 class ShardWriter:
@@ -151,11 +196,18 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = False) -> dict:
     """Write shards and manifest.json to `out` at once; the complete manifest.
 
-    rows: dicts of SCHEMA's columns; manifest: what only the caller knows (window, table, ...).
+    rows: dicts of SCHEMA's columns and `classes`, the row's pixels of each class id or None.
+    manifest: what only the caller knows (window, table, ...).
     """
+    table = manifest["table"]
+    lookup = material_table(table).numpy() if table else None
     with new_folder(out, overwrite) as folder:
         writers = {split: ShardWriter(folder, split) for split in SPLITS}
+        balances = {split: Balance() for split in SPLITS}
         for row in rows:
+            classes = row.pop("classes")
+            if table and classes is not None:
+                balances[row["split"]].add(classes, lookup)
             writers[row["split"]].add(row)
         for split, writer in writers.items():
             writer.close()
@@ -163,6 +215,7 @@ def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = Fal
                 raise ValueError(f"split '{split}' would be empty; each needs at least one pair")
         manifest = {
             **manifest,
+            "balance": {s: b.to_dict(table, lookup) for s, b in balances.items() if b.images},
             "columns": SCHEMA.names,
             "splits": {
                 split: {

@@ -79,6 +79,8 @@ def test_file_folder_glob_and_uri_give_the_same_pairs(tmp_path):
     for path in paths:
         assert open_pairs(config(path), "test").names == ["pair_0009", "pair_0019"], path
     assert len(open_pairs(config(tmp_path / "set" / "part1.parquet"), "test")) == 1
+    (tmp_path / "set").rename(tmp_path / "a [b]")
+    assert len(open_pairs(config(tmp_path / "a [b]"), "test")) == 2
 
 
 def test_file_names_give_the_split_and_otherwise_blocks_do(tmp_path):

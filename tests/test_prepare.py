@@ -11,7 +11,7 @@ from PIL import Image
 
 import prepare
 from data import folders, inspection, writing
-from data.materials import PALETTES
+from data.materials import CLASS_NAMES, PALETTES, class_balance
 from data.pairs import DataConfig, LabelConfig, check_all, open_pairs
 from tests import tiny_data as tiny
 
@@ -173,7 +173,12 @@ def test_coloured_labels_become_ids_and_are_counted(tmp_path):
         path.write_bytes(tiny.png(colours[tiny.semantic(i)]))
     (tmp_path / "semantic" / "a_3.png").unlink()
     manifest = run(tmp_path, "--semantic", tmp_path / "semantic", "--palette", "msrs")
-    assert manifest["table"] == "msrs" and sum(manifest["classes"]["train"].values()) > 0.999
+    assert manifest["table"] == "msrs"
+    found = manifest["balance"]["train"]
+    maps = [tiny.semantic(i) for i in range(16) if i != 3]
+    assert found["images"] == 15
+    assert found["classes"]["car"] == np.mean([m == CLASS_NAMES["msrs"].index("car") for m in maps])
+    assert found["materials"] == class_balance(maps, "msrs").to_dict()
     pairs = opened(tmp_path / "out", size=[24, 32], material_source="msrs")
     assert np.array_equal(pairs.get(5)["semantic"], tiny.semantic(5))
     assert (pairs.get(3)["semantic"] == 255).all()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data.pairs import DataConfig, LabelConfig, open_pairs
-from data.stream import sequential, stream
+from data.stream import evenly_spaced, sequential, stream
 from tests import tiny_data as tiny
 
 
@@ -93,6 +93,14 @@ def test_evaluation_sees_every_pair_once_over_all_ranks(
                 assert torch.equal(batch["infrared"][i], pairs.get(draw)["infrared"])
             seen += batch["draw"].tolist()
     assert sorted(seen) == list(range(11))
+
+
+def test_a_limit_takes_evenly_spaced_pairs_once_over_all_ranks(pairs):
+    for limit, wanted in ((0, range(11)), (3, (0, 3, 7)), (50, range(11))):
+        assert evenly_spaced(11, limit) == list(wanted)
+        draws = [d for rank in (0, 1) for batch in sequential(pairs, 2, rank, 2, 0, limit)
+                 for d in batch["draw"].tolist()]
+        assert sorted(draws) == list(wanted)
 
 
 def test_streaming_leaves_the_global_randomness_alone(pairs):
