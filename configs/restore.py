@@ -66,6 +66,7 @@ def new_translator(cfg: TrainConfig, device: torch.device) -> Translator:
             "model.decomposition_checkpoint is not set; run pretrain.py and give its"
             " best_model.pth (an untrained decomposition guides FLUX with noise)"
         )
+    torch.manual_seed(cfg.training.seed)  # the same random start on every rank
     stage1, pretrained = load_stage1(cfg.model.decomposition_checkpoint)
     cfg.model.decomposition = stage1.decomposition.cfg
     cfg.model.physics = pretrained.physics

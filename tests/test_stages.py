@@ -1,0 +1,220 @@
+"""Every script from end to end at toy size: what a user runs, and what must hold across stages.
+
+    pytest tests/test_stages.py
+"""
+
+import csv
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import ROOT
+from utils import checkpoint
+
+SCENES = "data.synthetic_scenes={train: 12, val: 4, test: 4}"
+TINY = ["data.size=32", SCENES, "data.num_workers=0", "training.steps=4", "training.batch_size=4",
+        "training.log_every=1", "training.eval_every=2", "training.save_every=2",
+        "run.images=2", "--device", "cpu"]  # fmt: skip
+STAGE = {
+    "pretrain": ["--config", "configs/demo/pretrain.yaml", "model.width=8"],
+    "train": ["--config", "configs/demo/train.yaml", "sampling.steps=2"],
+    "finetune": ["--config", "configs/demo/finetune.yaml", "sampling.steps=2"],
+}
+
+
+def arguments(stage: str, folder: Path, made: Path, *more: str) -> list[str]:
+    """The command line of a stage that writes to `folder` and starts from the runs in `made`."""
+    links = {
+        "pretrain": [],
+        "train": ["--decomposition_checkpoint", str(made / "pretrain" / "best_model.pth")],
+        "finetune": ["--checkpoint", str(made / "train" / "best_model.pth")],
+    }
+    return [*STAGE[stage], *TINY, *links[stage], "--output_dir", str(folder), *more]
+
+
+def call(script: str, *argv: str) -> None:
+    """Run a script's main in this process, from the repository root."""
+    before, folder = sys.argv, Path.cwd()
+    sys.argv = [f"{script}.py", *map(str, argv)]
+    os.chdir(ROOT)
+    try:
+        importlib.import_module(script).main()
+    finally:
+        sys.argv = before
+        os.chdir(folder)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """All three stages trained for four steps, in the folders pretrain, train and finetune."""
+    folder = tmp_path_factory.mktemp("runs")
+    for stage in STAGE:
+        call(stage, *arguments(stage, folder / stage, folder))
+    return folder
+
+
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(checkpoint.latest(folder))["model"]
+
+
+def losses(folder: Path) -> torch.Tensor:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([[r["loss"], r["grad_norm"]] for r in rows if "loss" in r])
+
+
+@pytest.mark.parametrize("stage", STAGE)
+def test_a_resumed_stage_ends_bit_equal_to_the_uninterrupted_one(stage, made, tmp_path):
+    shutil.copytree(made / stage, tmp_path / stage)
+    (tmp_path / stage / "checkpoint_00000004.pth").unlink()  # as if killed after step 2
+    call(stage, *arguments(stage, tmp_path / stage, made))
+    whole, resumed = last_weights(made / stage), last_weights(tmp_path / stage)
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[n], resumed[n]) for n in whole)
+    assert torch.equal(losses(made / stage), losses(tmp_path / stage))
+
+
+@pytest.mark.parametrize("stage", STAGE)
+def test_two_ranks_give_the_losses_of_one(stage, made, tmp_path):
+    argv = arguments(stage, tmp_path / "two", made, "training.batch_size=2")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+               "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"{stage}.py"]  # fmt: skip
+    done = subprocess.run([*command, *argv], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    torch.testing.assert_close(losses(tmp_path / "two"), losses(made / stage), rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGE)
+def test_a_stage_trains_what_it_should_and_writes_a_full_record(stage, made):
+    run = made / stage
+    names = {"best_model.pth", "config.yaml", "command.txt", "commit.txt", "code.diff",
+             "metrics.jsonl", "checkpoint_00000002.pth", "checkpoint_00000004.pth"}  # fmt: skip
+    assert names <= {p.name for p in run.iterdir()}
+    assert any(p.name.startswith("events.out.tfevents") for p in run.iterdir())
+    first = checkpoint.load(run / "checkpoint_00000002.pth")["model"]
+    last = checkpoint.load(run / "checkpoint_00000004.pth")["model"]
+    moved = {n.split(".")[0] for n in first if not torch.equal(first[n], last[n])}
+    assert moved == {"pretrain": {"decomposition", "fusion"}, "train": {"flux", "guidance"},
+                     "finetune": {"flux", "guidance", "stage1"}}[stage]  # fmt: skip
+
+
+def test_stage_2_starts_from_the_weights_of_stage_1(made):
+    stage1, stage2 = last_weights(made / "pretrain"), None
+    best = checkpoint.load(made / "pretrain" / "best_model.pth")["model"]
+    stage2 = last_weights(made / "train")
+    assert stage1.keys() == best.keys()
+    assert all(torch.equal(stage2[f"stage1.{name}"], x) for name, x in best.items())
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_evaluation_writes_every_row_for_a_checkpoint_of_any_stage(stage, made, tmp_path, capsys):
+    call("evaluate", "--checkpoint", made / stage, "--output_dir", tmp_path, "--device", "cpu",
+         *(["--steps", "2"] if stage != "pretrain" else []))  # fmt: skip
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows = ["training mean", "grey", "inverted grey", "fused (stage 1)"]
+    assert list(results["methods"]) == rows + (["ours"] if stage == "finetune" else [])
+    assert results["split"] == "test" and results["pairs"] == 4
+    table = list(csv.DictReader((tmp_path / "per_image.csv").open()))
+    assert len(table) == 4 * len(results["methods"])
+    grey = [float(r["rank"]) for r in table if r["method"] == "grey"]
+    inverted = [float(r["rank"]) for r in table if r["method"] == "inverted grey"]
+    assert np.allclose(grey, [-x for x in inverted], atol=1e-4)
+    out = capsys.readouterr().out
+    assert "| training mean |" in out and "ln 32 = 3.466" in out
+
+
+def test_panels_are_drawn_for_every_scene(made, tmp_path):
+    call("visualize", "--checkpoint", made / "finetune", "--output_dir", tmp_path, "--limit", "2",
+         "--steps", "2", "--device", "cpu")  # fmt: skip
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert len(pictures) == 2
+    image = np.asarray(Image.open(pictures[0]))
+    assert image.shape[1] > 1000 and image.std() > 20
+
+
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_generated_images_have_the_photographs_sizes_and_names(made, tmp_path, keep_aspect):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    sizes = {"wide": (90, 30), "tall": (20, 75), "odd": (33, 47)}
+    for name, size in sizes.items():
+        Image.new("RGB", size, (80, 120, 60)).save(photos / f"{name}.jpg")
+    (photos / "notes.txt").write_text("not an image")
+    call("generate", "--checkpoint", made / "finetune" / "export", "--image_path", photos,
+         "--output_dir", tmp_path / "out", "--steps", "2", "--device", "cpu",
+         *(["--keep_aspect"] if keep_aspect else []))  # fmt: skip
+    out = {p.stem: Image.open(p) for p in (tmp_path / "out").glob("*.png")}
+    assert {name: image.size for name, image in out.items()} == sizes
+    assert all(image.mode == "L" for image in out.values())
+
+
+def test_an_exported_folder_generates_what_its_checkpoint_generates(made, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(photo)
+    for name in ("export", "best_model.pth"):
+        call("generate", "--checkpoint", made / "train" / name, "--image_path", photo,
+             "--output_dir", tmp_path / name, "--steps", "2", "--device", "cpu")  # fmt: skip
+    a, b = (np.asarray(Image.open(tmp_path / n / "photo.png")) for n in ("export", "best_model.pth"))
+    assert np.array_equal(a, b)
+
+
+def test_a_dry_run_prints_and_writes_nothing(made, tmp_path, capsys):
+    call("train", *arguments("train", tmp_path / "run", made, "--dry_run"))
+    out = capsys.readouterr().out
+    for words in ("one batch", "visible        (4, 3, 32, 32)", "trained", "one step: loss"):
+        assert words in out
+    assert not (tmp_path / "run").exists()
+
+
+BAD = [
+    ("train", ["training.stepss=3"], "did you mean training.steps?"),
+    ("train", ["training.steps=many"], "training.steps"),
+    ("train", ["--decomposition_checkpoint", "missing.pth"], "missing.pth"),
+    ("train", ["data.path=missing_folder"], "missing_folder"),
+    ("train", ["data.size=40"], "multiples of 16"),
+    ("train", ["model.inject={9: [intensity]}"], "block 9"),
+    ("train", ["model.preset=null", "model.flux_fill_id=missing_flux"], "model.flux_fill_id"),
+    ("pretrain", ["data.synthetic_scenes={train: 4, val: 0, test: 1}"], "val"),
+    ("pretrain", ["model.pretrained=missing.pth"], "missing.pth"),
+    ("finetune", ["--checkpoint", "missing.pth"], "missing.pth"),
+    ("evaluate", ["--checkpoint", "missing.pth"], "missing.pth"),
+    ("generate", ["--image_path", "missing.jpg"], "missing.jpg"),
+    *([] if torch.cuda.is_available() else [("train", ["--device", "cuda"], "cuda")]),
+]
+
+
+@pytest.mark.parametrize("script, wrong, words", BAD)
+def test_bad_input_is_one_sentence_and_writes_nothing(script, wrong, words, made, tmp_path, capsys):
+    from utils.run import entry
+
+    out = tmp_path / "run"
+    argv = arguments(script, out, made) if script in STAGE else ["--output_dir", out]
+    with pytest.raises(SystemExit) as stopped:
+        entry(lambda: call(script, *argv, *wrong))
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2
+    assert error.startswith("error: ") and words in error and "Traceback" not in error
+    assert not out.exists()
+
+
+def test_stage_2_refuses_a_checkpoint_of_stage_2_as_its_decomposition(made, tmp_path):
+    with pytest.raises(ValueError, match="pretrain"):
+        call("train", *arguments("train", tmp_path / "run", made),
+             "--decomposition_checkpoint", made / "train" / "best_model.pth")  # fmt: skip
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(made, tmp_path):
+    parts = checkpoint.load(made / "train" / "best_model.pth")
+    parts["config"]["model"]["preset"] = "small"
+    checkpoint.save(tmp_path / "other.pth", {k: v for k, v in parts.items() if k != "versions"})
+    with pytest.raises(ValueError, match="other.pth"):
+        call("finetune", *arguments("finetune", tmp_path / "run", made),
+             "--checkpoint", tmp_path / "other.pth")  # fmt: skip
