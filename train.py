@@ -51,7 +51,7 @@ def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
 
     # objective
     H, W = train_set.size
-    infrared_N = in_infrared_panel(H, W, device)
+    shape, infrared_N = tokens_shape(H, W), in_infrared_panel(H, W, device)
     group = batch_size * cfg.training.gradient_accumulation_steps * dist.world_size()
     round_time, stage1_loss = model.round_time, MultiTaskPretrainLoss(cfg.loss)
     consistency_weight = cfg.training.lambda_decomposition_consistency
@@ -64,7 +64,7 @@ def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
         draws = batch["draw"].tolist()
         times = flow.sample_times(draws, group, seed, cfg.flow.mean, cfg.flow.std, cfg.flow.shift)
         t = round_time(times.to(device))
-        noise = noise_for(draws, tokens_shape(H, W), seed, device)
+        noise = noise_for(draws, shape, seed, device)
         out = model(batch["visible"], batch["infrared"], noise, t)
         error = flow.velocity_error(out.velocity, out.data, noise)
         return flow.flow_loss(error, infrared_N, cfg.flow.visible_weight), t, out

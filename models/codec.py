@@ -99,10 +99,14 @@ def compose_diptych(visible: Tensor, infrared: Tensor) -> Tensor:
     """
     if visible.shape != infrared.shape or visible.shape[1] != 3:
         raise ValueError(f"need two (B, 3, H, W), got {visible.shape=}, {infrared.shape=}")
-    if visible.shape[-2] % TOKEN or visible.shape[-1] % TOKEN:
-        H, W = visible.shape[-2:]
-        raise ValueError(f"image sides must be multiples of {TOKEN}, got {H}x{W} (data.size)")
+    check_size(*visible.shape[-2:])
     return torch.cat([visible, infrared], dim=-1) * 2 - 1
+
+
+def check_size(H: int, W: int) -> None:
+    """Raises: ValueError: a side is no multiple of 16."""
+    if H % TOKEN or W % TOKEN:
+        raise ValueError(f"image sides must be multiples of {TOKEN}, got {H}x{W} (data.size)")
 
 
 def infrared_panel(diptych: Tensor) -> Tensor:
@@ -151,5 +155,9 @@ def in_infrared_panel(H: int, W: int, device=None) -> Tensor:
 
 
 def tokens_shape(H: int, W: int) -> tuple[int, int]:
-    """(N, 64): the packed latents of a diptych of panels H x W."""
+    """(N, 64): the packed latents of a diptych of panels H x W.
+
+    Raises: ValueError: a side is no multiple of 16.
+    """
+    check_size(H, W)
     return 2 * (H // TOKEN) * (W // TOKEN), 4 * CHANNELS

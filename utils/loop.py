@@ -111,11 +111,11 @@ def fit(
         if eval_fn and due(training.eval_every) and state.evaluated < state.step:
             evaluate(cfg, model, eval_fn, autocast, ema, state, run)    # a signal came before it
         stream = batches(state.position // (training.batch_size * dist.world_size()))
+        model.train()
         meter.begin()
         while state.step < steps and not stop.agreed:
             # the gradient of one step
             seed_step(training.seed, dist.rank(), state.step)
-            model.train()
             buffers, seen = buffers_before(model, training, state), []
             for micro in range(micros):
                 with meter.waiting():
