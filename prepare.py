@@ -23,6 +23,11 @@ from data.pairs import SCENES_PER_SPLIT
 from utils.run import entry
 
 
+def available() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -50,7 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of rendered scenes")
     add("--out", type=Path, required=True, help="folder to write, such as datasets/mine")
     add("--overwrite", action="store_true", help="replace a data set that is there")
-    add("--num_workers", type=int, default=os.cpu_count() or 1)
+    add("--num_workers", type=int, default=available(), help="processes that decode")
     return parser.parse_args(argv)
 
 

@@ -210,6 +210,8 @@ class Rows:
         by_file = [_split_of_file(posixpath.relpath(f, base)) for f in self.files]
         if all(by_file):
             return np.array(by_file, dtype="U5")[self.file_ids], "file names"
+        if len(fractions) != len(mf.SPLITS) or min(fractions) < 0 or sum(fractions) <= 0:
+            raise ValueError(f"data.split_fractions needs three shares, got {list(fractions)}")
         total = len(self.file_ids)
         ends = np.round(np.cumsum(fractions) / np.sum(fractions) * total).astype(int)
         splits = np.empty(total, dtype="U5")

@@ -326,7 +326,7 @@ def augment(
         levels *= 1 + cfg.brightness * (2 * brightness - 1)
         levels = (levels - 127.5) * (1 + cfg.contrast * (2 * contrast - 1)) + 127.5
         table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-        pair = pair._replace(visible=np.take(table, pair.visible))
+        pair = pair._replace(visible=table[pair.visible])
     return pair
 
 

@@ -92,6 +92,9 @@ def test_file_names_give_the_split_and_otherwise_blocks_do(tmp_path):
     names = [open_pairs(config(plain), split).names for split in ("train", "val", "test")]
     assert [len(n) for n in names] == [8, 1, 1] and names[2] == ["pair_0009"]
     assert "blocks" in open_pairs(config(plain), "train").notes[0]
+    for wrong in ([0.9, 0.1], [1.0, -0.5, 0.5], [0.0, 0.0, 0.0]):
+        with pytest.raises(ValueError, match="three shares"):
+            open_pairs(config(plain, split_fractions=wrong), "train")
 
 
 def test_one_name_in_two_splits_is_refused(tmp_path):
