@@ -149,7 +149,7 @@ def draw_person(canvas: Canvas, world: World, figure: Figure, rng: np.random.Gen
     cloth_k = coat * body_k
     paint(canvas, figure, light, legs, "clothing", trousers, 0.8 * cloth_k + folds)
     paint(canvas, figure, light, torso | arms, "clothing", tops, cloth_k + folds)
-    bare = arms & (q < (1.12 if weather.season > 0.6 else 0.90))
+    bare = arms & (q < (1.12 if weather.season > 0.5 else 0.90))
     head = (p / 0.18) ** 2 + ((q - 1.61) / 0.21) ** 2 < 1
     neck = (np.abs(p) < 0.08) & (q > 1.4) & (q < 1.6)
     paint(canvas, figure, light, head | neck | bare, "skin", skin, body_k - 1.5)
@@ -238,8 +238,8 @@ def draw_lamp(canvas: Canvas, world: World, figure: Figure) -> None:
     """A galvanised pole; its head shines at night."""
     light = light_on(world, figure, 0.3)
     p, q = figure.p, figure.q
-    steel = vector(0.40, 0.42, 0.45)[:, None, None] * (1.0 - 2.5 * np.abs(p) + 0 * q)
-    paint(canvas, figure, light, (np.abs(p) < 0.11) & (q < 5.2), "steelwork", steel)
+    steel = vector(0.40, 0.42, 0.45)[:, None, None] * (1.0 - 2.0 * np.abs(p) + 0 * q)
+    paint(canvas, figure, light, (np.abs(p) < 0.14) & (q < 5.2), "steelwork", steel)
     head = (np.abs(p) < 0.42) & (q > 5.0) & (q < 5.3)
     night = world.weather.night
     paint(canvas, figure, light, head, "steelwork", (0.35, 0.36, 0.38), 10.0 * night,
