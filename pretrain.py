@@ -1,0 +1,175 @@
+"""Stage 1: learn to split a photograph into intensity, material and context.
+
+    python pretrain.py --config configs/demo/pretrain.yaml
+    torchrun --nproc_per_node=2 pretrain.py --data_path datasets/mine --output_dir runs/mine
+    python pretrain.py physics=off --output_dir runs/without_physics
+
+Trains the decomposition on pseudo-labels computed from each pair and, unless physics is off, the
+fusion of its maps on the infrared image itself. To resume, run the same command again.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from configs.schema import FLAGS, PretrainConfig
+from data.materials import MATERIALS, material_colors
+from data.pairs import describe, open_pairs
+from data.pseudo_labels import prepare_pseudo_labels
+from data.stream import collate, sequential, stream
+from losses.pretrain import MultiTaskPretrainLoss
+from models.stage1 import Stage1
+from utils import config, dist, metrics, panels
+from utils.dryrun import dry_run
+from utils.loop import fit, to_device
+from utils.run import Run, entry
+
+NEAR_CHANCE = 0.9  # a cross-entropy above this share of ln(materials) has learnt next to nothing
+
+
+def main() -> None:
+    cfg = config.load(PretrainConfig, flags=FLAGS, default="configs/pretrain.yaml")
+    pretrain(cfg, dist.init(cfg.run.device))
+
+
+def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
+    run = Run(cfg.run.output_dir, cfg)
+
+    # data
+    train_set, val_set = open_pairs(cfg.data, "train"), open_pairs(cfg.data, "val")
+    ranks = dist.rank(), dist.world_size()
+    batch_size, workers = cfg.training.batch_size, cfg.data.num_workers
+
+    def batches(first: int):
+        return stream(train_set, batch_size, cfg.training.seed, *ranks, first, workers)
+
+    # model: the same random start on every rank, and with physics on and off
+    torch.manual_seed(cfg.training.seed)
+    model = dist.sync_batchnorm(Stage1(cfg.model, cfg.physics).to(device))
+
+    # objective
+    objective = MultiTaskPretrainLoss(cfg.loss)
+
+    def loss_fn(model: nn.Module, batch: dict):
+        maps, fused = model(batch["visible"])
+        labels = prepare_pseudo_labels(
+            batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
+        )
+        return objective(*maps, fused, labels, batch["infrared"][:, :1])
+
+    # validation
+    last = {}
+
+    def eval_fn(model: Stage1) -> dict:
+        found = sequential(val_set, batch_size, *ranks, workers)
+        last.update(validate(cfg, model, objective, (to_device(x, device) for x in found), device))
+        scenes = draw_scenes(cfg, model, val_set, run, device) if dist.is_main() else {}
+        return {**last, **learnt(model), **scenes}
+
+    if cfg.run.dry_run:
+        batch = to_device(next(batches(0)), device)
+        return dry_run(cfg, model, describe(train_set), batch, lambda: loss_fn(model, batch)[0])
+    fit(cfg, model, loss_fn, batches, run, eval_fn, samples=len(train_set))
+    if last:
+        dist.print0(f"best model: {run.dir / 'best_model.pth'}")
+        dist.print0("\n".join(verdict(cfg, last)))
+
+
+def validate(cfg: PretrainConfig, model: Stage1, objective, batches, device) -> dict[str, float]:
+    """Every loss term and metric over the samples of all ranks, however batched. Collective."""
+    sums: dict[str, tuple[float, float]] = {}
+    confusion = metrics.ConfusionMatrix(cfg.model.num_materials, device)
+    for batch in batches:
+        visible, infrared = batch["visible"], batch["infrared"][:, :1]
+        labels = prepare_pseudo_labels(
+            visible, batch["infrared"], batch["semantic"], cfg.data.labels
+        )
+        maps, fused = model(visible)
+        total, parts = objective(*maps, fused, labels, infrared)
+        confusion.update(maps.material.argmax(dim=1), labels.material)
+        found = {"loss": total, **parts, "pearson": metrics.pearson(maps.intensity, infrared)}
+        if fused is not None:
+            image = fused.mean(dim=1, keepdim=True).clamp(0, 1)
+            found |= {"psnr": metrics.psnr(image, infrared), "ssim": metrics.ssim(image, infrared)}
+        labelled = parts["labelled"].item() * len(visible)
+        for name, value in found.items():
+            count = labelled if name == "material_ce" else len(visible)
+            if count:
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = before[0] + value.mean().item() * count, before[1] + count
+    shares = dist.gather(sums)
+    names = dict.fromkeys(name for share in shares for name in share)
+    means = {n: sum(x.get(n, (0, 0))[0] for x in shares) / sum(x.get(n, (0, 0))[1] for x in shares)
+             for n in names}  # fmt: skip
+    frequency = dist.sum_over_ranks(confusion.counts).sum(1).double()
+    means |= {**confusion.result(), "commonest": (frequency.max() / frequency.sum()).item()}
+    return {f"val_{name}": value for name, value in means.items()}
+
+
+def learnt(model: Stage1) -> dict[str, float]:
+    """What the fusion has learnt: its scalars, and the emissivity-like weight of every material."""
+    if model.fusion is None:
+        return {}
+    weights = model.fusion.material_weights().tolist()
+    named = {f"weight/{m.name.replace(' ', '_')}": w for m, w in zip(MATERIALS, weights)}
+    return {f"fusion/{name}": float(x) for name, x in model.fusion.scalars().items()} | named
+
+
+def draw_scenes(cfg: PretrainConfig, model: Stage1, pairs, run: Run, device) -> dict:
+    """A picture of a few validation scenes: {"scenes": (H, W, 3) uint8}; also written as a PNG."""
+    count = min(cfg.run.images, len(pairs))
+    if count < 1:
+        return {}
+    batch = to_device(collate([pairs.get(i * len(pairs) // count) for i in range(count)]), device)
+    maps, fused = model(batch["visible"])
+    labels = prepare_pseudo_labels(
+        batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
+    )
+    colors = np.asarray(material_colors())
+    found, wanted = maps.material.argmax(dim=1).cpu().numpy(), labels.material.cpu().numpy()
+    titles = ["visible", "intensity", "material", "material label", "context"]
+    titles += ["infrared"] if fused is None else ["fused infrared", "infrared"]
+    rows = []
+    for i in range(count):
+        infrared = batch["infrared"][i, 0].cpu().numpy()
+        row = [
+            panels.rgb(batch["visible"][i].cpu().numpy()),
+            panels.thermal_colors(maps.intensity[i, 0].cpu().numpy()),
+            panels.id_colors(found[i], colors),
+            panels.id_colors(wanted[i], colors),
+            panels.mosaic(maps.context[i].cpu().numpy()),
+        ]
+        row += [] if fused is None else [panels.thermal_colors(fused[i].mean(0).cpu().numpy())]
+        rows.append([*row, panels.thermal_colors(infrared)])
+    legend = panels.legend_of([found, wanted], [m.name for m in MATERIALS], colors)
+    picture = panels.grid(rows, titles, batch["name"], legend, color_bar="normalised, 0 to 1")
+    panels.save_png(run.dir / "scenes.png", picture)
+    return {"scenes": picture}
+
+
+def verdict(cfg: PretrainConfig, values: dict[str, float]) -> list[str]:
+    """What the maps are worth, in words: a line for materials, a line for heat."""
+    source, chance = cfg.data.labels.material_source, math.log(cfg.model.num_materials)
+    heat = f"Pearson(intensity, infrared) {values['val_pearson']:.3f}"
+    if "val_psnr" in values:
+        heat += f", fused infrared {values['val_psnr']:.2f} dB, SSIM {values['val_ssim']:.3f}"
+    if not values["val_labelled"]:
+        return [f"materials: no validation scene has labels (data.labels.material_source={source}),"
+                " so the material map means nothing", f"heat: {heat}"]  # fmt: skip
+    ce = values["val_material_ce"]
+    text = (f"materials: cross-entropy {ce:.3f} (chance {chance:.3f}), accuracy "
+            f"{values['val_accuracy']:.3f} (commonest material everywhere: "
+            f"{values['val_commonest']:.3f}), mIoU {values['val_miou']:.3f}")  # fmt: skip
+    if source == "quantized":
+        text += "; these are grey levels of the photograph, not materials"
+    if values["val_labelled"] < 1:
+        text += f"; {1 - values['val_labelled']:.0%} of the scenes have no labels"
+    if ce > NEAR_CHANCE * chance or values["val_accuracy"] <= values["val_commonest"]:
+        text += "; NEAR CHANCE: the materials were not learnt"
+    return [text, f"heat: {heat}"]
+
+
+if __name__ == "__main__":
+    entry(main)
