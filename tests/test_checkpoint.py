@@ -90,9 +90,10 @@ def test_a_failure_between_writing_and_renaming_leaves_the_old_file(tmp_path, mo
             write(path, 2.0)
     assert value_in(path) == 1.0
     assert checkpoint.latest(tmp_path) == path
-    write(path, 3.0)
-    assert value_in(path) == 3.0
-    assert os.listdir(tmp_path) == [path.name]              # the half-written one is gone
+    next_path = tmp_path / "checkpoint_00000002.pth"
+    write(next_path, 3.0)
+    assert value_in(next_path) == 3.0                       # and the half-written one is gone
+    assert sorted(os.listdir(tmp_path)) == [path.name, next_path.name]
 
 
 def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):

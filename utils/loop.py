@@ -26,7 +26,7 @@ from tqdm import tqdm
 from utils import checkpoint, dist
 from utils.ema import Ema
 from utils.optimizer import learning_rate, make_optimizer
-from utils.progress import Meter, State, StopSignal, nonfinite_report
+from utils.progress import Meter, State, StopSignal, buffers_before, nonfinite_report, skip
 from utils.run import Run
 
 Batch = dict[str, Any]
@@ -199,26 +199,6 @@ def seed_step(seed: int, rank: int, step: int) -> None:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()}
-
-
-def buffers_before(model: nn.Module, training: TrainingConfig, state: State) -> list[Tensor]:
-    """Copies of the buffers, where a step may be left out: NaN would stay in BatchNorm's means."""
-    if state.skipped >= training.skip_nonfinite:
-        return []
-    return [buffer.clone() for buffer in model.buffers()]
-
-
-@torch.no_grad()
-def skip(
-    state: State, training: TrainingConfig, why: str, buffers: list[Tensor], model: nn.Module
-) -> None:
-    """Leave a step out. Raises: RuntimeError: as many as allowed were left out before."""
-    if state.skipped >= training.skip_nonfinite:
-        raise RuntimeError(why)
-    state.skipped += 1
-    dist.print0(f"skipped ({state.skipped} of {training.skip_nonfinite}): {why}")
-    for buffer, before in zip(model.buffers(), buffers):
-        buffer.copy_(before)
 
 
 # now and then

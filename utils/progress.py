@@ -220,3 +220,23 @@ def nonfinite_report(step: int, norm: Tensor, seen: list[tuple[Tensor, dict, lis
     samples = [name for _, names in at_fault or ranks for name in names]
     return (f"non-finite {'loss' if at_fault else 'gradient'} at step {step}; gradient norm: "
             f"{norm.item():.4g}; parts: {' '.join(text)}; samples: {' '.join(samples)}")
+
+
+def buffers_before(model: nn.Module, training: Any, state: State) -> list[Tensor]:
+    """Copies of the buffers, where a step may be left out: NaN would stay in BatchNorm's means."""
+    if state.skipped >= training.skip_nonfinite:
+        return []
+    return [buffer.clone() for buffer in model.buffers()]
+
+
+@torch.no_grad()
+def skip(
+    state: State, training: Any, why: str, buffers: list[Tensor], model: nn.Module
+) -> None:
+    """Leave a step out. Raises: RuntimeError: as many as allowed were left out before."""
+    if state.skipped >= training.skip_nonfinite:
+        raise RuntimeError(why)
+    state.skipped += 1
+    dist.print0(f"skipped ({state.skipped} of {training.skip_nonfinite}): {why}")
+    for buffer, before in zip(model.buffers(), buffers):
+        buffer.copy_(before)
