@@ -43,9 +43,10 @@ def attend(q_BShd: Tensor, k_BKhd: Tensor, v_BKhd: Tensor) -> Tensor:
 
 def rotate(x_BShd: Tensor, cos_Sd: Tensor, sin_Sd: Tensor) -> Tensor:
     """Rotary positions on interleaved pairs (RoFormer, arXiv:2104.09864, Eq. 34); dtype is kept."""
-    even, odd = x_BShd.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    out = x_BShd.float() * cos_Sd[:, None] + turned * sin_Sd[:, None]
+    x = x_BShd.float()
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (odd, even): compiles to an index
+    sign_d = torch.arange(x.shape[-1], device=x.device) % 2 * 2 - 1  # -1, +1, -1, ...
+    out = x * cos_Sd[:, None] + swapped * (sin_Sd * sign_d)[:, None]
     return out.to(x_BShd.dtype)
 
 

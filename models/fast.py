@@ -1,7 +1,8 @@
 """FLUX's blocks written for speed: the same arithmetic, frozen matrices merged, each block compiled.
 
 `install` replaces the forward of a FluxTransformer2DModel whose base is frozen. What it changes:
-    q, k, v (and the single block's first MLP layer) are one matrix: x is read and rounded once
+    q, k and v are one matrix; all that read x share its rounding
+    the single block's last matrix is two, so that attention and MLP are never copied side by side
     adapters on one input share one down-projection; their B's stay apart
     text and image stay joined from one single block to the next
     frozen matrices are bf16 or e4m3 (models/fp8.py)
@@ -17,17 +18,22 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.choices import InductorChoices
+from torch._inductor.runtime.hints import ReductionHint
+from torch._inductor.virtualized import V
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import attend, rotate
-from models.fp8 import Frozen, Matrix, linear, linear_of_few, linear_of_two
+from models.fp8 import Frozen, Matrix, linear, linear_of_few
 from models.guidance import SemanticGuidance
 from models.lora import LoraLinear
 
 EPS = 1e-6  # of every norm in FLUX
-MLP = 4  # width of the MLPs, in D
 BACKEND = "inductor"
+# a cat is written part by part: computing all parts for every element costs more than it saves
+OPTIONS = {"max_pointwise_cat_inputs": 1}
+LONGEST_ROW = 16384
 RECOMPILES = 64  # training, sampling, first block, recomputation: each has its own graph
 
 
@@ -39,24 +45,13 @@ class Adapter(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """What the image stream, or the text stream, of a double block computes with."""
+    """What a single block, or one stream of a double block, computes with."""
 
     modulation: Matrix
     qkv: Matrix
     out: Matrix
     up: Matrix
     down: Matrix
-    norm_q_d: Tensor
-    norm_k_d: Tensor
-    adapters: dict[str, Adapter | None]
-
-
-class Single(NamedTuple):
-    """What a single block computes with."""
-
-    modulation: Matrix
-    first: Matrix  # q, k, v and the MLP's first layer
-    last: Matrix  # of attention and MLP side by side
     norm_q_d: Tensor
     norm_k_d: Tensor
     adapters: dict[str, Adapter | None]
@@ -77,9 +72,9 @@ STREAMS = {
 }  # fmt: skip
 SINGLE = {
     "modulation": ["norm.linear"],
-    "first": ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"],
-    "last": ["proj_out"],
-}
+    "qkv": ["attn.to_q", "attn.to_k", "attn.to_v"],
+    "out": ["proj_out"], "up": ["proj_mlp"], "down": ["proj_out"],  # proj_out's columns, split
+}  # fmt: skip
 
 
 # ---- the arithmetic: functions of tensors
@@ -88,37 +83,32 @@ SINGLE = {
 def double_block(x_BND: Tensor, text_BMD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor],
                  image: Stream, text: Stream) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One double block: (image, text) tokens -> (image, text) tokens."""
+    M = text_BMD.shape[1]
     x_mod, text_mod = _modulation(temb_BD, image, 6), _modulation(temb_BD, text, 6)
-    qkv = zip(_heads(_modulated(text_BMD, *text_mod[:2]), text),
-              _heads(_modulated(x_BND, *x_mod[:2]), image))  # fmt: skip
-    q, k, v = (torch.cat(pair, dim=1) for pair in qkv)
-    out_BSD = attend(rotate(q, *rotary), rotate(k, *rotary), v)
-    text_out, x_out = out_BSD.split([text_BMD.shape[1], x_BND.shape[1]], dim=1)
+    of_text = _heads(_modulated(text_BMD, *text_mod[:2]), text, [part[:M] for part in rotary])
+    of_image = _heads(_modulated(x_BND, *x_mod[:2]), image, [part[M:] for part in rotary])
+    out_BSD = attend(*(torch.cat(pair, dim=1) for pair in zip(of_text, of_image)))
+    text_out, x_out = out_BSD.split([M, x_BND.shape[1]], dim=1)
     return _after_attention(x_BND, x_out, x_mod, image), _after_attention(
         text_BMD, text_out, text_mod, text
     )
 
 
 def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor],
-                 w: Single) -> Tensor:  # fmt: skip
+                 w: Stream) -> Tensor:  # fmt: skip
     """One single block, on text and image tokens joined."""
-    D = x_BSD.shape[-1]
     shift, scale, gate = _modulation(temb_BD, w, 3)
     x = _modulated(x_BSD, shift, scale)
-    names = "to_q", "to_k", "to_v", "proj_mlp"
-    parts = linear(x, w.first).split([D, D, D, MLP * D], dim=-1)
-    q, k, v, mlp = _adapted(parts, x, [w.adapters[n] for n in names])
-    q, k, v = (y.unflatten(-1, (-1, w.norm_q_d.shape[0])) for y in (q, k, v))
-    q, k = _rms_norm(q, w.norm_q_d), _rms_norm(k, w.norm_k_d)
-    out = attend(rotate(q, *rotary), rotate(k, *rotary), v)
+    out = attend(*_heads(x, w, rotary))
+    (mlp,) = _adapted([linear(x, w.up)], x, [w.adapters["up"]])
     mlp = F.gelu(mlp, approximate="tanh")
-    y = linear_of_two(out, mlp, w.last)
-    if w.adapters["proj_out"] is not None:
-        (y,) = _adapted([y], torch.cat([out, mlp], dim=-1), [w.adapters["proj_out"]])
+    y = linear(out, w.out) + linear(mlp, w.down)
+    if w.adapters["out"] is not None:
+        (y,) = _adapted([y], torch.cat([out, mlp], dim=-1), [w.adapters["out"]])
     return x_BSD + gate[:, None] * y
 
 
-def _modulation(temb_BD: Tensor, w: Stream | Single, parts: int) -> tuple[Tensor, ...]:
+def _modulation(temb_BD: Tensor, w: Stream, parts: int) -> tuple[Tensor, ...]:
     return linear_of_few(F.silu(temb_BD), w.modulation).chunk(parts, dim=1)
 
 
@@ -127,11 +117,13 @@ def _modulated(x: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return x * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
-def _heads(x: Tensor, w: Stream) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(x: Tensor, w: Stream, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v: (B, S, h, d), q and k normalised and turned."""
     parts = linear(x, w.qkv).chunk(3, dim=-1)
-    parts = _adapted(parts, x, [w.adapters[n] for n in ("q", "k", "v")])
+    parts = _adapted(parts, x, [w.adapters[n] for n in "qkv"])
     q, k, v = (y.unflatten(-1, (-1, w.norm_q_d.shape[0])) for y in parts)
-    return _rms_norm(q, w.norm_q_d), _rms_norm(k, w.norm_k_d), v
+    q, k = (F.rms_norm(y, n.shape, n, EPS) for y, n in ((q, w.norm_q_d), (k, w.norm_k_d)))
+    return rotate(q, *rotary), rotate(k, *rotary), v
 
 
 def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: Stream) -> Tensor:
@@ -145,10 +137,6 @@ def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: 
     h = F.gelu(up, approximate="tanh")
     (down,) = _adapted([linear(h, w.down)], h, [w.adapters["down"]])
     return x + gate_mlp[:, None] * down
-
-
-def _rms_norm(x_BShd: Tensor, weight_d: Tensor) -> Tensor:
-    return F.rms_norm(x_BShd, weight_d.shape, weight_d, EPS)
 
 
 def _adapted(parts, x: Tensor, adapters: list[Adapter | None]) -> list[Tensor]:
@@ -190,8 +178,9 @@ def freeze(flux: nn.Module, device: torch.device | str,
                     " support"
                 )
             fp8 = dtype.startswith("fp8") and (dtype == "fp8-small" or "modulation" not in kind)
-            keep = dtype == "fp8" and fp8
-            block.frozen[kind] = _merge(block, layers, fp8, keep)
+            matrix = _merge(block, layers, kind)
+            block.frozen[kind] = Frozen(*matrix, fp8, transposed=dtype == "fp8")
+        _drop_originals(block)
     for module in flux.children():
         if not isinstance(module, nn.ModuleList):
             _move(module, device)
@@ -208,15 +197,26 @@ def _move(module: nn.Module, device: torch.device | str) -> None:
             part.reset_parameters()
 
 
-def _merge(block: nn.Module, layers: list[str], fp8: bool, transposed: bool) -> Frozen:
-    """One matrix of several linear layers, which lose their own."""
-    bases = [block.get_submodule(n) for n in layers]
-    bases = [b.base if isinstance(b, LoraLinear) else b for b in bases]
-    with torch.no_grad():
-        weight, bias = torch.cat([b.weight for b in bases]), torch.cat([b.bias for b in bases])
-        for base in bases:
+def _merge(block: nn.Module, layers: list[str], kind: str) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the layers one below the other; of proj_out, the columns that `kind` reads."""
+    bases = [_base(block.get_submodule(n)) for n in layers]
+    weight = torch.cat([b.weight.detach() for b in bases])
+    bias = torch.cat([b.bias.detach() for b in bases])
+    if layers != ["proj_out"]:
+        return weight, bias
+    D = len(weight)
+    return (weight[:, :D].contiguous(), None) if kind == "out" else (weight[:, D:].contiguous(), bias)
+
+
+def _drop_originals(block: nn.Module) -> None:
+    for layers in _layers(block).values():
+        for name in layers:
+            base = _base(block.get_submodule(name))
             base.weight = base.bias = None
-        return Frozen(weight, bias, fp8, transposed)
+
+
+def _base(layer: nn.Module) -> nn.Linear:
+    return layer.base if isinstance(layer, LoraLinear) else layer
 
 
 def _blocks(flux: nn.Module) -> list[nn.Module]:
@@ -254,28 +254,47 @@ def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
 @cache
 def _compiled(function: Callable, backend: str) -> Callable:
     torch._dynamo.config.recompile_limit = RECOMPILES
-    return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
+    if backend != "inductor":
+        return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
+    _read_rows_once()
+    return torch.compile(function, dynamic=False, fullgraph=True, options=OPTIONS)
+
+
+def _read_rows_once() -> None:
+    """Let inductor keep a whole row in registers when it reduces one, up to 16384 values.
+
+    By itself it stops at 1024 and reads (and recomputes) longer rows two or three times: every norm
+    and every rounding of this model.
+    """
+    before = InductorChoices.should_use_persistent_reduction
+
+    def decide(features, cooperative_reduction: bool) -> bool:
+        rows = features.get_reduction_hint() == ReductionHint.INNER
+        if rows and V.graph.sizevars.statically_known_leq(features.reduction_numel, LONGEST_ROW):
+            return True
+        return before(features, cooperative_reduction)
+
+    InductorChoices.should_use_persistent_reduction = staticmethod(decide)
 
 
 def _run_double(block, function, x_BND, text_BMD, temb_BD, rotary):
-    streams = []
-    for name, of in STREAMS.items():
-        matrices = {m: block.frozen[f"{name}_{m}"].matrix() for m in of}
-        layers = [*zip("qkv", of["qkv"]), *((m, of[m][0]) for m in ("out", "up", "down"))]
-        adapters = {m: _adapter(block.get_submodule(n)) for m, n in layers}
-        norms = ("norm_q", "norm_k") if name == "image" else ("norm_added_q", "norm_added_k")
-        norm_q, norm_k = (getattr(block.attn, n).weight for n in norms)
-        streams.append(Stream(**matrices, norm_q_d=norm_q, norm_k_d=norm_k, adapters=adapters))
+    attn = block.attn
+    norms = (attn.norm_q, attn.norm_k), (attn.norm_added_q, attn.norm_added_k)
+    streams = [_stream(block, of, f"{name}_", *n) for (name, of), n in zip(STREAMS.items(), norms)]
     return function(x_BND, text_BMD, temb_BD, rotary, *streams)
 
 
 def _run_single(block, function, x_BSD, temb_BD, rotary):
-    matrices = {m: block.frozen[m].matrix() for m in SINGLE}
-    layers = [*SINGLE["first"], *SINGLE["last"]]
-    adapters = {n.split(".")[-1]: _adapter(block.get_submodule(n)) for n in layers}
-    norm_q, norm_k = block.attn.norm_q.weight, block.attn.norm_k.weight
-    return function(x_BSD, temb_BD, rotary,
-                    Single(**matrices, norm_q_d=norm_q, norm_k_d=norm_k, adapters=adapters))  # fmt: skip
+    stream = _stream(block, SINGLE, "", block.attn.norm_q, block.attn.norm_k)
+    return function(x_BSD, temb_BD, rotary, stream)
+
+
+def _stream(block, of: dict[str, list[str]], prefix: str, norm_q, norm_k) -> Stream:
+    """Read anew at every call: FSDP and recomputation replace the tensors of a module."""
+    matrices = {m: block.frozen[prefix + m].matrix() for m in of}
+    layers = [*zip("qkv", of["qkv"]), *((m, of[m][0]) for m in ("out", "up", "down"))]
+    adapters = {m: _adapter(block.get_submodule(n)) for m, n in layers}
+    return Stream(**matrices, norm_q_d=norm_q.weight, norm_k_d=norm_k.weight, adapters=adapters)
 
 
 def _adapter(layer: nn.Module) -> Adapter | None:

@@ -72,15 +72,7 @@ def linear(x: Tensor, m: Matrix) -> Tensor:
     """x (..., I) -> (..., O) in x's dtype."""
     if m.scale_O is None:
         return F.linear(x, m.weight_OI, m.bias_O)
-    y = _Product.apply(x.flatten(0, -2), None, *_product_arguments(m))
-    return y.unflatten(0, x.shape[:-1]) + m.bias_O
-
-
-def linear_of_two(a: Tensor, b: Tensor, m: Matrix) -> Tensor:
-    """`linear` of a and b side by side; their gradients come back apart, each contiguous."""
-    flat = a.flatten(0, -2), b.flatten(0, -2)
-    y = _Product.apply(*flat, *_product_arguments(m))
-    return y.unflatten(0, a.shape[:-1]) + m.bias_O
+    return _Product.apply(x.flatten(0, -2), *m).unflatten(0, x.shape[:-1])
 
 
 def linear_of_few(x: Tensor, m: Matrix) -> Tensor:
@@ -91,50 +83,35 @@ def linear_of_few(x: Tensor, m: Matrix) -> Tensor:
     return F.linear(x, weight, m.bias_O)
 
 
-def _product_arguments(m: Matrix) -> tuple:
-    return m.weight_OI, m.scale_O, m.transposed_IO, m.native
-
-
 class _Product(torch.autograd.Function):
-    """[a b] W^T for frozen W; keeps only W."""
+    """x W^T + b for a frozen, rounded W; keeps only W."""
 
     @staticmethod
-    def forward(ctx, a_NI, b_NJ, weight, scale, transposed, native):
-        ctx.widths = a_NI.shape[1], 0 if b_NJ is None else b_NJ.shape[1]
+    def forward(ctx, x_NI, weight_OI, bias_O, scale_O, transposed_IO, native):
         ctx.native = native
-        ctx.save_for_backward(weight, scale, transposed)
-        x = a_NI if b_NJ is None else torch.cat([a_NI, b_NJ], dim=1)
-        if scale is None:
-            return x @ weight.t()
-        x8, scale_N1 = quantise(x)
-        return _scaled(x8, weight, scale_N1, scale, x.dtype, native)
+        ctx.save_for_backward(weight_OI, scale_O, transposed_IO)
+        x8, scale_N1 = quantise(x_NI)
+        return _scaled(x8, weight_OI, scale_N1, scale_O, bias_O, x_NI.dtype, native)
 
     @staticmethod
     def backward(ctx, g_NO):
-        weight, scale, transposed = ctx.saved_tensors
-        first, second = ctx.widths
-        if scale is None:
-            parts = [g_NO @ w for w in weight.split([first, second], dim=1) if w.shape[1]]
-        else:
-            if transposed is None:
-                transposed = weight.view(torch.uint8).t().contiguous().view(E4M3)
-            g8, scale_N1 = quantise(g_NO.float() * scale)
-            ones = torch.ones_like(transposed[:, 0], dtype=torch.float32)
-            parts = [
-                _scaled(g8, transposed[rows], scale_N1, ones[rows], g_NO.dtype, ctx.native)
-                for rows in (slice(0, first), slice(first, first + second))
-                if rows.stop > rows.start
-            ]
-        return parts[0], parts[1] if second else None, None, None, None, None
+        weight_OI, scale_O, transposed_IO = ctx.saved_tensors
+        if transposed_IO is None:
+            transposed_IO = weight_OI.view(torch.uint8).t().contiguous().view(E4M3)
+        g8, scale_N1 = quantise(g_NO.float() * scale_O)
+        ones_I = torch.ones(len(transposed_IO), device=g_NO.device)
+        dx = _scaled(g8, transposed_IO, scale_N1, ones_I, None, g_NO.dtype, ctx.native)
+        return dx, None, None, None, None, None
 
 
 def _scaled(a_NI: Tensor, b_OI: Tensor, a_scale_N1: Tensor, b_scale_O: Tensor,
-            dtype: torch.dtype, native: bool) -> Tensor:  # fmt: skip
+            bias_O: Tensor | None, dtype: torch.dtype, native: bool) -> Tensor:  # fmt: skip
     """a b^T with its scales, (N, O). Where the hardware cannot, the same rounding in `dtype`."""
     if native:
         return torch._scaled_mm(a_NI, b_OI.t(), scale_a=a_scale_N1, scale_b=b_scale_O[None],
-                                out_dtype=dtype, use_fast_accum=True)  # fmt: skip
-    return ((a_NI.to(dtype) @ b_OI.to(dtype).t()).float() * a_scale_N1 * b_scale_O).to(dtype)
+                                bias=bias_O, out_dtype=dtype, use_fast_accum=True)  # fmt: skip
+    y = (a_NI.to(dtype) @ b_OI.to(dtype).t()).float() * a_scale_N1 * b_scale_O
+    return (y if bias_O is None else y + bias_O).to(dtype)
 
 
 @cache

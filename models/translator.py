@@ -236,6 +236,7 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
     if quick:
         fast.freeze(translator.flux, device, cfg.base_dtype)
         fast.install(translator.flux, translator.guidance, cfg.compile, cfg.gradient_checkpointing)
+        translator.stage1.to(memory_format=torch.channels_last)
     return translator.to(device)
 
 
