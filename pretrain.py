@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from configs.schema import FLAGS, PretrainConfig
-from data.materials import MATERIALS, material_colors
+from data.materials import IGNORE, MATERIALS, material_colors
 from data.pairs import describe, open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import collate, sequential, stream
@@ -50,7 +50,8 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     model = dist.sync_batchnorm(Stage1(cfg.model, cfg.physics).to(device))
 
     # objective
-    objective = MultiTaskPretrainLoss(cfg.loss)
+    frequency = material_frequency(cfg, train_set) if cfg.loss.balance else None
+    objective = MultiTaskPretrainLoss(cfg.loss, frequency)
 
     def loss_fn(model: nn.Module, batch: dict):
         maps, fused = model(batch["visible"])
@@ -75,6 +76,24 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     if last:
         dist.print0(f"best model: {run.dir / 'best_model.pth'}")
         dist.print0("\n".join(verdict(cfg, last)))
+
+
+def material_frequency(cfg: PretrainConfig, pairs, most: int = 256) -> torch.Tensor:
+    """Labelled pixels of each material in (at most so many) evenly spaced training pairs: (M,)."""
+    counts = torch.zeros(cfg.model.num_materials, dtype=torch.int64)
+    samples = min(len(pairs), most)
+    for i in range(samples):
+        batch = collate([pairs.get(i * len(pairs) // samples)])
+        material = prepare_pseudo_labels(
+            batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
+        ).material
+        counts += torch.bincount(material[material != IGNORE], minlength=len(counts))
+    if not counts.any():
+        raise ValueError(
+            "loss.balance needs material labels, but none of the first training pairs has any; "
+            "set loss.balance=0"
+        )
+    return counts
 
 
 def validate(cfg: PretrainConfig, model: Stage1, objective, batches, device) -> dict[str, float]:

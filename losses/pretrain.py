@@ -8,7 +8,7 @@ Dimension key:  B batch   H, W pixels   M materials   C context channels
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class PretrainLossConfig:
     reconstruction: float = 0.2  # absolute error of the fused image's values and gradients
     consistency: float = 0.05  # 1 - Pearson(intensity, infrared)
     separation: float = 0.01  # share of intensity's variance within materials
+    balance: float = 0.0  # of cross-entropy's class weights, frequency ** -balance; 0: none
 
 
 class Labels(Protocol):
@@ -44,15 +45,17 @@ class MultiTaskPretrainLoss:
     """The weighted sum of all terms, and each of them to log.
 
     Args:
-        class_weights: (M,) or None, weight of each material's pixels in a sample's mean.
+        frequency: (M,) share of each material among the labels; None if `cfg.balance` is 0.
     Raises: ValueError: a weight is negative or not finite.
     """
 
-    def __init__(self, cfg: PretrainLossConfig, class_weights: Tensor | None = None):
+    def __init__(self, cfg: PretrainLossConfig, frequency: Tensor | None = None):
         for name, weight in asdict(cfg).items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"loss.{name} must be at least 0 and finite, got {weight}")
-        self.cfg, self.class_weights = cfg, class_weights
+        self.cfg, self.class_weights = cfg, None
+        if frequency is not None and cfg.balance:
+            self.class_weights = class_weights(frequency, cfg.balance)
 
     def __call__(
         self,
@@ -72,19 +75,17 @@ class MultiTaskPretrainLoss:
             fused: (B, 3, H, W), or None when physics is off: then its two terms are gone.
             infrared: (B, 1, H, W) in [0, 1].
 
-        Returns: of the parts, `material_ce` is the mean over samples with labels (NaN if there are
-            none), `labelled` their share. The term itself divides by B: ranks and accumulation
-            agree.
+        Returns: of the parts, `material_ce` is the cross-entropy without class weights, the mean
+            over samples with labels (NaN if there are none), `labelled` their share. The term
+            itself divides by B: ranks and accumulation agree.
         Raises: ValueError: shapes that do not belong together.
         """
         cfg = self.cfg
-        ce_B, has_labels_B = material_cross_entropy(
-            material_logits, labels.material, self.class_weights
-        )
+        ce = material_cross_entropy(material_logits, labels.material, self.class_weights)
         probabilities = material_logits.float().softmax(dim=1)
         terms = {
             "intensity": mean_squared_error(intensity, labels.intensity),
-            "material": ce_B.mean(),
+            "material": ce.weighted_B.mean(),
             "context": mean_squared_error(context, labels.context),
             "consistency": physics_consistency_loss(intensity, infrared),
             "separation": material_separation_loss(intensity, probabilities),
@@ -97,8 +98,8 @@ class MultiTaskPretrainLoss:
         weights = asdict(cfg)
         total = sum(weights[name] * term for name, term in terms.items())
         parts = {name: term.detach() for name, term in terms.items()}
-        labelled = has_labels_B.float()
-        parts["material_ce"] = ce_B.detach().sum() / labelled.sum()
+        labelled = ce.labelled_B.float()
+        parts["material_ce"] = ce.plain_B.detach().sum() / labelled.sum()
         parts["labelled"] = labelled.mean()
         return total, parts
 
@@ -128,17 +129,35 @@ def reconstruction_loss(fused: Tensor, infrared: Tensor) -> Tensor:
     return loss
 
 
+class CrossEntropy(NamedTuple):
+    """Per sample, averaged over its labelled pixels; 0 and False where there are none."""
+
+    weighted_B: Tensor  # fp32, the mean over pixels weighted by class
+    plain_B: Tensor  # fp32, without class weights
+    labelled_B: Tensor  # bool
+
+
+def class_weights(frequency: Tensor, exponent: float) -> Tensor:
+    """frequency ** -exponent, scaled to a mean of 1 over pixels.
+
+    Args:
+        frequency: (M,), at least 0, any scale. What was not met counts as the rarest that was.
+        exponent: 0: all equal; 1: every material that was met has the same total weight.
+    """
+    share = frequency.double() / frequency.sum()
+    weights = share.clamp(min=share[share > 0].min()) ** -exponent
+    return (weights / (share * weights).sum()).float()
+
+
 def material_cross_entropy(
-    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy per sample, averaged over its labelled pixels: (B,) fp32, and (B,) bool.
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None
+) -> CrossEntropy:
+    """Cross-entropy of logits against material ids.
 
     Args:
         logits: (B, M, H, W).
         labels: (B, H, W) int64 in 0..M-1, or 255 for pixels that do not count.
-        class_weights: (M,) or None; with them the mean over pixels is a weighted one.
-
-    Returns: 0 and False for samples without any labelled pixel.
+        weights: (M,) of the classes, or None.
     Raises: ValueError: batch or image sizes differ.
     """
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[::2] != labels.shape[:2] \
@@ -149,15 +168,19 @@ def material_cross_entropy(
         )
     known = labels != IGNORE
     pixel_loss = F.cross_entropy(
-        logits.float(), labels, class_weights, ignore_index=IGNORE, reduction="none"
+        logits.float(), labels, ignore_index=IGNORE, reduction="none"
     )  # (B, H, W)
-    if class_weights is None:
-        weight = known.float()
-    else:
-        weight = class_weights[labels.where(known, 0)] * known
-    sums, counts = pixel_loss.sum(dim=(1, 2)), weight.sum(dim=(1, 2))
-    # the tiny clamp: weights may be small, and a sample of unlabelled pixels has none
-    return sums / counts.clamp(min=torch.finfo(torch.float32).tiny), known.flatten(1).any(1)
+    plain_B = _mean(pixel_loss, known.float())
+    weighted_B = plain_B
+    if weights is not None:
+        weighted_B = _mean(pixel_loss, weights.to(labels.device)[labels.where(known, 0)] * known)
+    return CrossEntropy(weighted_B, plain_B, known.flatten(1).any(1))
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """(B, H, W) -> (B,), 0 where all weights are."""
+    total = weights.sum(dim=(1, 2)).clamp(min=torch.finfo(torch.float32).tiny)
+    return (values * weights).sum(dim=(1, 2)) / total
 
 
 def _same_shape(a: Tensor, b: Tensor) -> None:

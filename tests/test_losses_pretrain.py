@@ -15,6 +15,7 @@ from losses.physics import material_separation_loss, pearson, physics_consistenc
 from losses.pretrain import (
     MultiTaskPretrainLoss,
     PretrainLossConfig,
+    class_weights,
     material_cross_entropy,
     mean_squared_error,
     reconstruction_loss,
@@ -101,10 +102,10 @@ def test_unlabelled_pixels_do_not_count():
     material = target.material.clone()
     material[:, :2] = 255
     logits = outputs()[1]
-    got, labelled = material_cross_entropy(logits, material)
-    expected, _ = material_cross_entropy(logits[:, :, 2:], target.material[:, 2:])
-    torch.testing.assert_close(got, expected)
-    assert labelled.all()
+    got = material_cross_entropy(logits, material)
+    expected = material_cross_entropy(logits[:, :, 2:], target.material[:, 2:])
+    torch.testing.assert_close(got.plain_B, expected.plain_B)
+    assert got.labelled_B.all()
 
 
 def test_no_labels_at_all_cost_nothing_and_keep_the_graph():
@@ -116,8 +117,8 @@ def test_no_labels_at_all_cost_nothing_and_keep_the_graph():
     assert math.isnan(parts["material_ce"])  # nothing to report is not a perfect score
     total.backward()
     assert torch.isfinite(total) and torch.isfinite(out[1].grad).all()
-    ce, _ = material_cross_entropy(out[1].detach().requires_grad_(), unknown)
-    assert ce.requires_grad  # distributed training needs every parameter in every graph
+    ce = material_cross_entropy(out[1].detach().requires_grad_(), unknown)
+    assert ce.weighted_B.requires_grad  # distributed training needs every parameter in every graph
 
 
 def test_cross_entropy_of_a_batch_is_the_mean_of_its_halves():
@@ -137,10 +138,10 @@ def test_logged_cross_entropy_is_over_labelled_samples():
     out, material = outputs(), labels().material.clone()
     material[1] = 255
     _, parts = loss_of(out, labels(material=material))
-    ce, labelled = material_cross_entropy(out[1], material)
-    assert labelled.tolist() == [True, False]
-    torch.testing.assert_close(parts["material_ce"], ce[0])
-    torch.testing.assert_close(parts["material"], ce[0] / 2)
+    ce = material_cross_entropy(out[1], material)
+    assert ce.labelled_B.tolist() == [True, False]
+    torch.testing.assert_close(parts["material_ce"], ce.plain_B[0])
+    torch.testing.assert_close(parts["material"], ce.plain_B[0] / 2)
     assert parts["labelled"] == 0.5
 
 
@@ -148,11 +149,32 @@ def test_class_weights_make_a_weighted_mean():
     logits, material = outputs()[1], labels().material.clone()
     material[0, 0] = 255
     weights = random(32, seed=9) + 0.1
-    got, _ = material_cross_entropy(logits, material, weights)
-    expected = torch.nn.functional.cross_entropy(
-        logits[:1], material[:1], weights, ignore_index=255
-    )
-    torch.testing.assert_close(got[0], expected)
+    got = material_cross_entropy(logits, material, weights)
+    for which, expected_weights in ((got.weighted_B, weights), (got.plain_B, None)):
+        expected = torch.nn.functional.cross_entropy(
+            logits[:1], material[:1], expected_weights, ignore_index=255
+        )
+        torch.testing.assert_close(which[0], expected)
+
+
+def test_balance_weighs_rare_materials_more_and_is_logged_without():
+    frequency = torch.bincount(labels().material.flatten(), minlength=32)
+    frequency[5] = 0
+    torch.testing.assert_close(class_weights(frequency, 0.0), torch.ones(32))
+    equal = class_weights(frequency, 1.0)
+    totals = (equal * frequency)[frequency > 0]
+    torch.testing.assert_close(totals, totals[:1].expand_as(totals))
+    assert equal[5] == equal.max()
+    torch.testing.assert_close((equal * frequency).sum() / frequency.sum(), torch.tensor(1.0))
+
+    everywhere = torch.ones(32).index_fill(0, torch.tensor([3]), 50.0)
+    cfg = PretrainLossConfig(balance=0.5)
+    out, target = outputs(), labels()
+    _, parts = MultiTaskPretrainLoss(cfg, everywhere)(*out, target, random(2, 1, 5, 6))
+    ce = material_cross_entropy(out[1], target.material, class_weights(everywhere, 0.5))
+    torch.testing.assert_close(parts["material"], ce.weighted_B.mean())
+    torch.testing.assert_close(parts["material_ce"], ce.plain_B.mean())
+    assert parts["material"] != parts["material_ce"]
 
 
 def test_pearson_is_numpys():

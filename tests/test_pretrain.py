@@ -13,7 +13,7 @@ from PIL import Image
 
 import pretrain
 from configs.schema import PretrainConfig
-from data.materials import MATERIALS
+from data.materials import MATERIALS, material_table
 from data.pairs import open_pairs
 from data.stream import sequential
 from losses.pretrain import MultiTaskPretrainLoss
@@ -116,6 +116,18 @@ def test_samples_without_labels_do_not_dilute_the_cross_entropy():
     assert some["val_labelled"] == pytest.approx(0.6) and full["val_labelled"] == 1
     assert some["val_material_ce"] == pytest.approx(full["val_material_ce"], rel=1e-5)
     assert some["val_accuracy"] == pytest.approx(full["val_accuracy"])
+
+
+def test_balance_counts_the_labels_of_the_training_pairs(tmp_path):
+    cfg = configured("loss.balance=0.5")
+    pairs = open_pairs(cfg.data, "train")
+    semantic = torch.stack([pairs.get(i)["semantic"] for i in range(len(pairs))])
+    expected = torch.bincount(material_table("synthetic")[semantic].flatten(), minlength=32)
+    assert torch.equal(pretrain.material_frequency(cfg, pairs), expected)
+    row = train(tmp_path, "loss.balance=0.5")
+    assert row["val_material"] != row["val_material_ce"]
+    with pytest.raises(ValueError, match=r"loss\.balance"):
+        train(tmp_path, "loss.balance=0.5", "data.labels.material_source=none")
 
 
 def verdict(source="synthetic", **values) -> str:
