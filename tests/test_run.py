@@ -83,6 +83,22 @@ def test_starting_again_without_a_checkpoint_starts_the_curve_again(tmp_path):
     assert rows(tmp_path) == [{"step": 0, "loss": 2.0}]
 
 
+def test_what_is_logged_after_the_end_is_added_and_takes_nothing_away(tmp_path):
+    run = Run(tmp_path, ToyConfig())
+    run.start(0)
+    run.log(1, loss=1.0)
+    run.close()
+    run.log(2, loss=2.0)                            # the same run, opened again
+    run.close()
+    late = Run(tmp_path, ToyConfig())               # a finished run, started again
+    late.log(3, loss=3.0)
+    late.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    assert [e.step for e in board.Scalars("loss")] == [1, 2, 3]
+
+
 def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(dist, "rank", lambda: 1)
     run = Run(tmp_path / "x", ToyConfig())

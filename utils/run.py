@@ -40,24 +40,27 @@ class Run:
     def __init__(self, directory: str | Path, cfg: Any):
         self.dir = Path(directory)
         self.cfg = cfg
-        self.step = None            # the step the run (re)started from; None: nothing written yet
+        self.described = False      # whether config, command and commit are written
+        self._purge_step = None     # what TensorBoard is to forget when it opens: this and later
         self._tensorboard = None
 
-    def start(self, step: int) -> None:
-        """Begin at `step`: describe the run, and drop rows after it that an earlier start wrote."""
-        self.step = step
+    def start(self, step: int | None = None) -> None:
+        """Describe the run; drop the rows after `step` that an earlier start wrote (None: none)."""
+        self.described = True
         if not dist.is_main():
             return
         self.dir.mkdir(parents=True, exist_ok=True)
         (self.dir / "config.yaml").write_text(config.to_yaml(self.cfg), encoding="utf-8")
         with open(self.dir / "command.txt", "a", encoding="utf-8") as file:
             when = time.strftime("%Y-%m-%d %H:%M:%S")
-            file.write(f"# {when}, from step {step}, {dist.world_size()} process(es)\n"
+            file.write(f"# {when}, from step {step or 0}, {dist.world_size()} process(es)\n"
                        f"{shlex.join([Path(sys.executable).name, *sys.argv])}\n")
         commit, diff = code_version()
         (self.dir / "commit.txt").write_text(commit + "\n", encoding="utf-8")
         (self.dir / "code.diff").write_text(diff, encoding="utf-8")
-        _drop_rows_after(self.dir / "metrics.jsonl", step)
+        if step is not None:
+            self._purge_step = step + 1 if step else 0
+            _drop_rows_after(self.dir / "metrics.jsonl", step)
 
     def log(self, step: int, **scalars: Any) -> None:
         """One row of numbers (or tensors of one element) to metrics.jsonl and TensorBoard."""
@@ -84,13 +87,14 @@ class Run:
             self._tensorboard = None
 
     def _board(self):
-        if self.step is None:
-            self.start(0)
+        if not self.described:
+            self.start()
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second
-            self._tensorboard = SummaryWriter(str(self.dir), purge_step=self.step + 1)
+            self._tensorboard = SummaryWriter(str(self.dir), purge_step=self._purge_step)
+            self._purge_step = None         # once: the writer may be closed and opened again
             text = config.to_yaml(self.cfg).replace("\n", "\n    ")
-            self._tensorboard.add_text("config", f"    {text}", self.step)
+            self._tensorboard.add_text("config", f"    {text}")
         return self._tensorboard
 
 
