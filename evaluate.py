@@ -36,7 +36,7 @@ METRICS = {
     "rank": ("rank corr.", metrics.rank_correlation),
 }
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-MEAN_IMAGES = 2000  # at most so many training images go into the training mean
+MEAN_IMAGES = 400  # at most so many training images, evenly spaced, go into the training mean
 
 
 @torch.no_grad()

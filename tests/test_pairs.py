@@ -157,7 +157,7 @@ def test_the_first_row_is_decoded_at_open(tmp_path):
     columns = tiny.rows(3, split=lambda i: "train")
     columns["visible"][0] = b"nothing"
     with pytest.raises(ValueError, match=r"row 0, 'pair_0000', visible: not a readable image"):
-        open_pairs(config(tiny.write(tmp_path / "a.parquet", columns)), "train")
+        open_pairs(config(tiny.write(tmp_path / "a.parquet", columns), window=[0, 255]), "train")
 
 
 def test_sizes_that_differ_and_missing_bytes_are_refused_with_the_row(tmp_path):
