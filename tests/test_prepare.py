@@ -368,6 +368,8 @@ def test_thumbnails_tell_scenes_apart_and_flat_images_match_nothing():
     assert folders.similar_pairs(some, other) == []
     assert folders.similar_pairs(np.repeat(some[:1], 3, 0), np.repeat(other[:1], 3, 0)) == [
         (0, 1), (0, 2), (1, 2)]
+    assert folders.similar_pairs(np.repeat(some[:1], 3, 0), other[:3]) == []
+    assert folders.similar_pairs(some[:3], np.repeat(other[:1], 3, 0)) == []
     flat = np.stack([folders.thumbnail(np.zeros((9, 5), np.uint8))] * 2)
     assert folders.similar_pairs(flat, flat) == []
 

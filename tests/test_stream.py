@@ -60,9 +60,11 @@ def test_an_epoch_holds_every_pair_once_and_epochs_differ(pairs):
 
 
 def test_order_follows_the_permutation_of_seed_and_epoch(pairs):
-    names = [n for b in take(stream(pairs, 11, seed=5), 2) for n in b["name"]]
+    batches = take(stream(pairs, 11, seed=5), 2)
     order = np.concatenate([np.random.default_rng([5, e]).permutation(11) for e in (0, 1)])
-    assert names == [pairs.names[i] for i in order]
+    assert [n for b in batches for n in b["name"]] == [pairs.names[i] for i in order]
+    sample = pairs.get(order[15], np.random.default_rng([5, 15, 1]))
+    assert torch.equal(batches[1]["visible"][4], sample["visible"])
 
 
 def test_draw_is_the_position_and_the_seed_matters(pairs):
