@@ -1,7 +1,7 @@
 """Does an fp8 base learn as a bf16 one does? The `small` FLUX on a made-up task, same seeds.
 
-First the whole small model is trained on one task (a frozen random base would have nothing to adapt),
-then adapters and guidance learn another: once on its bf16 base, once on the same base in fp8.
+First the whole small model is trained on one task (a frozen random base would have nothing to
+adapt), then adapters and guidance learn another: once on its bf16 base, once on that base in fp8.
 """
 
 from copy import deepcopy
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from losses import flow
 from models import codec as codecs
+from models import fast
 from models.decomposition import DecompositionConfig
 from models.lora import LoraConfig
 from models.stage1 import Stage1
@@ -44,8 +45,6 @@ def learning_gap(steps: int, device: str, preset: str = "small") -> dict[str, fl
 
 def adapt(whole: Translator, cfg: TranslatorConfig, stage1: Stage1, device) -> Translator:
     """`whole`'s base, frozen as `cfg` says, with the same fresh adapters every time."""
-    from models import fast
-
     torch.manual_seed(1)
     plain = build_translator(replace(cfg, base_dtype="bf16"), deepcopy(stage1), device=device)
     state = {n: x for n, x in whole.state_dict().items() if "lora" not in n}

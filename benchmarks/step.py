@@ -1,16 +1,17 @@
-"""One FLUX.1-Fill LoRA training step, the way public scripts do it and ours, on one card in one run.
+"""One FLUX.1-Fill LoRA training step, as public scripts do it and as we do, in one run on one card.
 
-    python benchmarks/step.py                                            one H200, 12 B, about 9 minutes
-    python benchmarks/step.py --preset demo --size 32 --device cpu       toy size, seconds
-    python benchmarks/step.py --ways fp8 --batches 4 --text 512          one row
-    python benchmarks/step.py --learn 200                                does fp8 learn as bf16 does?
+    python benchmarks/step.py                                        one H200, 12 B, 8 minutes
+    python benchmarks/step.py --preset demo --size 32 --device cpu   toy size, seconds
+    python benchmarks/step.py --ways fp8 --batches 4 --text 512      one row
+    python benchmarks/step.py --learn 200                            does fp8 learn as bf16 does?
 
-Ways: `peer` is diffusers' transformer with PEFT's LoRA, eager, gradient checkpointing, bf16 autocast,
-latents given. `bf16` and `fp8` are this project's whole step: both encodings, stage 1, guidance,
-LoRA, loss, clipping, AdamW. `24g` is the preset of that name. `sample` is the sampler, per image.
-Weights are random: they cost what the real ones cost. A step's model FLOPs are those of forward plus
-the gradients that are needed (Translator.step_flops); recomputation earns no credit. MFU is against
-the bf16 matrix product of 8192 x 8192 that this run measures first. Prints markdown, writes JSON.
+Ways: `peer` is diffusers' transformer with PEFT's LoRA, eager, gradient checkpointing, bf16
+autocast, latents given. `bf16` and `fp8` are this project's whole step: both encodings, stage 1,
+guidance, LoRA, loss, clipping, AdamW. `24g` is the preset of that name. `sample` is the sampler,
+seconds an image. Weights are random: they cost what the real ones cost. A step's model FLOPs are
+those of forward plus the gradients that are needed (Translator.step_flops); recomputation earns no
+credit. MFU is against the bf16 product of 8192 x 8192 that this run measures first (a short burst:
+in long runs the card's power limit holds every way below it). Prints markdown, writes JSON.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -42,6 +44,7 @@ from models.sampler import SamplingConfig, sample
 from models.stage1 import Stage1
 from models.translator import Translator, TranslatorConfig, build_translator
 
+probed = cache(choose_kernel)  # once a shape: starting the probe takes seconds
 WARM_STEPS = 3
 SAMPLING_STEPS = 28
 INJECT_SMALL = {0: ["intensity"], 1: ["intensity", "material", "context"]}
@@ -102,7 +105,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--text", nargs="+", type=int, default=[512, 64], help="prompt tokens")
     parser.add_argument("--steps", type=int, default=8, help="timed steps, after warming up")
-    parser.add_argument("--sample", action="store_true", help="time the sampler too, batch 4")
+    parser.add_argument("--sample", nargs="*", default=[], choices=list(WAYS),
+                        help="ways whose sampler is timed too, batch 4")  # fmt: skip
     parser.add_argument("--learn", type=int, default=0, help="only compare fp8's loss, n steps")
     parser.add_argument("--out", help="JSON file to write")
     return parser.parse_args(argv)
@@ -120,6 +124,8 @@ def peer_rows(args, way: str, device: torch.device, gemm: float):
     flux.enable_gradient_checkpointing()
     optimizer = make_optimizer(flux)
     flops = step_flops(flux, args.size, args.text[0])
+    # diffusers' own attention crashes with torch 2.11's cuDNN backward (models/attention.py)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     for batch in (1, 4):
         inputs, target = peer_batch(flux, batch, args.size, args.text[0], device)
 
@@ -131,6 +137,7 @@ def peer_rows(args, way: str, device: torch.device, gemm: float):
             optimizer.zero_grad(set_to_none=True)
 
         yield measure(step, way, batch, args.text[0], flops, gemm, args.steps, device)
+    torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def peer_batch(flux, batch: int, size: int, text: int, device) -> tuple[dict, torch.Tensor]:
@@ -160,21 +167,21 @@ def our_rows(args, way: str, device: torch.device, gemm: float):
         cfg.inject = INJECT_SMALL
     stage1 = Stage1(DecompositionConfig())
     translator = build_translator(cfg, stage1, device=device).train()
+    heads = translator.flux.config.num_attention_heads
+    tokens = 2 * (args.size // codecs.TOKEN) ** 2 + max(args.text)
+    probed(device, max(args.batches), tokens, heads, translator.flux.inner_dim // heads)
     optimizer = make_optimizer(translator)
     batches, texts = ([1], args.text[:1]) if way == "24g" else (args.batches, args.text)
     for text in texts:
         with torch.no_grad():
-            translator.prompt.tokens = fluxes.random_prompt(translator.flux, text).tokens_MC.to(device)
+            prompt = fluxes.random_prompt(translator.flux, text)
+            translator.prompt.tokens = prompt.tokens_MC.to(device)
         for batch in batches:
-            if device.type == "cuda":
-                heads = translator.flux.config.num_attention_heads
-                tokens = 2 * (args.size // codecs.TOKEN) ** 2 + text
-                choose_kernel(device, batch, tokens, heads, translator.flux.inner_dim // heads)
             step = our_step(translator, optimizer, batch, args.size, device)
             flops = translator.step_flops(args.size, args.size)
             yield measure(step, way, batch, text, flops, gemm, args.steps, device)
             release(device)
-        if args.sample and text == texts[0]:
+        if way in args.sample and text == texts[0]:
             yield sampling_row(translator, way, text, args.size, gemm, device)
 
 
@@ -201,10 +208,11 @@ def sampling_row(translator, way, text, size, gemm, device, batch: int = 4) -> R
     translator.eval()
     visible = torch.rand(batch, 3, size, size, device=device)
     noise = torch.randn(batch, 2 * (size // codecs.TOKEN) ** 2, 64, device=device)
-    cfg = SamplingConfig(steps=SAMPLING_STEPS if device.type == "cuda" else 2)
-    flops = cfg.steps * step_flops(translator.flux, size, text, forward=True)
-    row = measure(lambda: sample(translator, visible, noise, cfg), f"{way} sample", batch, text,
-                  flops, gemm, 1, device, warm=1)  # fmt: skip
+    steps = SAMPLING_STEPS if device.type == "cuda" else 2
+    sample(translator, visible, noise, SamplingConfig(steps=2))  # compile
+    flops = steps * step_flops(translator.flux, size, text, forward=True)
+    row = measure(lambda: sample(translator, visible, noise, SamplingConfig(steps=steps)),
+                  f"{way} sample", batch, text, flops, gemm, 1, device, warm=0)  # fmt: skip
     row.seconds /= batch
     translator.train()
     return row
@@ -237,7 +245,7 @@ def attention_kernels(step: Callable, device: torch.device) -> str:
         step()
         synchronize(device)
     names = {event.key.lower() for event in profile.key_averages()}
-    families = {"cudnn": ("cudnn", "sdpa"), "flash": ("flash", "fwd"), "efficient": ("fmha_cutlass", "")}
+    families = {"cudnn": ("cudnn", "sdpa"), "flash": ("flash_fwd",), "efficient": ("fmha_cutlass",)}
     found = [k for k, marks in families.items() if any(all(m in n for m in marks) for n in names)]
     return "+".join(found) or "math"
 

@@ -53,7 +53,7 @@ def rotate(x_BShd: Tensor, cos_Sd: Tensor, sin_Sd: Tensor) -> Tensor:
 class CastLinear(nn.Linear):
     """A linear layer whose fp32 weights are cast to the input's dtype: fp32 masters, bf16 compute.
 
-    Casting the few weights, not the many activations, is what keeps an adapter of a bf16 model cheap.
+    Casting the few weights, not the many activations, keeps an adapter of a bf16 model cheap.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ class CastLinear(nn.Linear):
 class FluxAttention:
     """The processor of every FLUX attention: upstream's arithmetic, our layout.
 
-    diffusers drops (with a warning) every entry of joint_attention_kwargs that the processor does not
-    name, so `guidance` is named here: it travels to the patched blocks, other blocks ignore it.
+    diffusers drops (with a warning) every entry of joint_attention_kwargs that the processor does
+    not name, so `guidance` is named here: it travels to the patched blocks, others ignore it.
     """
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None,
@@ -96,7 +96,7 @@ class FluxAttention:
 def choose_kernel(device: torch.device, batch: int, tokens: int, heads: int, width: int) -> str:
     """Probe cuDNN's attention at the run's shape; from now on use it, or flash. Returns which.
 
-    The probe runs in a process of its own: a crash of the kernel would take this one's device along.
+    The probe runs in a process of its own: a crash of the kernel would take ours along.
     The choice is logged, because a slow kernel chosen in silence is a loss nobody looks for.
     """
     if device.type != "cuda":
@@ -125,7 +125,8 @@ def _probe(batch: int, tokens: int, heads: int, width: int) -> str:
     whole = torch.randn(wide, device="cuda", dtype=torch.bfloat16)
     sliced = whole[..., : heads * width]
     grads, seconds = {}, {}
-    for name, backend in dict(cudnn=SDPBackend.CUDNN_ATTENTION, flash=SDPBackend.FLASH_ATTENTION).items():
+    backends = dict(cudnn=SDPBackend.CUDNN_ATTENTION, flash=SDPBackend.FLASH_ATTENTION)
+    for name, backend in backends.items():
         with sdpa_kernel(backend):
             for g in (sliced.contiguous(), sliced, sliced):
                 torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""FLUX's blocks written for speed: the same arithmetic, frozen matrices merged, each block compiled.
+"""FLUX's blocks written for speed: the same arithmetic, frozen matrices merged, blocks compiled.
 
 `install` replaces the forward of a FluxTransformer2DModel whose base is frozen. What it changes:
     q, k and v are one matrix; all that read x share its rounding
@@ -6,8 +6,8 @@
     adapters on one input share one down-projection; their B's stay apart
     text and image stay joined from one single block to the next
     frozen matrices are bf16 or e4m3 (models/fp8.py)
-Adapters and guidance keep their modules, names and checkpoints. The blocks are functions of tensors,
-so that one compiled graph serves all blocks of a kind; shapes are static, one size a run.
+Adapters and guidance keep their modules, names and checkpoints. The blocks are functions of
+tensors, so that one compiled graph serves all blocks of a kind; shapes are static, one size a run.
 
 Dimension key:  B batch   N image, M text, S all tokens   D model   h heads   d width of a head
 """
@@ -25,15 +25,16 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import attend, rotate
-from models.fp8 import Frozen, Matrix, linear, linear_of_few
+from models.fp8 import Frozen, Matrix, linear, linear_of_few, mlp
 from models.guidance import SemanticGuidance
+from models.kernels import gelu
 from models.lora import LoraLinear
 
 EPS = 1e-6  # of every norm in FLUX
 BACKEND = "inductor"
 # a cat is written part by part: computing all parts for every element costs more than it saves
 OPTIONS = {"max_pointwise_cat_inputs": 1}
-LONGEST_ROW = 16384
+LONGEST_ROW = 4096
 RECOMPILES = 64  # training, sampling, first block, recomputation: each has its own graph
 
 
@@ -100,11 +101,13 @@ def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor],
     shift, scale, gate = _modulation(temb_BD, w, 3)
     x = _modulated(x_BSD, shift, scale)
     out = attend(*_heads(x, w, rotary))
-    (mlp,) = _adapted([linear(x, w.up)], x, [w.adapters["up"]])
-    mlp = F.gelu(mlp, approximate="tanh")
-    y = linear(out, w.out) + linear(mlp, w.down)
-    if w.adapters["out"] is not None:
-        (y,) = _adapted([y], torch.cat([out, mlp], dim=-1), [w.adapters["out"]])
+    if w.adapters["up"] is None and w.adapters["out"] is None:
+        y = linear(out, w.out) + mlp(x, w.up, w.down)
+    else:
+        (h,) = _adapted([linear(x, w.up)], x, [w.adapters["up"]])
+        h = gelu(h)
+        y = linear(out, w.out) + linear(h, w.down)
+        (y,) = _adapted([y], torch.cat([out, h], dim=-1), [w.adapters["out"]])
     return x_BSD + gate[:, None] * y
 
 
@@ -133,10 +136,12 @@ def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: 
     (y,) = _adapted([linear(out, w.out)], out, [w.adapters["out"]])
     x = x + gate[:, None] * y
     h = _modulated(x, shift_mlp, scale_mlp)
-    (up,) = _adapted([linear(h, w.up)], h, [w.adapters["up"]])
-    h = F.gelu(up, approximate="tanh")
-    (down,) = _adapted([linear(h, w.down)], h, [w.adapters["down"]])
-    return x + gate_mlp[:, None] * down
+    if w.adapters["up"] is None and w.adapters["down"] is None:
+        return x + gate_mlp[:, None] * mlp(h, w.up, w.down)
+    (h,) = _adapted([linear(h, w.up)], h, [w.adapters["up"]])
+    h = gelu(h)
+    (y,) = _adapted([linear(h, w.down)], h, [w.adapters["down"]])
+    return x + gate_mlp[:, None] * y
 
 
 def _adapted(parts, x: Tensor, adapters: list[Adapter | None]) -> list[Tensor]:
@@ -162,8 +167,8 @@ def freeze(flux: nn.Module, device: torch.device | str,
     """Move `flux` to `device` block by block, each block's matrices merged (and rounded).
 
     So no more than one block exists twice, and the peak is that of the result. Do it after loading
-    weights and adding adapters. "fp8" keeps a transposed copy of each matrix; "fp8-small" keeps none
-    and rounds the modulations' matrices too: half the memory, slower.
+    weights and adding adapters. "fp8" keeps a transposed copy of each matrix; "fp8-small" keeps
+    none and rounds the modulations' matrices too: half the memory, slower.
 
     Raises: ValueError: an adapter sits on a layer that this file does not adapt.
     """
@@ -174,8 +179,8 @@ def freeze(flux: nn.Module, device: torch.device | str,
             adapted = [n for n in layers if isinstance(block.get_submodule(n), LoraLinear)]
             if kind.endswith("modulation") and adapted:
                 raise ValueError(
-                    f"lora_config.target_modules has {adapted[0]}, which model.compile and fp8 do not"
-                    " support"
+                    f"lora_config.target_modules has {adapted[0]}, which model.compile and fp8 do"
+                    " not support"
                 )
             fp8 = dtype.startswith("fp8") and (dtype == "fp8-small" or "modulation" not in kind)
             matrix = _merge(block, layers, kind)
@@ -198,14 +203,15 @@ def _move(module: nn.Module, device: torch.device | str) -> None:
 
 
 def _merge(block: nn.Module, layers: list[str], kind: str) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the layers one below the other; of proj_out, the columns that `kind` reads."""
+    """Weight and bias of the layers, one below the other; of proj_out, the columns for `kind`."""
     bases = [_base(block.get_submodule(n)) for n in layers]
     weight = torch.cat([b.weight.detach() for b in bases])
     bias = torch.cat([b.bias.detach() for b in bases])
     if layers != ["proj_out"]:
         return weight, bias
     D = len(weight)
-    return (weight[:, :D].contiguous(), None) if kind == "out" else (weight[:, D:].contiguous(), bias)
+    columns, bias = (slice(0, D), None) if kind == "out" else (slice(D, None), bias)
+    return weight[:, columns].contiguous(), bias
 
 
 def _drop_originals(block: nn.Module) -> None:
@@ -239,7 +245,9 @@ def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
         compiled: compile each block (and cross-attention); the first steps then take a minute.
         recompute_every: recompute every n-th block in the backward pass: 1 all, 2 half, 0 none.
     """
-    double, single = (_compiled(f, BACKEND) if compiled else f for f in (double_block, single_block))
+    double, single = double_block, single_block
+    if compiled:
+        double, single = _compiled(double, BACKEND), _compiled(single, BACKEND)
     for block in flux.transformer_blocks:
         block.forward = partial(_run_double, block, double)
     for block in flux.single_transformer_blocks:
@@ -261,7 +269,7 @@ def _compiled(function: Callable, backend: str) -> Callable:
 
 
 def _read_rows_once() -> None:
-    """Let inductor keep a whole row in registers when it reduces one, up to 16384 values.
+    """Let inductor keep a whole row in registers when it reduces one, up to 4096 values.
 
     By itself it stops at 1024 and reads (and recomputes) longer rows two or three times: every norm
     and every rounding of this model.

@@ -3,10 +3,11 @@
     y = x W^T        x and W rounded to e4m3, one scale a row of each
     dx = g W         g * scale(W) rounded to e4m3, one scale a row
 
-Backward uses the very bytes of forward, transposed: W's scales lie along the summed dimension there,
-so they go into g before it is rounded. The transposed copy may be kept (faster) or made when needed.
+Backward uses the very bytes of forward, transposed: W's scales lie along the summed dimension
+there, so they go into g before it is rounded. The transposed copy may be kept (faster) or made when
+needed.
 Only matrices are rounded; accumulation, biases, norms, attention and adapters are not.
-Source: Micikevicius et al. 2022 (arXiv:2209.05433), e4m3; row-wise scales as torch._scaled_mm has them.
+Source: Micikevicius et al. 2022 (arXiv:2209.05433), e4m3; row-wise scales as in torch._scaled_mm.
 
 Dimension key:  N rows (tokens)   I input width   O output width
 """
@@ -18,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0  # of e4m3
-MULTIPLE = 16  # widths the hardware's product takes
+from models.kernels import E4M3, gelu, gelu_backward_quantise, gelu_quantise, quantise
+
 CAPABILITY = (8, 9)  # the first GPUs that multiply e4m3
 
 
@@ -37,7 +37,7 @@ class Matrix(NamedTuple):
 class Frozen(nn.Module):
     """Holds one frozen matrix (perhaps several layers' rows, one below the other).
 
-    The bytes of e4m3 are kept as uint8, which every collective, checkpoint and `.to()` leaves alone.
+    The bytes of e4m3 are kept as uint8, which collectives, checkpoints and `.to()` leave alone.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, fp8: bool = False,
@@ -62,17 +62,18 @@ class Frozen(nn.Module):
         return Matrix(self.weight.view(E4M3), self.bias, self.scale, copy, native)
 
 
-def quantise(x_NI: Tensor) -> tuple[Tensor, Tensor]:
-    """e4m3 (N, I) and its scales (N, 1) fp32: x is about their product."""
-    scale_N1 = x_NI.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / LARGEST
-    return (x_NI.float() / scale_N1).to(E4M3), scale_N1
-
-
 def linear(x: Tensor, m: Matrix) -> Tensor:
     """x (..., I) -> (..., O) in x's dtype."""
     if m.scale_O is None:
         return F.linear(x, m.weight_OI, m.bias_O)
     return _Product.apply(x.flatten(0, -2), *m).unflatten(0, x.shape[:-1])
+
+
+def mlp(x: Tensor, up: Matrix, down: Matrix) -> Tensor:
+    """down(gelu(up(x))), x (..., I) -> (..., O) in x's dtype."""
+    if up.scale_O is None:
+        return linear(gelu(linear(x, up)), down)
+    return _Mlp.apply(x.flatten(0, -2), *up, *down).unflatten(0, x.shape[:-1])
 
 
 def linear_of_few(x: Tensor, m: Matrix) -> Tensor:
@@ -95,13 +96,40 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g_NO):
-        weight_OI, scale_O, transposed_IO = ctx.saved_tensors
-        if transposed_IO is None:
-            transposed_IO = weight_OI.view(torch.uint8).t().contiguous().view(E4M3)
-        g8, scale_N1 = quantise(g_NO.float() * scale_O)
-        ones_I = torch.ones(len(transposed_IO), device=g_NO.device)
-        dx = _scaled(g8, transposed_IO, scale_N1, ones_I, None, g_NO.dtype, ctx.native)
+        weight, scale, transposed = ctx.saved_tensors
+        dx = _back(*quantise(g_NO.float() * scale), weight, transposed, g_NO.dtype, ctx.native)
         return dx, None, None, None, None, None
+
+
+class _Mlp(torch.autograd.Function):
+    """Two frozen, rounded matrices and the GELU between them; keeps what is before the GELU."""
+
+    @staticmethod
+    def forward(ctx, x_NI, up, up_bias, up_scale, up_t, native,
+                down, down_bias, down_scale, down_t, _):  # fmt: skip
+        ctx.native = native
+        x8, scale_N1 = quantise(x_NI)
+        before = _scaled(x8, up, scale_N1, up_scale, up_bias, x_NI.dtype, native)
+        ctx.save_for_backward(before, up, up_scale, up_t, down, down_scale, down_t)
+        h8, scale_N1 = gelu_quantise(before)
+        return _scaled(h8, down, scale_N1, down_scale, down_bias, x_NI.dtype, native)
+
+    @staticmethod
+    def backward(ctx, g_NO):
+        before, up, up_scale, up_t, down, down_scale, down_t = ctx.saved_tensors
+        kind = g_NO.dtype, ctx.native
+        dh = _back(*quantise(g_NO.float() * down_scale), down, down_t, *kind)
+        dx = _back(*gelu_backward_quantise(dh, before, up_scale), up, up_t, *kind)
+        return dx, *[None] * 10
+
+
+def _back(g8_NO: Tensor, scale_N1: Tensor, weight_OI: Tensor, transposed_IO: Tensor | None,
+          dtype: torch.dtype, native: bool) -> Tensor:  # fmt: skip
+    """g W (N, I); W's own scales are in g already."""
+    if transposed_IO is None:
+        transposed_IO = weight_OI.view(torch.uint8).t().contiguous().view(E4M3)
+    ones_I = torch.ones(len(transposed_IO), device=g8_NO.device)
+    return _scaled(g8_NO, transposed_IO, scale_N1, ones_I, None, dtype, native)
 
 
 def _scaled(a_NI: Tensor, b_OI: Tensor, a_scale_N1: Tensor, b_scale_O: Tensor,
@@ -116,5 +144,5 @@ def _scaled(a_NI: Tensor, b_OI: Tensor, a_scale_N1: Tensor, b_scale_O: Tensor,
 
 @cache
 def multiplies_e4m3(device: torch.device) -> bool:
-    """True where e4m3 products run in hardware; elsewhere they are emulated, and nothing is gained."""
+    """True where e4m3 products run in hardware; elsewhere they are emulated at no gain."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY

@@ -3,15 +3,15 @@
     pytest tests/test_fast.py
 """
 
-from copy import deepcopy
 
 import pytest
 import torch
 
-from models import fast, fp8
+from models import fast, fp8, kernels
 from models import flux as fluxes
 from models.guidance import SemanticGuidance
-from models.lora import LORA_FILE, LoraConfig, add_lora, load_lora, save_lora
+from models.lora import LoraConfig, add_lora, load_lora, save_lora
+from models.translator import TranslatorConfig, with_memory
 from tests.test_lora import flux_inputs
 from tests.tiny_models import INJECT, stir, tiny_flux
 
@@ -58,8 +58,9 @@ def assert_close(a, b, tolerance):
 @pytest.mark.parametrize("targets", [None, ALL_LAYERS])
 @pytest.mark.parametrize("recompute_every", [0, 1, 2])
 def test_fast_blocks_equal_the_plain_ones_and_so_do_their_gradients(targets, recompute_every):
-    plain, quick = step(*adapted(targets)), speed_up(*adapted(targets), "fp32", False, recompute_every)
-    assert_close(plain, step(*quick), 1e-3)
+    plain = step(*adapted(targets))
+    quick = step(*speed_up(*adapted(targets), "fp32", recompute_every=recompute_every))
+    assert_close(plain, quick, 1e-3)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("fp8", 0.2), ("fp8-small", 0.2)])
@@ -74,3 +75,75 @@ def test_compiled_blocks_are_one_graph_and_equal_the_plain_ones(monkeypatch):
         eager = step(*speed_up(*adapted(), dtype))
         compiled = step(*speed_up(*adapted(), dtype, compiled=True))
         assert_close(eager, compiled, 1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp8"])
+def test_the_adapters_file_is_the_same_before_and_after_the_merge(dtype, tmp_path):
+    flux, guidance = adapted()
+    save_lora(flux, tmp_path / "before", {})
+    trained = [n for n, p in flux.named_parameters() if p.requires_grad]
+    speed_up(flux, guidance, dtype)
+    save_lora(flux, tmp_path / "after", {})
+    assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
+    assert [n for n, p in flux.named_parameters() if p.requires_grad] == trained
+    load_lora(flux, tmp_path / "before")
+
+
+def test_a_transposed_copy_changes_nothing():
+    weight, bias = torch.randn(32, 16), torch.zeros(32)
+    with_copy, without = (fp8.Frozen(weight, bias, True, copy) for copy in (True, False))
+    x = torch.randn(5, 16, requires_grad=True)
+    grads = [torch.autograd.grad(fp8.linear(x, f.matrix()).square().sum(), x)[0]
+             for f in (with_copy, without)]  # fmt: skip
+    assert torch.equal(*grads)
+
+
+def test_gelu_and_rounding_are_those_of_torch():
+    x = torch.randn(4, 48, requires_grad=True)
+    g, by = torch.randn(4, 48), torch.rand(48)
+    expected = torch.nn.functional.gelu(x, approximate="tanh")
+    torch.testing.assert_close(kernels.gelu(x), expected)
+    slope = torch.autograd.grad(expected, x, g)[0]
+    forward, backward = x.detach(), (g, x.detach(), by)
+    for (x8, scale), wanted in (
+        (kernels.gelu_quantise(forward), expected),
+        (kernels.gelu_backward_quantise(*backward), slope * by),
+    ):
+        # 3 bits behind the leading one; under 2^-6 of its unit, e4m3 has equal steps of 2^-9
+        step = 2**-9 * scale.max().item()
+        torch.testing.assert_close(x8.float() * scale, wanted, rtol=2**-4, atol=step)
+
+
+def test_random_weights_appear_block_by_block_where_they_stay():
+    with torch.device("meta"):
+        flux = tiny_flux()
+    add_lora(flux, LoraConfig(r=2))
+    guidance = SemanticGuidance(flux.inner_dim, {})
+    fast.freeze(flux, "cpu", "fp8-small")
+    fast.install(flux, guidance, compiled=False)
+    assert not any(p.is_meta for p in flux.parameters())
+    assert flux(**flux_inputs(flux))[0].isfinite().all()
+    rounded = {n for n, p in flux.named_parameters() if p.dtype == torch.uint8}
+    assert len(rounded) == 2 * 10 + 2 * 5  # every matrix of a double and of a single block
+
+
+def test_an_adapter_on_a_modulation_is_refused():
+    flux = tiny_flux()
+    add_lora(flux, LoraConfig(target_modules=["norm.linear"]))
+    with pytest.raises(ValueError, match=r"norm\.linear"):
+        fast.freeze(flux, "cpu", "bf16")
+
+
+@pytest.mark.parametrize("memory, changes, expected", [
+    ("24g", {}, ("fp8-small", 1, True)),
+    ("80g", {"base_dtype": "fp8"}, ("fp8", 0, True)),
+    (None, {}, ("bf16", 0, False)),
+])  # fmt: skip
+def test_memory_fills_in_what_the_config_leaves_open(memory, changes, expected):
+    cfg = with_memory(TranslatorConfig(preset="demo", memory=memory, **changes))
+    assert (cfg.base_dtype, cfg.gradient_checkpointing, cfg.compile) == expected
+
+
+def test_a_trained_base_is_neither_compiled_nor_rounded():
+    with pytest.raises(ValueError, match="train_base"):
+        with_memory(TranslatorConfig(preset="demo", train_base=True, memory="80g"))
