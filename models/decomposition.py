@@ -29,7 +29,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class DecompositionConfig:
     backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
     pretrained: str = "none"  # none, imagenet (downloaded), or a local .pth or .safetensors file
-    decoder: Literal["plain", "skips"] = "plain"  # skips: with the encoder's maps of every size
+    decoder: Literal["plain", "skips"] = "skips"  # skips: with the encoder's maps of every size
     width: int = 128  # D, channels under the heads; the decoder's steps have 4 D, 2 D and D
     num_materials: int = 32
     num_context_channels: int = 8

@@ -199,7 +199,7 @@ def test_a_mosaic_has_every_channel_in_its_place():
     channels = np.stack([np.full((2, 3), i / 10) for i in range(8)])
     picture = panels.mosaic(channels)
     assert picture.shape == (6, 9, 3)
-    assert picture[0, 0, 0] == 0 and picture[3, 4, 0] == round(0.4 * 255)
+    assert picture[0, 3, 0] == round(0.1 * 255) and picture[3, 4, 0] == round(0.4 * 255)
     assert (picture[4:, 6:] == 255).all()
 
 
