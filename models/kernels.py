@@ -1,8 +1,8 @@
 """GELU and rounding to e4m3 in one pass over each row, forward and backward.
 
 A row of the MLP is 12288 wide: a compiler that loops over it computes the GELU twice, once for
-the row's largest value and once to round. Here a row stays in registers. Elsewhere than on a GPU
-the same is done in plain torch. GELU is the tanh form, written as x * sigmoid(2 u): less to compute.
+the row's largest value and once to round. Here a row stays in registers. Not on a GPU, the
+same is done in plain torch. GELU is the tanh form, written as x * sigmoid(2 u): less to compute.
 Source: Hendrycks and Gimpel 2016 (arXiv:1606.08415, Sec. 2).
 
 Dimension key:  N rows (tokens)   I width of a row

@@ -24,8 +24,8 @@ from models.stage1 import Stage1, Stage1Output
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
-# What `memory` stands for, where the config does not say otherwise. One H200, 12 B, guidance and LoRA
-# r16, 512 x 1024, 512 text tokens, whole step:     batch  peak GiB  s/step
+# What `memory` stands for, where the config does not say otherwise. One H200, 12 B, guidance and
+# LoRA r16, 512 x 1024, 512 text tokens, whole step:     batch  peak GiB  s/step
 #     24g                                               1      13.2   0.67
 #     80g and 140g                                      4      66.1   0.65
 #     the same with base_dtype: fp8                     4      66.2   0.46
@@ -255,8 +255,9 @@ def with_memory(cfg: TranslatorConfig) -> TranslatorConfig:
     cfg = replace(cfg, **{k: v for k, v in values.items() if getattr(cfg, k) is None})
     if cfg.train_base and (cfg.compile or cfg.base_dtype.startswith("fp8")):
         raise ValueError(
-            "model.train_base trains fp32 weights: it needs model.compile=false and base_dtype bf16"
-            f" or fp32, got compile={cfg.compile}, base_dtype={cfg.base_dtype} (memory={cfg.memory})"
+            "model.train_base trains fp32 weights: it needs model.compile=false and base_dtype"
+            f" bf16 or fp32, got compile={cfg.compile}, base_dtype={cfg.base_dtype},"
+            f" memory={cfg.memory}"
         )
     if cfg.gradient_checkpointing < 0:
         raise ValueError(f"model.gradient_checkpointing is {cfg.gradient_checkpointing}; 0 is none")

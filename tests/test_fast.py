@@ -147,3 +147,12 @@ def test_memory_fills_in_what_the_config_leaves_open(memory, changes, expected):
 def test_a_trained_base_is_neither_compiled_nor_rounded():
     with pytest.raises(ValueError, match="train_base"):
         with_memory(TranslatorConfig(preset="demo", train_base=True, memory="80g"))
+
+
+@pytest.mark.parametrize("every, recomputed", [(0, 0), (1, 4), (2, 2)])
+def test_every_nth_block_is_recomputed(every, recomputed, monkeypatch):
+    calls = []
+    real = fast.checkpoint
+    monkeypatch.setattr(fast, "checkpoint", lambda *a, **k: calls.append(a[0]) or real(*a, **k))
+    step(*speed_up(*adapted(), "fp32", recompute_every=every))
+    assert len(calls) == recomputed
