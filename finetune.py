@@ -18,12 +18,11 @@ def main() -> None:
     cfg = config.load(FinetuneConfig, flags=FLAGS, default="configs/finetune.yaml")
     device = dist.init(cfg.run.device)
     # how it is trained is this run's choice; what it is comes from the checkpoint
-    model, trained = restore.load_translator(
-        cfg.checkpoint, device,
-        freeze_decomposition=cfg.model.freeze_decomposition,
-        train_batchnorm=cfg.model.train_batchnorm,
-        gradient_checkpointing=cfg.model.gradient_checkpointing,
-    )  # fmt: skip
+    names = ("freeze_decomposition", "train_batchnorm", "memory", "base_dtype", "compile",
+             "gradient_checkpointing")  # fmt: skip
+    chosen = {name: getattr(cfg.model, name) for name in names}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    model, trained = restore.load_translator(cfg.checkpoint, device, **chosen)
     cfg.model = trained.model
     train(cfg, model, device)
 

@@ -18,6 +18,7 @@ from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import collate, evenly_spaced, sequential, stream
 from losses import flow
 from losses.pretrain import MultiTaskPretrainLoss
+from models.attention import choose_kernel
 from models.bundle import save_bundle
 from models.codec import in_infrared_panel, tokens_shape
 from models.sampler import noise_for, translate
@@ -41,26 +42,56 @@ def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
 
     # data
     train_set, val_set = open_pairs(cfg.data, "train"), open_pairs(cfg.data, "val")
+    for note in train_set.notes:
+        dist.print0(f"data: {note}")
     if train_set.window:
         cfg.window = [train_set.window.low, train_set.window.high]
     ranks = dist.rank(), dist.world_size()
-    batch_size, seed = cfg.training.batch_size, cfg.training.seed
+    training = cfg.training
 
     def batches(first: int):
-        return stream(train_set, batch_size, seed, *ranks, first, cfg.data.num_workers)
+        return stream(train_set, training.batch_size, training.seed, *ranks, first,
+                      cfg.data.num_workers)  # fmt: skip
 
     # objective
-    H, W = train_set.size
-    shape, infrared_N = tokens_shape(H, W), in_infrared_panel(H, W, device)
-    group = batch_size * cfg.training.gradient_accumulation_steps * dist.world_size()
-    round_time, stage1_loss = model.round_time, MultiTaskPretrainLoss(cfg.loss)
-    consistency_weight = cfg.training.lambda_decomposition_consistency
-    if consistency_weight and cfg.model.freeze_decomposition:
-        raise ValueError("training.lambda_decomposition_consistency > 0 has no effect on a frozen"
-                         " decomposition; use finetune.py or --no_freeze_decomposition")
+    if not cfg.model.train_base:
+        heads, width = model.flux.config.num_attention_heads, model.flux.config.attention_head_dim
+        tokens = tokens_shape(*train_set.size)[0] + cfg.model.text_tokens
+        kernel = choose_kernel(device, training.batch_size, tokens, heads, width)
+        dist.print0(f"attention kernel: {kernel}")
+    predict = make_predict(cfg, model, train_set.size, device)
+    loss_fn = make_loss(cfg, predict)
 
-    def predict(model, batch, group, seed):
-        """Per-sample loss (B,), times (B,) and the prediction; a function of (seed, draws)."""
+    # validation: the same samples, times and noise every time
+    def eval_fn(model):
+        bins = torch.zeros(2, flow.TIME_BINS, device=device)
+        total = torch.zeros(2, device=device)
+        for batch in sequential(val_set, training.batch_size, *ranks, cfg.data.num_workers):
+            loss_B, t, _ = predict(model, to_device(batch, device), len(val_set), seed=0)
+            total += torch.stack([loss_B.sum(), loss_B.new_tensor(len(loss_B))])
+            bins += torch.stack(flow.loss_by_time_bin(loss_B, t))
+        loss, count = dist.sum_over_ranks(total).tolist()
+        sums, counts = dist.sum_over_ranks(bins).cpu()
+        found = {f"val_loss_t{i}": x for i, x in enumerate((sums / counts).tolist())}
+        return {"val_loss": loss / count, **found, **draw_scenes(cfg, model, val_set, device)}
+
+    if cfg.run.dry_run:
+        batch = to_device(next(batches(0)), device)
+        return dry_run(cfg, model, describe(train_set), batch, lambda: loss_fn(model, batch)[0])
+    model.flops_per_sample = model.step_flops(*train_set.size)
+    fit(cfg, model, loss_fn, batches, run, eval_fn, samples=len(train_set))
+    export(cfg, model, run)
+
+
+def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], device):
+    """predict(model, batch, group, seed) -> loss (B,), t (B,), prediction; the model may be DDP's.
+
+    Times and noise are functions of (seed, draw), so that ranks, accumulation and resuming agree.
+    """
+    shape, infrared_N = tokens_shape(*size), in_infrared_panel(*size, device)
+    round_time = model.round_time
+
+    def predict(model, batch: dict, group: int, seed: int):
         draws = batch["draw"].tolist()
         times = flow.sample_times(draws, group, seed, cfg.flow.mean, cfg.flow.std, cfg.flow.shift)
         t = round_time(times.to(device))
@@ -69,44 +100,34 @@ def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
         error = flow.velocity_error(out.velocity, out.data, noise)
         return flow.flow_loss(error, infrared_N, cfg.flow.visible_weight), t, out
 
-    def loss_fn(model, batch):
-        loss_B, t, out = predict(model, batch, group, seed)
-        generation = loss_B.mean()
-        parts = {"generation": generation.detach(), **by_time(loss_B, t)}
-        loss = cfg.training.lambda_generation * generation
-        if consistency_weight:
+    return predict
+
+
+def make_loss(cfg: TrainConfig, predict):
+    """The loss of a step: the velocity error, and in stage 3 stage 1's loss on the maps."""
+    training, weight = cfg.training, cfg.training.lambda_decomposition_consistency
+    if weight and cfg.model.freeze_decomposition:
+        raise ValueError("training.lambda_decomposition_consistency > 0 has no effect on a frozen"
+                         " decomposition; use finetune.py or --no_freeze_decomposition")
+    group = training.batch_size * training.gradient_accumulation_steps * dist.world_size()
+    stage1_loss = MultiTaskPretrainLoss(cfg.loss)
+
+    def loss_fn(model, batch: dict):
+        loss_B, t, out = predict(model, batch, group, training.seed)
+        loss = training.lambda_generation * loss_B.mean()
+        parts = {"generation": loss_B.detach().mean(), **by_time(loss_B, t)}
+        if weight:
             labels = prepare_pseudo_labels(
                 batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
             )
-            consistency, terms = stage1_loss(
-                *out.stage1.maps, out.stage1.fused, labels, batch["infrared"][:, :1]
-            )
-            loss = loss + consistency_weight * consistency
-            parts |= {"consistency": consistency.detach()}
+            maps, fused = out.stage1
+            consistency, terms = stage1_loss(*maps, fused, labels, batch["infrared"][:, :1])
+            loss = loss + weight * consistency
+            parts["consistency"] = consistency.detach()
             parts |= {f"stage1_{name}": value for name, value in terms.items()}
         return loss, parts
 
-    # validation: the same samples, times and noise every time
-    def eval_fn(model):
-        totals = torch.zeros(2, device=device)
-        bins = torch.zeros(2, flow.TIME_BINS, device=device)
-        for batch in sequential(val_set, batch_size, *ranks, cfg.data.num_workers):
-            batch = to_device(batch, device)
-            loss_B, t, _ = predict(model, batch, len(val_set), seed=0)
-            totals += torch.stack([loss_B.sum(), torch.tensor(len(loss_B), device=device)])
-            bins += torch.stack(flow.loss_by_time_bin(loss_B, t))
-        total, count = dist.sum_over_ranks(totals).tolist()
-        sums, counts = dist.sum_over_ranks(bins).cpu()
-        result = {"val_loss": total / count}
-        result |= {f"val_loss_t{i}": x for i, x in enumerate((sums / counts).tolist())}
-        return result | draw_scenes(cfg, model, val_set, device)
-
-    if cfg.run.dry_run:
-        batch = to_device(next(batches(0)), device)
-        return dry_run(cfg, model, describe(train_set), batch, lambda: loss_fn(model, batch)[0])
-    model.flops_per_sample = model.step_flops(H, W)
-    fit(cfg, model, loss_fn, batches, run, eval_fn, samples=len(train_set))
-    export(cfg, model, run)
+    return loss_fn
 
 
 def by_time(loss_B: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:

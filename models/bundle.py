@@ -1,8 +1,8 @@
 """A trained translator as a folder that needs nothing else, and back.
 
-    pytorch_lora_weights.safetensors   the adapters, as `FluxFillPipeline.load_lora_weights` reads them
-    thermaflux.safetensors             guidance, stage 1, prompt; all of FLUX too where it was trained
-    thermaflux.json                    the run's configuration and the versions it was made with
+    pytorch_lora_weights.safetensors   adapters, as `FluxFillPipeline.load_lora_weights` reads them
+    thermaflux.safetensors             guidance, stage 1, prompt; and FLUX where it was trained
+    thermaflux.json                    the run's configuration and versions
 """
 
 import json

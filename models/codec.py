@@ -55,7 +55,7 @@ class DctCodec(nn.Module):
 
 
 class FluxCodec(nn.Module):
-    """The autoencoder of FLUX.1 (diffusers' AutoencoderKL), shifted and scaled as its config says."""
+    """The autoencoder of FLUX.1 (diffusers' AutoencoderKL), shifted and scaled by its config."""
 
     def __init__(self, vae: nn.Module):
         super().__init__()

@@ -95,7 +95,7 @@ def random_flux(preset: str, dtype: torch.dtype, device="cpu") -> FluxTransforme
 
 
 def random_prompt(flux: FluxTransformer2DModel, tokens: int) -> Prompt:
-    """The prompt of a random preset: fixed standard normal vectors (a random FLUX knows no words)."""
+    """The prompt of a random preset: fixed normal vectors (a random FLUX knows no words)."""
     generator = torch.Generator().manual_seed(0)
     shape = (tokens, flux.config.joint_attention_dim)
     return Prompt(

@@ -1,4 +1,4 @@
-"""Shared test set-up: the repository root on the path, one thread a test, the real pairs if present."""
+"""Shared test set-up: the repository root on the path, one thread, the real pairs if present."""
 
 import os
 import sys

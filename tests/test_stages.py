@@ -162,7 +162,8 @@ def test_an_exported_folder_generates_what_its_checkpoint_generates(made, tmp_pa
     for name in ("export", "best_model.pth"):
         call("generate", "--checkpoint", made / "train" / name, "--image_path", photo,
              "--output_dir", tmp_path / name, "--steps", "2", "--device", "cpu")  # fmt: skip
-    a, b = (np.asarray(Image.open(tmp_path / n / "photo.png")) for n in ("export", "best_model.pth"))
+    names = ("export", "best_model.pth")
+    a, b = (np.asarray(Image.open(tmp_path / name / "photo.png")) for name in names)
     assert np.array_equal(a, b)
 
 
