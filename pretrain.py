@@ -50,7 +50,7 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     model = dist.sync_batchnorm(Stage1(cfg.model, cfg.physics).to(device))
 
     # objective
-    frequency = material_frequency(cfg, train_set) if cfg.loss.balance else None
+    frequency = material_frequency(cfg, train_set).to(device) if cfg.loss.balance else None
     objective = MultiTaskPretrainLoss(cfg.loss, frequency)
 
     def loss_fn(model: nn.Module, batch: dict):

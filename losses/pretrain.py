@@ -45,7 +45,8 @@ class MultiTaskPretrainLoss:
     """The weighted sum of all terms, and each of them to log.
 
     Args:
-        frequency: (M,) share of each material among the labels; None if `cfg.balance` is 0.
+        frequency: (M,) share of each material among the labels, on the device of the labels; None
+            if `cfg.balance` is 0.
     Raises: ValueError: a weight is negative or not finite.
     """
 
@@ -173,7 +174,7 @@ def material_cross_entropy(
     plain_B = _mean(pixel_loss, known.float())
     weighted_B = plain_B
     if weights is not None:
-        weighted_B = _mean(pixel_loss, weights.to(labels.device)[labels.where(known, 0)] * known)
+        weighted_B = _mean(pixel_loss, weights[labels.where(known, 0)] * known)
     return CrossEntropy(weighted_B, plain_B, known.flatten(1).any(1))
 
 
