@@ -110,7 +110,7 @@ class Stage1Scores:
         infrared = batch["infrared"][:, :1]
         labels = prepare_pseudo_labels(batch["visible"], infrared, batch["semantic"], self.labels)
         self.matrix.update(maps.material.argmax(1), labels.material)
-        ce, known = material_cross_entropy(maps.material, labels.material)
+        _, ce, known = material_cross_entropy(maps.material, labels.material)
         pearson = metrics.pearson(maps.intensity.clamp(0, 1), infrared)
         self.sums += torch.stack([ce.sum(), known.sum(), pearson.sum(),
                                   torch.tensor(len(ce), device=ce.device)]).double()  # fmt: skip
