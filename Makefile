@@ -9,6 +9,7 @@ OUT    ?= runs/demo
 .PHONY: demo test lint bench clean
 
 $(VENV)/installed: setup.py
+	@echo "installing the dependencies into $(VENV): a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check ".[dev]"
 	touch $@

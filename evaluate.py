@@ -11,7 +11,7 @@ import csv
 import json
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -43,10 +43,7 @@ MEAN_IMAGES = 400  # at most so many training images, evenly spaced, go into the
 def main() -> None:
     cfg = config.load(EvaluateConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
-    stage1, translator, trained = restore.load_any(cfg.checkpoint, device)
-    data = replace(trained.data, cache="none", num_workers=cfg.num_workers)
-    pairs = open_pairs(replace(data, path=cfg.test_data or data.path), cfg.split)
-    sampling = restore.sampling_of(trained.sampling, cfg) if translator else None
+    stage1, translator, _, data, pairs, sampling = restore.open_all(cfg, device)
     mean = training_mean(data, cfg.batch_size).to(device)
     luma = torch.tensor(LUMA, device=device).view(1, 3, 1, 1)
     scores, rows, started = Stage1Scores(data.labels, device), [], time.perf_counter()

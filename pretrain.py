@@ -18,13 +18,14 @@ from configs.schema import FLAGS, PretrainConfig
 from data.materials import IGNORE, MATERIALS, material_colors
 from data.pairs import describe, open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
-from data.stream import collate, sequential, stream
+from data.stream import collate, evenly_spaced, sequential, stream
 from losses.pretrain import MultiTaskPretrainLoss
 from models.stage1 import Stage1
 from utils import config, dist, metrics, panels
 from utils.dryrun import dry_run
 from utils.loop import fit, to_device
 from utils.run import Run, entry
+from utils.scenes import scene_cells, scene_figure
 
 NEAR_CHANCE = 0.9  # a cross-entropy above this share of ln(materials) has learnt next to nothing
 
@@ -39,6 +40,8 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
 
     # data
     train_set, val_set = open_pairs(cfg.data, "train"), open_pairs(cfg.data, "val")
+    for note in train_set.notes:
+        dist.print0(f"data: {note}")
     ranks = dist.rank(), dist.world_size()
     batch_size, workers = cfg.training.batch_size, cfg.data.num_workers
 
@@ -135,32 +138,20 @@ def learnt(model: Stage1) -> dict[str, float]:
 
 def draw_scenes(cfg: PretrainConfig, model: Stage1, pairs, run: Run, device) -> dict:
     """A picture of a few validation scenes: {"scenes": (H, W, 3) uint8}; also written as a PNG."""
-    count = min(cfg.run.images, len(pairs))
-    if count < 1:
+    if cfg.run.images < 1:
         return {}
-    batch = to_device(collate([pairs.get(i * len(pairs) // count) for i in range(count)]), device)
-    maps, fused = model(batch["visible"])
-    labels = prepare_pseudo_labels(
-        batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
-    )
-    colors = np.asarray(material_colors())
-    found, wanted = maps.material.argmax(dim=1).cpu().numpy(), labels.material.cpu().numpy()
-    titles = ["visible", "intensity", "material", "material label", "context"]
-    titles += ["infrared"] if fused is None else ["fused infrared", "infrared"]
-    rows = []
-    for i in range(count):
-        infrared = batch["infrared"][i, 0].cpu().numpy()
-        row = [
-            panels.rgb(batch["visible"][i].cpu().numpy()),
-            panels.thermal_colors(maps.intensity[i, 0].cpu().numpy()),
-            panels.id_colors(found[i], colors),
-            panels.id_colors(wanted[i], colors),
-            panels.mosaic(maps.context[i].cpu().numpy()),
-        ]
-        row += [] if fused is None else [panels.thermal_colors(fused[i].mean(0).cpu().numpy())]
-        rows.append([*row, panels.thermal_colors(infrared)])
-    legend = panels.legend_of([found, wanted], [m.name for m in MATERIALS], colors)
-    picture = panels.grid(rows, titles, batch["name"], legend, color_bar="normalised, 0 to 1")
+    picked = [pairs.get(i) for i in evenly_spaced(len(pairs), cfg.run.images)]
+    batch = to_device(collate(picked), device)
+    visible, infrared = batch["visible"], batch["infrared"]
+    labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], cfg.data.labels)
+    (intensity, material, context), fused = model(visible)
+    colors, names = np.asarray(material_colors()), [m.name for m in MATERIALS]
+    cells = scene_cells(
+        colors, visible=visible, intensity=intensity, material_label=labels.material,
+        material=material, context=context, fused=fused, infrared=infrared,
+    )  # fmt: skip
+    ids = [material.argmax(dim=1).cpu().numpy(), labels.material.cpu().numpy()]
+    picture = scene_figure(cells, batch["name"], names, colors, ids)
     panels.save_png(run.dir / "scenes.png", picture)
     return {"scenes": picture}
 

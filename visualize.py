@@ -3,7 +3,6 @@
     python visualize.py --checkpoint runs/train/best_model.pth --output_dir panels --limit 12
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ from tqdm import tqdm
 from configs import restore
 from configs.schema import USE_FLAGS, EvaluateConfig
 from data.materials import MATERIALS, material_colors
-from data.pairs import open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import sequential
 from models.sampler import translate
@@ -28,10 +26,7 @@ DEFAULT_SCENES = 12
 def main() -> None:
     cfg = config.load(EvaluateConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
-    stage1, translator, trained = restore.load_any(cfg.checkpoint, device)
-    data = replace(trained.data, cache="none", num_workers=cfg.num_workers)
-    pairs = open_pairs(replace(data, path=cfg.test_data or data.path), cfg.split)
-    sampling = restore.sampling_of(trained.sampling, cfg) if translator else None
+    stage1, translator, _, data, pairs, sampling = restore.open_all(cfg, device)
     folder, colors = Path(cfg.output_dir), material_colors()
     names = [material.name for material in MATERIALS]
 
@@ -41,7 +36,7 @@ def main() -> None:
     for batch in tqdm(batches, desc="draw", unit="batch", disable=ranks[0] > 0):
         batch = to_device(batch, device)
         visible, infrared = batch["visible"], batch["infrared"][:, :1]
-        labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], trained.data.labels)
+        labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], data.labels)
         (intensity, material, context), fused = (
             translator.decompose(visible) if translator else stage1(visible)
         )

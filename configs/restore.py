@@ -2,12 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from configs.schema import FinetuneConfig, ModelUseConfig, PretrainConfig, TrainConfig
+from configs.schema import (
+    EvaluateConfig,
+    FinetuneConfig,
+    ModelUseConfig,
+    PretrainConfig,
+    TrainConfig,
+)
+from data.pairs import DataConfig, Pairs, open_pairs
 from models.bundle import is_bundle, read_bundle
 from models.flux import Prompt
 from models.sampler import SamplingConfig
@@ -112,3 +119,23 @@ def sampling_of(trained: SamplingConfig, use: ModelUseConfig) -> SamplingConfig:
     names = ("steps", "guidance_scale", "shift", "samples", "seed")
     asked = {name: getattr(use, name) for name in names}
     return replace(trained, **{name: x for name, x in asked.items() if x is not None})
+
+
+class Opened(NamedTuple):
+    """What evaluate.py and visualize.py work on."""
+
+    stage1: Stage1
+    translator: Translator | None  # None for a stage 1 checkpoint
+    trained: PretrainConfig | TrainConfig  # the run's configuration
+    data: DataConfig  # the run's data, nothing kept in memory
+    pairs: Pairs  # the pairs to look at
+    sampling: SamplingConfig | None
+
+
+def open_all(cfg: EvaluateConfig, device: torch.device) -> Opened:
+    """Model and held-out pairs. Raises: ValueError: see `read` and `open_pairs`."""
+    stage1, translator, trained = load_any(cfg.checkpoint, device)
+    data = replace(trained.data, cache="none", num_workers=cfg.num_workers)
+    pairs = open_pairs(replace(data, path=cfg.test_data or data.path), cfg.split)
+    sampling = sampling_of(trained.sampling, cfg) if translator else None
+    return Opened(stage1, translator, trained, data, pairs, sampling)
