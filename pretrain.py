@@ -146,11 +146,13 @@ def draw_scenes(cfg: PretrainConfig, model: Stage1, pairs, run: Run, device) -> 
     labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], cfg.data.labels)
     (intensity, material, context), fused = model(visible)
     colors, names = np.asarray(material_colors()), [m.name for m in MATERIALS]
+    trained = cfg.data.labels.material_source != "none"  # else the map means nothing
     cells = scene_cells(
-        colors, visible=visible, intensity=intensity, material_label=labels.material,
-        material=material, context=context, fused=fused, infrared=infrared,
+        colors, visible=visible, intensity=intensity, context=context, fused=fused,
+        material=material if trained else None, infrared=infrared,
+        material_label=labels.material if trained else None,
     )  # fmt: skip
-    ids = [material.argmax(dim=1).cpu().numpy(), labels.material.cpu().numpy()]
+    ids = [x.cpu().numpy() for x in (material.argmax(dim=1), labels.material)] if trained else []
     picture = scene_figure(cells, batch["name"], names, colors, ids)
     panels.save_png(run.dir / "scenes.png", picture)
     return {"scenes": picture}

@@ -145,12 +145,13 @@ def draw_scenes(cfg: TrainConfig, model: Translator, pairs: Pairs, device) -> di
     visible, infrared = batch["visible"], batch["infrared"][:, :1]
     generated = translate(model, visible, batch["draw"].tolist(), cfg.sampling)
     (intensity, material, context), fused = model.decompose(visible)
-    colors = material_colors()
+    colors, names = material_colors(), [m.name for m in MATERIALS]
+    trained = cfg.data.labels.material_source != "none"  # else the map means nothing
     cells = scene_cells(
-        colors, visible=visible, intensity=intensity, material=material, context=context,
-        fused=fused, generated=generated, infrared=infrared,
+        colors, visible=visible, intensity=intensity, material=material if trained else None,
+        context=context, fused=fused, generated=generated, infrared=infrared,
     )  # fmt: skip
-    names, ids = [m.name for m in MATERIALS], list(material.argmax(1).cpu().numpy())
+    ids = list(material.argmax(1).cpu().numpy()) if trained else []
     return {
         "scenes": scene_figure(cells, batch["name"], names, colors, ids),
         "val_psnr": metrics.psnr(generated, infrared).mean().item(),

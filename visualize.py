@@ -43,14 +43,18 @@ def main() -> None:
         ours = None
         if translator:
             ours = translate(translator, visible, batch["draw"].tolist(), sampling)
+        trained = data.labels.material_source != "none"  # else the map means nothing
         cells = scene_cells(
-            colors, visible=visible, intensity=intensity, material_label=labels.material,
-            material=material, context=context, fused=fused, generated=ours, infrared=infrared,
+            colors, visible=visible, intensity=intensity,
+            material_label=labels.material if trained else None,
+            material=material if trained else None,
+            context=context, fused=fused, generated=ours, infrared=infrared,
         )  # fmt: skip
-        ids = material.argmax(1).cpu().numpy()
-        for cell, name, source, seen in zip(cells, batch["name"], batch["source"], ids):
+        maps = material.argmax(1).cpu().numpy()
+        for cell, name, source, seen in zip(cells, batch["name"], batch["source"], maps):
             heading = f"{source}  {name}" if source else name
-            picture = scene_figure([cell], [name], names, colors, [seen], heading)
+            ids = [seen] if trained else []
+            picture = scene_figure([cell], [name], names, colors, ids, heading)
             panels.save_png(folder / f"{source or 'scene'}_{name}.png", picture)
     dist.print0(f"panels in {folder}")
 

@@ -68,8 +68,8 @@ def legend_of(
     ids: Sequence[np.ndarray], names: Sequence[str], colors: np.ndarray, most: int = 16
 ) -> list[tuple[str, np.ndarray]]:
     """(name, colour) of the ids that cover most of the maps, largest first; no unknown ids."""
-    flat = np.concatenate([x.ravel() for x in ids])
-    counts = np.bincount(flat[flat < len(names)].astype(np.int64), minlength=len(names))
+    flat = np.concatenate([np.zeros(0, np.int64), *(x.ravel().astype(np.int64) for x in ids)])
+    counts = np.bincount(flat[flat < len(names)], minlength=len(names))
     order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
     return [(names[i], colors[i]) for i in order[:most]]
 
