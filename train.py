@@ -109,6 +109,9 @@ def make_loss(cfg: TrainConfig, predict):
     if weight and cfg.model.freeze_decomposition:
         raise ValueError("training.lambda_decomposition_consistency > 0 has no effect on a frozen"
                          " decomposition; use finetune.py or --no_freeze_decomposition")
+    if cfg.loss.balance:
+        raise ValueError("loss.balance needs the frequency of each material, which only pretrain.py"
+                         " counts; leave it 0 here")  # fmt: skip
     group = training.batch_size * training.gradient_accumulation_steps * dist.world_size()
     stage1_loss = MultiTaskPretrainLoss(cfg.loss)
 
