@@ -73,5 +73,5 @@ def scene_figure(cells: Sequence[dict[str, np.ndarray]], names: Sequence[str],
         names if len(names) > 1 else (),
         panels.legend_of(ids, material_names, colors),
         heading,
-        "infrared, 0 = low end of the window, 1 = high end",
+        "of the infrared window",
     )
