@@ -50,8 +50,10 @@ def two_ranks(tmp_path_factory):
          __file__, str(directory)], capture_output=True, text=True, timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    return done.stdout, [(json.loads((directory / f"{rank}.json").read_text()),
-                          torch.load(directory / f"{rank}.pt")) for rank in (0, 1)]
+    return done.stdout, [
+        (json.loads((directory / f"{rank}.json").read_text()),
+         torch.load(directory / f"{rank}.pt", weights_only=True)) for rank in (0, 1)
+    ]  # fmt: skip
 
 
 def test_batch_norm_over_two_ranks_equals_one_on_the_whole_batch(two_ranks):

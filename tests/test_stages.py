@@ -89,7 +89,7 @@ def test_two_ranks_give_the_losses_of_one(stage, made, tmp_path):
     done = subprocess.run([*command, *argv], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    torch.testing.assert_close(losses(tmp_path / "two"), losses(made / stage), rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(losses(tmp_path / "two"), losses(made / stage), rtol=2e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGE)
