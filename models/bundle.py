@@ -40,15 +40,6 @@ def save_bundle(folder: str | Path, translator: Translator, state: dict[str, Ten
     (folder / CONFIG_FILE).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
 
-def read_config(folder: str | Path) -> dict:
-    """The run's configuration. Raises: ValueError: no such folder, or not written by us."""
-    path = Path(folder) / CONFIG_FILE
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no configuration of an exported model: {error}") from error
-
-
 def read_bundle(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
     """The configuration and the trained tensors by their names in the translator.
 
