@@ -51,6 +51,8 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     # model: the same random start on every rank, and with physics on and off
     torch.manual_seed(cfg.training.seed)
     model = dist.sync_batchnorm(Stage1(cfg.model, cfg.physics).to(device))
+    if device.type == "cuda" if cfg.compile is None else cfg.compile:
+        model.compile_for_training()
 
     # objective
     frequency = material_frequency(cfg, train_set) if cfg.loss.balance else torch.zeros(1)
@@ -68,6 +70,7 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     # validation
     last = {}
 
+    @torch.compiler.set_stance("force_eager")  # its last batch and its scenes have other shapes
     def eval_fn(model: Stage1) -> dict:
         found = sequential(val_set, batch_size, *ranks, workers)
         last.update(validate(cfg, model, objective, (to_device(x, device) for x in found), device))

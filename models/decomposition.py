@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRIDE = 32  # of the encoder: pixels a cell of its last map
+EVEN = 8  # channels of a product that GPUs compute fast are a multiple of it
 
 # Of the photographs that torchvision's ImageNet weights were trained on.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -79,10 +80,8 @@ class MultiTaskDecompositionNet(nn.Module):
         self._check_statistics(x)
         features = self.encoder(x)
         x, detail = self.decoder(features, x)  # (B, D, h, w) or (B, D, h/2, w/2) with its detail
-        heads = (self.intensity_head, self.material_head, self.context_head)
-        intensity, material, context = (
-            head(x, detail)[..., :H, :W].float() for head in heads
-        )  # (B, 1 | M | C, H, W)
+        out = run_heads([self.intensity_head, self.material_head, self.context_head], x, detail)
+        intensity, material, context = (y[..., :H, :W].float() for y in out)
         return Maps(intensity.sigmoid(), material, context)
 
     def _check_statistics(self, x: Tensor) -> None:
@@ -177,12 +176,35 @@ class Head(nn.Module):
         nn.init.normal_(self.last.weight, std=0.01)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, detail: Tensor | None) -> Tensor:
-        for conv in self.hidden:
-            x = F.relu(conv(x))
-        if detail is not None:
-            x = torch.cat([_enlarge(x), detail], dim=1)
-        return self.last(x)
+
+def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None) -> list[Tensor]:
+    """What each head makes of the features; first and last layers of all heads are one product.
+
+    Apart, the last ones have few channels (one, for intensity), which GPUs compute slowly.
+    """
+    first = [head.hidden[0] for head in heads]
+    weight, bias = (torch.cat([getattr(c, n) for c in first]) for n in ("weight", "bias"))
+    parts = F.relu(F.conv2d(x, weight, bias, padding=1)).split([len(c.bias) for c in first], dim=1)
+    parts = list(parts)
+    for i, head in enumerate(heads):
+        for conv in head.hidden[1:]:
+            parts[i] = F.relu(conv(parts[i]))
+    widths = [part.shape[1] for part in parts]
+    x = torch.cat(parts, dim=1)
+    if detail is not None:
+        x = torch.cat([_enlarge(x), detail], dim=1)
+    rows, before = [], 0
+    for head, width in zip(heads, widths):
+        own, of_detail = head.last.weight.split([width, head.last.in_channels - width], dim=1)
+        padded = F.pad(own, (0, 0, 0, 0, before, sum(widths) - before - width))  # others: zero
+        rows.append(torch.cat([padded, of_detail], dim=1))
+        before += width
+    sizes = [len(row) for row in rows]
+    weight, bias = torch.cat(rows), torch.cat([head.last.bias for head in heads])
+    extra = -len(bias) % EVEN
+    out = F.conv2d(x, F.pad(weight, (0, 0, 0, 0, 0, 0, 0, extra)), F.pad(bias, (0, extra)),
+                   padding=1)  # fmt: skip
+    return list(out.split([*sizes, extra], dim=1))[: len(heads)]
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
@@ -267,7 +289,33 @@ def _check(cfg: DecompositionConfig) -> None:
 
 
 def _enlarge(x: Tensor, times: int = 2) -> Tensor:
+    if times == 2:
+        return _Double.apply(x)
     return F.interpolate(x, scale_factor=times, mode="bilinear", align_corners=False)
+
+
+class _Double(torch.autograd.Function):
+    """Bilinear doubling whose gradient is gathered; torch's is scattered with atomic additions.
+
+    In one dimension out[2i] = 3/4 x[i] + 1/4 x[i-1] and out[2i+1] = 3/4 x[i] + 1/4 x[i+1], so the
+    gradient of x[i] is a sum over out[2i-1 .. 2i+2] with weights 1/4, 3/4, 3/4, 1/4.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        g = gradient.float()
+        for axis in (2, 3):
+            n = g.shape[axis]
+            # at an edge out sees x[0] (or the last one) for its missing neighbour too
+            g = torch.cat([g.narrow(axis, 0, 1), g, g.narrow(axis, n - 1, 1)], dim=axis)
+            first, second = g.unflatten(axis, (n // 2 + 1, 2)).unbind(axis + 1)
+            near, far = first.lerp(second, 0.75), first.lerp(second, 0.25)
+            g = near.narrow(axis, 0, n // 2) + far.narrow(axis, 1, n // 2)
+        return g.to(gradient.dtype)
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:

@@ -1,7 +1,7 @@
 """FLUX's blocks written for speed: the same arithmetic, frozen matrices merged, blocks compiled.
 
 `install` replaces the forward of a FluxTransformer2DModel whose base is frozen. What it changes:
-    q, k and v are one matrix; all that read x share its rounding
+    q, k and v are one matrix; all that read x share its rounding; models/heads.py does the rest
     the single block's last matrix is two, so that attention and MLP are never copied side by side
     adapters on one input share one down-projection; their B's stay apart
     text and image stay joined from one single block to the next
@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from models.attention import attend, rotate
 from models.fp8 import Frozen, Matrix, linear, linear_of_few, mlp
 from models.guidance import SemanticGuidance
+from models.heads import HeadStream, can_fuse, heads
 from models.kernels import gelu
 from models.lora import LoraLinear
 
@@ -86,9 +87,8 @@ def double_block(x_BND: Tensor, text_BMD: Tensor, temb_BD: Tensor, rotary: tuple
     """One double block: (image, text) tokens -> (image, text) tokens."""
     M = text_BMD.shape[1]
     x_mod, text_mod = _modulation(temb_BD, image, 6), _modulation(temb_BD, text, 6)
-    of_text = _heads(_modulated(text_BMD, *text_mod[:2]), text, [part[:M] for part in rotary])
-    of_image = _heads(_modulated(x_BND, *x_mod[:2]), image, [part[M:] for part in rotary])
-    out_BSD = attend(*(torch.cat(pair, dim=1) for pair in zip(of_text, of_image)))
+    streams = (_modulated(text_BMD, *text_mod[:2]), text), (_modulated(x_BND, *x_mod[:2]), image)
+    out_BSD = attend(*_heads(rotary, *streams))
     text_out, x_out = out_BSD.split([M, x_BND.shape[1]], dim=1)
     return _after_attention(x_BND, x_out, x_mod, image), _after_attention(
         text_BMD, text_out, text_mod, text
@@ -100,7 +100,7 @@ def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor],
     """One single block, on text and image tokens joined."""
     shift, scale, gate = _modulation(temb_BD, w, 3)
     x = _modulated(x_BSD, shift, scale)
-    out = attend(*_heads(x, w, rotary))
+    out = attend(*_heads(rotary, (x, w)))
     if w.adapters["up"] is None and w.adapters["out"] is None:
         y = linear(out, w.out) + mlp(x, w.up, w.down)
     else:
@@ -120,13 +120,33 @@ def _modulated(x: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return x * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
-def _heads(x: Tensor, w: Stream, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v: (B, S, h, d), q and k normalised and turned."""
-    parts = linear(x, w.qkv).chunk(3, dim=-1)
-    parts = _adapted(parts, x, [w.adapters[n] for n in "qkv"])
-    q, k, v = (y.unflatten(-1, (-1, w.norm_q_d.shape[0])) for y in parts)
-    q, k = (F.rms_norm(y, n.shape, n, EPS) for y, n in ((q, w.norm_q_d), (k, w.norm_k_d)))
+def _heads(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream]) -> list[Tensor]:
+    """q, k, v of all streams joined: (B, S, h, d), q and k normalised and turned."""
+    products = [linear(x, w.qkv) for x, w in streams]
+    if can_fuse(products[0], len(streams[0][1].norm_q_d)):
+        return heads(*rotary, [_head_stream(y, x, w) for y, (x, w) in zip(products, streams)])
+    of_streams = []
+    for y, (x, w) in zip(products, streams):
+        parts = _adapted(y.chunk(3, dim=-1), x, [w.adapters[n] for n in "qkv"])
+        q, k, v = (y.unflatten(-1, (-1, w.norm_q_d.shape[0])) for y in parts)
+        of_streams.append((*(F.rms_norm(y, n.shape, n, EPS)
+                             for y, n in ((q, w.norm_q_d), (k, w.norm_k_d))), v))  # fmt: skip
+    q, k, v = (torch.cat(parts, dim=1) for parts in zip(*of_streams))
     return rotate(q, *rotary), rotate(k, *rotary), v
+
+
+def _head_stream(y: Tensor, x: Tensor, w: Stream) -> HeadStream:
+    """What the kernel reads; of a layer without an adapter, zeros."""
+    adapters = [w.adapters[n] for n in "qkv"]
+    low, up = y.new_empty(0), y.new_empty(0)
+    if present := [a for a in adapters if a is not None]:
+        if present[0].dropout:
+            x = F.dropout(x, present[0].dropout)
+        none = torch.zeros_like(present[0].A_rI), torch.zeros_like(present[0].B_Or)
+        A = torch.cat([none[0] if a is None else a.A_rI for a in adapters])
+        up = torch.stack([none[1] if a is None else a.B_Or * a.scale for a in adapters])
+        low, up = F.linear(x, A.to(x.dtype)), up.to(x.dtype)
+    return HeadStream(y, low, up, w.norm_q_d, w.norm_k_d)
 
 
 def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: Stream) -> Tensor:

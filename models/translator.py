@@ -243,6 +243,8 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
         fast.freeze(translator.flux, device, cfg.base_dtype)
         fast.install(translator.flux, translator.guidance, cfg.compile, cfg.gradient_checkpointing)
         translator.stage1.to(memory_format=torch.channels_last)
+        if cfg.compile:
+            translator.stage1.compile(dynamic=False)
     return translator.to(device)
 
 

@@ -1,0 +1,23 @@
+"""The kernel that makes q, k and v, run by Triton's interpreter, against torch's own operations.
+
+    pytest tests/test_heads.py
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
+
+
+def test_the_kernels_give_the_outputs_and_gradients_of_the_plain_operations():
+    program = Path(__file__).parent / "interpreted_heads.py"
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=200,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 4
