@@ -22,7 +22,7 @@ from configs import restore
 from configs.schema import USE_FLAGS, EvaluateConfig
 from data.pairs import open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
-from data.stream import sequential
+from data.stream import in_step, sequential
 from losses.pretrain import material_cross_entropy
 from models.sampler import translate
 from utils import config, dist, metrics
@@ -49,7 +49,7 @@ def main() -> None:
     scores, rows, started = Stage1Scores(data.labels, device), [], time.perf_counter()
 
     ranks = dist.rank(), dist.world_size()
-    batches = sequential(pairs, cfg.batch_size, *ranks, cfg.num_workers, cfg.limit)
+    batches = in_step(pairs, cfg.batch_size, *ranks, cfg.num_workers, cfg.limit)
     for batch in tqdm(batches, desc=f"evaluate {cfg.split}", unit="batch", disable=ranks[0] > 0):
         batch = to_device(batch, device)
         visible, infrared = batch["visible"], batch["infrared"][:, :1]
@@ -61,6 +61,8 @@ def main() -> None:
             images["fused (stage 1)"] = seen.fused.mean(1, keepdim=True).clamp(0, 1)
         if translator:
             images["ours"] = translate(translator, visible, batch["draw"].tolist(), sampling)
+        if batch["filler"]:
+            continue
         rows += score(images, infrared, batch)
         scores.update(seen.maps, batch)
     rows = [row for share in dist.gather(rows) for row in share]

@@ -19,7 +19,7 @@ def main() -> None:
     device = dist.init(cfg.run.device)
     # how it is trained is this run's choice; what it is comes from the checkpoint
     names = ("freeze_decomposition", "train_batchnorm", "memory", "base_dtype", "compile",
-             "gradient_checkpointing")  # fmt: skip
+             "gradient_checkpointing", "shard_base")  # fmt: skip
     chosen = {name: getattr(cfg.model, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     model, trained = restore.load_translator(cfg.checkpoint, device, **chosen)

@@ -42,8 +42,10 @@ def main() -> None:
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
 
-    mine = list(enumerate(paths))[dist.rank() :: dist.world_size()]
-    for draw, path in tqdm(mine, desc="generate", unit="image", disable=not dist.is_main()):
+    # a sharded model's passes are collective: every rank makes as many, the last ones perhaps idle
+    mine = range(dist.rank(), len(paths) + -len(paths) % dist.world_size(), dist.world_size())
+    for draw in tqdm(mine, desc="generate", unit="image", disable=not dist.is_main()):
+        path = paths[draw % len(paths)]
         photograph = decode_visible(path.read_bytes(), str(path))
         H, W = photograph.shape[:2]
         size = trained.data.height_width()
@@ -52,6 +54,8 @@ def main() -> None:
         visible = torch.from_numpy(resize_visible(photograph, size)).to(device)
         visible = visible.permute(2, 0, 1)[None].float() / 255
         infrared = translate(translator, visible, [draw], sampling)
+        if draw >= len(paths):
+            continue
         infrared = F.interpolate(infrared, (H, W), mode="bicubic", antialias=True).clamp(0, 1)
         values = window.restore(infrared[0, 0].cpu().numpy())
         image = np.rint(values).astype(np.uint16 if cfg.counts else np.uint8)

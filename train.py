@@ -15,7 +15,7 @@ from configs.schema import FLAGS, TrainConfig
 from data.materials import MATERIALS, material_colors
 from data.pairs import Pairs, describe, open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
-from data.stream import collate, evenly_spaced, sequential, stream
+from data.stream import collate, evenly_spaced, in_step, stream
 from losses import flow
 from losses.pretrain import MultiTaskPretrainLoss
 from models.attention import choose_kernel
@@ -66,8 +66,10 @@ def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
     def eval_fn(model):
         bins = torch.zeros(2, flow.TIME_BINS, device=device)
         total = torch.zeros(2, device=device)
-        for batch in sequential(val_set, training.batch_size, *ranks, cfg.data.num_workers):
+        for batch in in_step(val_set, training.batch_size, *ranks, cfg.data.num_workers):
             loss_B, t, _ = predict(model, to_device(batch, device), len(val_set), seed=0)
+            if batch["filler"]:
+                continue
             total += torch.stack([loss_B.sum(), loss_B.new_tensor(len(loss_B))])
             bins += torch.stack(flow.loss_by_time_bin(loss_B, t))
         loss, count = dist.sum_over_ranks(total).tolist()

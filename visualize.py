@@ -12,7 +12,7 @@ from configs import restore
 from configs.schema import USE_FLAGS, EvaluateConfig
 from data.materials import MATERIALS, material_colors
 from data.pseudo_labels import prepare_pseudo_labels
-from data.stream import sequential
+from data.stream import in_step
 from models.sampler import translate
 from utils import config, dist, panels
 from utils.loop import to_device
@@ -32,7 +32,7 @@ def main() -> None:
 
     ranks = dist.rank(), dist.world_size()
     limit = cfg.limit or DEFAULT_SCENES
-    batches = sequential(pairs, cfg.batch_size, *ranks, cfg.num_workers, limit)
+    batches = in_step(pairs, cfg.batch_size, *ranks, cfg.num_workers, limit)
     for batch in tqdm(batches, desc="draw", unit="batch", disable=ranks[0] > 0):
         batch = to_device(batch, device)
         visible, infrared = batch["visible"], batch["infrared"][:, :1]
@@ -43,6 +43,8 @@ def main() -> None:
         ours = None
         if translator:
             ours = translate(translator, visible, batch["draw"].tolist(), sampling)
+        if batch["filler"]:
+            continue
         trained = data.labels.material_source != "none"  # else the map means nothing
         cells = scene_cells(
             colors, visible=visible, intensity=intensity,

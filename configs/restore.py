@@ -93,6 +93,7 @@ def load_translator(
     cfg.model = replace(cfg.model, **changes)
     if "prompt.tokens" not in state:
         raise ValueError(f"{path} holds no prompt embedding")
+    torch.manual_seed(cfg.training.seed)  # a random FLUX that is not trained is drawn as it was
     stage1 = Stage1(replace(cfg.model.decomposition, pretrained="none"), cfg.model.physics)
     prompt = Prompt(state["prompt.tokens"], state["prompt.pooled"])
     translator = build_translator(cfg.model, stage1, prompt, device)

@@ -1,5 +1,6 @@
 """Which pair comes when: order and augmentation are functions of (seed, position) alone."""
 
+import math
 import multiprocessing
 from collections.abc import Iterator
 
@@ -112,6 +113,23 @@ def sequential(
     mine = evenly_spaced(len(dataset), limit)[rank::world_size]
     batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     return iter(_loader(dataset, batches, num_workers))
+
+
+def in_step(dataset: Pairs, batch_size: int, rank: int = 0, world_size: int = 1,
+            num_workers: int = 0, limit: int = 0) -> Iterator[dict]:  # fmt: skip
+    """`sequential` with equally many batches on every rank, for models whose passes are collective.
+
+    Every batch has `filler` (bool): true for one that only keeps the other ranks company, whose
+    results must not count.
+    """
+    own, most = (
+        math.ceil(len(evenly_spaced(len(dataset), limit)[r::world_size]) / batch_size)
+        for r in (rank, 0)
+    )
+    for batch in sequential(dataset, batch_size, rank, world_size, num_workers, limit):
+        yield {**batch, "filler": False}
+    for _ in range(most - own):  # rank 0 has one pair more than this rank
+        yield {**collate([dataset[0]]), "filler": True}
 
 
 def evenly_spaced(length: int, limit: int = 0) -> list[int]:

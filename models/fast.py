@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._inductor.choices import InductorChoices
 from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.virtualized import V
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -30,6 +31,7 @@ from models.guidance import SemanticGuidance
 from models.heads import HeadStream, can_fuse, heads
 from models.kernels import gelu
 from models.lora import LoraLinear
+from models.shard import place
 
 EPS = 1e-6  # of every norm in FLUX
 BACKEND = "inductor"
@@ -183,17 +185,20 @@ def _adapted(parts, x: Tensor, adapters: list[Adapter | None]) -> list[Tensor]:
 
 
 def freeze(flux: nn.Module, device: torch.device | str,
-           dtype: Literal["bf16", "fp32", "fp8", "fp8-small"]) -> None:  # fmt: skip
+           dtype: Literal["bf16", "fp32", "fp8", "fp8-small"],
+           mesh: DeviceMesh | None = None) -> None:  # fmt: skip
     """Move `flux` to `device` block by block, each block's matrices merged (and rounded).
 
     So no more than one block exists twice, and the peak is that of the result. Do it after loading
     weights and adding adapters. "fp8" keeps a transposed copy of each matrix; "fp8-small" keeps
-    none and rounds the modulations' matrices too: half the memory, slower.
+    none and rounds the modulations' matrices too: half the memory, slower. Sharded over a `mesh`,
+    "fp8" keeps none either: to gather a copy takes longer than to make it.
 
     Raises: ValueError: an adapter sits on a layer that this file does not adapt.
     """
-    for block in _blocks(flux):
-        _move(block, device)
+    transposed = dtype == "fp8" and mesh is None
+
+    def merge(block: nn.Module) -> None:
         block.frozen = nn.ModuleDict()
         for kind, layers in _layers(block).items():
             adapted = [n for n in layers if isinstance(block.get_submodule(n), LoraLinear)]
@@ -204,22 +209,10 @@ def freeze(flux: nn.Module, device: torch.device | str,
                 )
             fp8 = dtype.startswith("fp8") and (dtype == "fp8-small" or "modulation" not in kind)
             matrix = _merge(block, layers, kind)
-            block.frozen[kind] = Frozen(*matrix, fp8, transposed=dtype == "fp8")
+            block.frozen[kind] = Frozen(*matrix, fp8, transposed)
         _drop_originals(block)
-    for module in flux.children():
-        if not isinstance(module, nn.ModuleList):
-            _move(module, device)
 
-
-def _move(module: nn.Module, device: torch.device | str) -> None:
-    """To `device`; what has no values yet (the meta device) is drawn there."""
-    if not any(p.is_meta for p in module.parameters()):
-        module.to(device)
-        return
-    module.to_empty(device=device)
-    for part in reversed(list(module.modules())):  # an adapter after the layers in it
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
+    place(flux, device, mesh, merge)
 
 
 def _merge(block: nn.Module, layers: list[str], kind: str) -> tuple[Tensor, Tensor | None]:
@@ -243,10 +236,6 @@ def _drop_originals(block: nn.Module) -> None:
 
 def _base(layer: nn.Module) -> nn.Linear:
     return layer.base if isinstance(layer, LoraLinear) else layer
-
-
-def _blocks(flux: nn.Module) -> list[nn.Module]:
-    return [*flux.transformer_blocks, *flux.single_transformer_blocks]
 
 
 def _layers(block: nn.Module) -> dict[str, list[str]]:

@@ -20,6 +20,7 @@ from models import flux as fluxes
 from models.decomposition import DecompositionConfig, Maps
 from models.guidance import Guidance, SemanticGuidance
 from models.lora import LoraConfig, add_lora
+from models.shard import all_ranks, place
 from models.stage1 import Stage1, Stage1Output
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -49,6 +50,7 @@ class TranslatorConfig:
     # of the frozen weights; None: as `memory` says, else bf16
     base_dtype: Literal["bf16", "fp32", "fp8", "fp8-small"] | None = None
     compile: bool | None = None  # compile the blocks; None: as `memory` says, else no
+    shard_base: bool = False  # each process holds 1/n of the frozen weights; one process: no effect
     prompt: str = "a thermal infrared photograph of the same scene"
     text_tokens: int = 512  # M, the same in training and sampling
     training_guidance: float = 1.0  # FLUX's guidance embedding while training
@@ -227,9 +229,10 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
         raise ValueError(f"model.text_tokens must be at least 1, got {cfg.text_tokens}")
     quick = cfg.compile or cfg.base_dtype.startswith("fp8")
     dtype = torch.float32 if cfg.train_base else DTYPES.get(cfg.base_dtype, torch.bfloat16)
+    mesh = all_ranks(device) if cfg.shard_base else None
     if cfg.preset:
         # 12 B random weights are made block by block, where they will stay
-        start = "meta" if quick and cfg.preset == "full-random" else device
+        start = "meta" if cfg.preset == "full-random" else device
         flux, codec = fluxes.random_flux(cfg.preset, dtype, start), codecs.DctCodec()
         prompt = prompt or fluxes.random_prompt(flux, cfg.text_tokens)
     else:
@@ -240,18 +243,20 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
         codec = codecs.FluxCodec(vae)
     translator = Translator(cfg, flux, codec, prompt, stage1)
     if quick:
-        fast.freeze(translator.flux, device, cfg.base_dtype)
+        fast.freeze(translator.flux, device, cfg.base_dtype, mesh)
         fast.install(translator.flux, translator.guidance, cfg.compile, cfg.gradient_checkpointing)
         translator.stage1.to(memory_format=torch.channels_last)
         if cfg.compile:
             translator.stage1.compile(dynamic=False)
+    else:
+        place(translator.flux, device, mesh)
     return translator.to(device)
 
 
 def with_memory(cfg: TranslatorConfig) -> TranslatorConfig:
     """`cfg` with the values that `memory` stands for filled in.
 
-    Raises: ValueError: a base that is trained can be neither compiled nor rounded.
+    Raises: ValueError: a base that is trained can be neither compiled, rounded nor sharded.
     """
     values = MEMORY.get(cfg.memory, OTHERWISE)
     cfg = replace(cfg, **{k: v for k, v in values.items() if getattr(cfg, k) is None})
@@ -260,6 +265,11 @@ def with_memory(cfg: TranslatorConfig) -> TranslatorConfig:
             "model.train_base trains fp32 weights: it needs model.compile=false and base_dtype"
             f" bf16 or fp32, got compile={cfg.compile}, base_dtype={cfg.base_dtype},"
             f" memory={cfg.memory}"
+        )
+    if cfg.train_base and cfg.shard_base:
+        raise ValueError(
+            "model.shard_base shards frozen weights, but model.train_base trains them all on every"
+            " GPU; set one of the two to false"
         )
     if cfg.gradient_checkpointing < 0:
         raise ValueError(f"model.gradient_checkpointing is {cfg.gradient_checkpointing}; 0 is none")

@@ -3,6 +3,7 @@
     pytest tests/test_loop.py
 """
 
+import io
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,7 @@ class ToyConfig:
     poisoned: str = "input"     # or only the loss, or only the gradient
     pause: float = 0.0          # seconds a step takes
     batch_norm: bool = False
+    killed_in_save: int = 0     # SIGKILL when half of the n-th checkpoint is written; 0: never
 
 
 def train(directory, *overrides, eval_fn=None):
@@ -76,10 +79,22 @@ def train(directory, *overrides, eval_fn=None):
             loss = loss + float("nan")
         return loss, {"spread": x.std(), "sometimes": float("nan") if batch["micro"] % 2 else 1.0}
 
+    if cfg.killed_in_save:
+        torch.save = partial(write_half_and_die, torch.save, [cfg.killed_in_save])
     run = Run(cfg.run.output_dir, cfg)
     model.eval()                # fit must not rely on the mode it finds
     fit(cfg, model, loss_fn, batches, run, eval_fn)
     return model, rows_of(run.dir)
+
+
+def write_half_and_die(write, left, parts, file):
+    left[0] -= 1
+    if left[0]:
+        return write(parts, file)
+    write(parts, memory := io.BytesIO())
+    file.write(memory.getvalue()[: len(memory.getvalue()) // 2])
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def rows_of(directory):
@@ -139,6 +154,20 @@ def test_a_run_stopped_by_sigterm_saves_exits_0_and_goes_on_to_the_same_weights(
     resumed, _ = train(tmp_path / "parts", "noise=1", "training.steps=60")
     whole, _ = train(tmp_path / "whole", "noise=1", "training.steps=60")
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_run_killed_while_it_saves_loses_only_the_steps_since_the_save_before(tmp_path):
+    process = launch(tmp_path / "parts", "noise=1", "killed_in_save=2")
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "parts/checkpoint_00000006.pth.tmp").exists()
+    assert checkpoint.latest(tmp_path / "parts").name == "checkpoint_00000003.pth"
+
+    resumed, rows = train(tmp_path / "parts", "noise=1")
+    whole, whole_rows = train(tmp_path / "whole", "noise=1")
+    assert torch.equal(weights(whole), weights(resumed))
+    assert torch.equal(column(whole_rows, "loss"), column(rows, "loss"))
+    assert not list((tmp_path / "parts").glob("*.tmp"))
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_passed_over(tmp_path, capsys):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data.pairs import DataConfig, LabelConfig, open_pairs
-from data.stream import evenly_spaced, sequential, stream
+from data.stream import evenly_spaced, in_step, sequential, stream
 from tests import tiny_data as tiny
 
 
@@ -95,6 +95,17 @@ def test_evaluation_sees_every_pair_once_over_all_ranks(
                 assert torch.equal(batch["infrared"][i], pairs.get(draw)["infrared"])
             seen += batch["draw"].tolist()
     assert sorted(seen) == list(range(11))
+
+
+@pytest.mark.parametrize(
+    "world_size, batch_size, fillers", [(1, 4, 0), (2, 1, 1), (2, 5, 1), (3, 2, 0), (12, 4, 1)]
+)
+def test_in_step_every_rank_has_as_many_batches(pairs, world_size, batch_size, fillers):
+    ranks = [list(in_step(pairs, batch_size, r, world_size)) for r in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    own = [b for batches in ranks for b in batches if not b["filler"]]
+    assert sorted(d for b in own for d in b["draw"].tolist()) == list(range(11))
+    assert sum(b["filler"] for batches in ranks for b in batches) == fillers
 
 
 def test_a_limit_takes_evenly_spaced_pairs_once_over_all_ranks(pairs):

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -164,9 +165,14 @@ def fit(
 # the parts of a step
 
 def distributed(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with gradients averaged over the ranks; itself where there is one process."""
+    """`model` with gradients averaged over the ranks; itself where there is one process.
+
+    Sharded parameters (DTensor, frozen) are not DDP's: it would try to send them to all ranks.
+    """
     if dist.world_size() == 1:
         return model
+    sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sharded)
     with warnings.catch_warnings():     # torch 2.14 renames broadcast_buffers, 2.11 has no other
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(
