@@ -98,6 +98,13 @@ def test_edge_sharpness_of_a_ramp_is_the_slope_at_the_step():
     torch.testing.assert_close(metrics.edge_sharpness(ramp, step)[0], expected)
 
 
+def test_edge_sharpness_leaves_out_what_is_not_an_edge():
+    """Ripples of a sixteenth of the step cover half the image; without them the step is as steep."""
+    step = torch.tensor([0.0] * 8 + [0.8] * 8).expand(1, 1, 16, 16)
+    ripples = torch.tensor([0.0, 0.05] * 4 + [0.0] * 8)
+    assert metrics.edge_sharpness(step, step + ripples) > 0.95  # over all pixels it would be 0.7
+
+
 def test_edge_sharpness_falls_with_blur_and_is_not_raised_by_noise():
     coarse = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     a = coarse.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
