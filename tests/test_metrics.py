@@ -99,7 +99,7 @@ def test_edge_sharpness_of_a_ramp_is_the_slope_at_the_step():
 
 
 def test_edge_sharpness_leaves_out_what_is_not_an_edge():
-    """Ripples of a sixteenth of the step cover half the image; without them the step is as steep."""
+    """Ripples of a sixteenth of the step cover half the image; the step is as steep without."""
     step = torch.tensor([0.0] * 8 + [0.8] * 8).expand(1, 1, 16, 16)
     ripples = torch.tensor([0.0, 0.05] * 4 + [0.0] * 8)
     assert metrics.edge_sharpness(step, step + ripples) > 0.95  # over all pixels it would be 0.7
