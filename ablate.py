@@ -20,7 +20,7 @@ from pathlib import Path
 
 from configs.ablation import AblateConfig, command_of
 from utils import config
-from utils.run import code_version, entry
+from utils.run import entry
 
 DEFAULT_COLUMNS = [
     "val_loss", "val_material_ce", "val_accuracy", "val_miou", "val_pearson", "val_rank",
@@ -165,17 +165,20 @@ def write(cfg: AblateConfig, runs: dict[tuple[str, int], list[Step]]) -> None:
                 "mean": statistics.fmean(some) if some else None,
                 "std": statistics.stdev(some) if len(some) > 1 else None, "values": each,
             }  # fmt: skip
+    # of the runs themselves: the code may have changed since the first of them
+    files = [s.folder / "commit.txt" for chain in runs.values() for s in chain]
+    commits = ", ".join(sorted({f.read_text().strip() for f in files if f.is_file()})) or "unknown"
     lines = [f"| variant | runs | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for variant, row in table.items():
         cells = [cell(**row["metrics"][name]) for name in columns]
         lines.append(f"| {variant} | {len(row['seeds'])} | {' | '.join(cells)} |")
     lines += ["", f"Mean ± standard deviation (n - 1) over seeds {', '.join(map(str, cfg.seeds))};"
-              f" commit {code_version()[0]}."]  # fmt: skip
+              f" commit {commits}."]  # fmt: skip
     if cfg.jobs > 1:
         lines.append(f"{cfg.jobs} runs shared the machine: images_per_s compares nothing else.")
     text, folder = "\n".join(lines) + "\n", Path(cfg.output_dir)
     (folder / "table.md").write_text(text, encoding="utf-8")
-    facts = {"variants": table, "config": config.to_dict(cfg), "commit": code_version()[0]}
+    facts = {"variants": table, "config": config.to_dict(cfg), "commit": commits}
     (folder / "table.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(f"\n{text}written to {folder}: table.md, table.json")
 
