@@ -29,6 +29,12 @@ from utils.scenes import scene_cells, scene_figure
 
 NEAR_CHANCE = 0.9  # a cross-entropy above this share of ln(materials) has learnt next to nothing
 
+# what is measured of the intensity and of the fused image, both against the infrared; rank and
+# edge_sharpness also compare runs whose intensity has another scale
+HEAT = {"pearson": metrics.pearson, "rank": metrics.rank_correlation,
+        "edge_sharpness": metrics.edge_sharpness}  # fmt: skip
+FUSED = {"psnr": metrics.psnr, "ssim": metrics.ssim, "fused_edge_sharpness": metrics.edge_sharpness}
+
 
 def main() -> None:
     cfg = config.load(PretrainConfig, flags=FLAGS, default="configs/pretrain.yaml")
@@ -111,10 +117,11 @@ def validate(cfg: PretrainConfig, model: Stage1, objective, batches, device) -> 
         maps, fused = model(visible)
         total, parts = objective(*maps, fused, labels, infrared)
         confusion.update(maps.material.argmax(dim=1), labels.material)
-        found = {"loss": total, **parts, "pearson": metrics.pearson(maps.intensity, infrared)}
+        heat = {name: f(maps.intensity, infrared) for name, f in HEAT.items()}
+        found = {"loss": total, **parts, **heat}
         if fused is not None:
             image = fused.mean(dim=1, keepdim=True).clamp(0, 1)
-            found |= {"psnr": metrics.psnr(image, infrared), "ssim": metrics.ssim(image, infrared)}
+            found |= {name: f(image, infrared) for name, f in FUSED.items()}
         labelled = parts["labelled"].item() * len(visible)
         for name, value in found.items():
             count = labelled if name == "material_ce" else len(visible)

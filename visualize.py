@@ -1,36 +1,54 @@
-"""Stage 4: one PNG a scene: visible, the maps of stage 1, fused and generated infrared, and truth.
+"""Stage 4: one PNG a scene, and what stage 1 has learnt of the materials.
 
     python visualize.py --checkpoint runs/train/best_model.pth --output_dir panels --limit 12
+
+Scenes: visible, the maps of stage 1, fused and generated infrared, and truth. emissivity.png: the
+learnt weight of each material against the prior. confusion.png: labelled against predicted.
+curves.png: how the fusion was learnt, where metrics.jsonl lies beside the checkpoint.
 """
 
+import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from configs import restore
 from configs.schema import USE_FLAGS, EvaluateConfig
-from data.materials import MATERIALS, material_colors
-from data.pseudo_labels import prepare_pseudo_labels
-from data.stream import in_step
+from data.materials import MATERIALS, emissivity_prior, material_colors
+from data.pseudo_labels import NONE, QUANTIZED, prepare_pseudo_labels
+from data.stream import in_step, sequential
 from models.sampler import translate
-from utils import config, dist, panels
+from utils import config, dist, metrics, panels, plots
 from utils.loop import to_device
 from utils.run import entry
 from utils.scenes import scene_cells, scene_figure
 
 DEFAULT_SCENES = 12
+NAMES = [material.name for material in MATERIALS]
 
 
 @torch.no_grad()
 def main() -> None:
     cfg = config.load(EvaluateConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
-    stage1, translator, _, data, pairs, sampling = restore.open_all(cfg, device)
-    folder, colors = Path(cfg.output_dir), material_colors()
-    names = [material.name for material in MATERIALS]
+    opened = restore.open_all(cfg, device)
+    folder = Path(cfg.output_dir)
+    draw_scenes(cfg, opened, folder, device)
+    counts, accuracy = count_materials(cfg, opened, device)
+    if dist.is_main():
+        draw_confusion(counts, accuracy, folder / "confusion.png")
+        draw_emissivity(opened, counts, folder / "emissivity.png")
+        draw_curves(cfg.checkpoint, counts, folder / "curves.png")
+        print(f"panels in {folder}")
 
-    ranks = dist.rank(), dist.world_size()
+
+def draw_scenes(cfg: EvaluateConfig, opened: restore.Opened, folder: Path, device) -> None:
+    """A panel of each of (by default) DEFAULT_SCENES scenes."""
+    stage1, translator, _, data, pairs, sampling = opened
+    colors, ranks = material_colors(), (dist.rank(), dist.world_size())
     limit = cfg.limit or DEFAULT_SCENES
     batches = in_step(pairs, cfg.batch_size, *ranks, cfg.num_workers, limit)
     for batch in tqdm(batches, desc="draw", unit="batch", disable=ranks[0] > 0):
@@ -45,7 +63,7 @@ def main() -> None:
             ours = translate(translator, visible, batch["draw"].tolist(), sampling)
         if batch["filler"]:
             continue
-        trained = data.labels.material_source != "none"  # else the map means nothing
+        trained = data.labels.material_source != NONE  # else the map means nothing
         cells = scene_cells(
             colors, visible=visible, intensity=intensity,
             material_label=labels.material if trained else None,
@@ -56,9 +74,65 @@ def main() -> None:
         for cell, name, source, seen in zip(cells, batch["name"], batch["source"], maps):
             heading = f"{source}  {name}" if source else name
             ids = [seen] if trained else []
-            picture = scene_figure([cell], [name], names, colors, ids, heading)
+            picture = scene_figure([cell], [name], NAMES, colors, ids, heading)
             panels.save_png(folder / f"{source or 'scene'}_{name}.png", picture)
-    dist.print0(f"panels in {folder}")
+
+
+def count_materials(
+    cfg: EvaluateConfig, opened: restore.Opened, device
+) -> tuple[Tensor, dict[str, float]]:
+    """(M, M) pixels by label and prediction over the split (or --limit pairs), {accuracy, miou}.
+
+    All zero where labels are none or quantized: those are no materials. Collective.
+    """
+    stage1, translator, _, data, pairs, _ = opened
+    matrix, ranks = metrics.ConfusionMatrix(len(NAMES), device), (dist.rank(), dist.world_size())
+    if data.labels.material_source not in (NONE, QUANTIZED):
+        batches = sequential(pairs, cfg.batch_size, *ranks, cfg.num_workers, cfg.limit)
+        for batch in tqdm(batches, desc="materials", unit="batch", disable=ranks[0] > 0):
+            batch = to_device(batch, device)
+            visible, infrared = batch["visible"], batch["infrared"]
+            labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], data.labels)
+            maps = (translator.decompose(visible) if translator else stage1(visible))[0]
+            matrix.update(maps.material.argmax(1), labels.material)
+    return dist.sum_over_ranks(matrix.counts).cpu(), matrix.result()
+
+
+def draw_confusion(counts: Tensor, scores: dict[str, float], path: Path) -> None:
+    if not counts.any():
+        return print(f"no {path.name}: no pixel of these scenes has a material label")
+    title = (f"materials, percent of each row: accuracy {scores['accuracy']:.3f}, "
+             f"mIoU {scores['miou']:.3f}")  # fmt: skip
+    figure = plots.confusion_figure(counts.numpy(), NAMES, title)
+    panels.save_png(path, panels.pixels_of(figure))
+
+
+def draw_emissivity(opened: restore.Opened, counts: Tensor, path: Path) -> None:
+    source = opened.data.labels.material_source
+    if opened.stage1.fusion is None or source in (NONE, QUANTIZED):
+        why = "physics is off" if opened.stage1.fusion is None else f"material labels are {source}"
+        return print(f"no {path.name}: {why}, so no weight belongs to a material")
+    learned, prior = opened.stage1.fusion.material_weights().cpu(), emissivity_prior()
+    share = counts.sum(1) / counts.sum().clamp(min=1)
+    occurs = share > 0
+    pair = (x[occurs].view(1, 1, 1, -1) for x in (learned, prior))
+    rank = metrics.rank_correlation(*pair).item() if occurs.sum() > 1 else float("nan")
+    figure = plots.emissivity_figure(
+        learned.numpy(), prior.numpy(), share.numpy(), NAMES, material_colors(), rank
+    )
+    panels.save_png(path, panels.pixels_of(figure))
+
+
+def draw_curves(checkpoint: str, counts: Tensor, path: Path) -> None:
+    """From the run's own log; stage 2 and exported folders have none of these values."""
+    beside = Path(checkpoint)
+    log = (beside if beside.is_dir() else beside.parent) / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    if not any("fusion/power" in row for row in rows):
+        return print(f"no {path.name}: {log} has no fusion/power; stage 1's run with physics has")
+    shown = np.flatnonzero(counts.sum(1)) if counts.any() else range(len(NAMES))
+    figure = plots.curves_figure(rows, NAMES, material_colors(), shown)
+    panels.save_png(path, panels.pixels_of(figure))
 
 
 if __name__ == "__main__":

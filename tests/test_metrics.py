@@ -4,6 +4,7 @@
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from utils import metrics
 from utils.metrics import ConfusionMatrix
 
 IMAGE_METRICS = [metrics.psnr, metrics.ssim, metrics.mae, metrics.pearson,
-                 metrics.rank_correlation]
+                 metrics.rank_correlation, metrics.edge_sharpness]
 
 
 def images(count=2, size=16, seed=0):
@@ -82,7 +83,45 @@ def test_rank_correlation_shares_the_ranks_of_ties():
     torch.testing.assert_close(metrics.rank_correlation(a, b)[0], expected)
 
 
-@pytest.mark.parametrize("metric", [metrics.pearson, metrics.rank_correlation])
+def test_edge_sharpness_ignores_gain_and_offset_and_keeps_the_sign():
+    a = images()
+    torch.testing.assert_close(metrics.edge_sharpness(0.3 * a + 0.2, a), torch.ones(2))
+    torch.testing.assert_close(metrics.edge_sharpness(1 - a, a), -torch.ones(2))
+
+
+def test_edge_sharpness_of_a_ramp_is_the_slope_at_the_step():
+    """A step spread over 4 pixels has a quarter of the slope; both have a known deviation."""
+    step = torch.tensor([0.0] * 8 + [1.0] * 8).expand(1, 1, 16, 16)
+    ramp = torch.tensor([0.0] * 6 + [0.125, 0.375, 0.625, 0.875] + [1.0] * 6).expand(1, 1, 16, 16)
+    expected = 0.25 * 0.5 / ramp.std(correction=0)
+    # 15 of 225 differences are the step, the others of the tenth are flat and count nothing
+    torch.testing.assert_close(metrics.edge_sharpness(ramp, step)[0], expected)
+
+
+def test_edge_sharpness_leaves_out_what_is_not_an_edge():
+    """Ripples of a sixteenth of the step cover half the image; the step is as steep without."""
+    step = torch.tensor([0.0] * 8 + [0.8] * 8).expand(1, 1, 16, 16)
+    ripples = torch.tensor([0.0, 0.05] * 4 + [0.0] * 8)
+    assert metrics.edge_sharpness(step, step + ripples) > 0.95  # over all pixels it would be 0.7
+
+
+def test_edge_sharpness_falls_with_blur_and_is_not_raised_by_noise():
+    coarse = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    a = coarse.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    blurred = [torch.nn.functional.avg_pool2d(a, n, 1, n // 2, count_include_pad=False)
+               for n in (3, 5, 7)]  # fmt: skip
+    found = [metrics.edge_sharpness(x, a) for x in (a, *blurred)]
+    assert all((more < less - 0.05).all() for less, more in pairwise(found))
+    noisy = (blurred[1] + 0.2 * images(size=64, seed=3) - 0.1).clamp(0, 1)
+    assert (metrics.edge_sharpness(noisy, a) < found[2] + 0.02).all()
+    assert metrics.edge_sharpness(images(size=64, seed=4), a).abs().max() < 0.15
+    with pytest.raises(ValueError, match="sides of 2 or more"):
+        metrics.edge_sharpness(images(size=1), images(size=1))
+
+
+@pytest.mark.parametrize(
+    "metric", [metrics.pearson, metrics.rank_correlation, metrics.edge_sharpness]
+)
 def test_correlation_with_a_constant_image_is_zero(metric):
     assert torch.equal(metric(torch.full((2, 1, 16, 16), 0.3), images()), torch.zeros(2))
     assert torch.equal(metric(images(), torch.full((2, 1, 16, 16), 0.1)), torch.zeros(2))

@@ -63,7 +63,8 @@ def test_physics_off_changes_no_other_bit(tmp_path):
     assert {"physics", "reconstruction", "val_physics", "val_reconstruction", "val_psnr",
             "val_ssim", "fusion/power"} <= removed  # fmt: skip
     assert all(n.startswith(("fusion/", "weight/")) or n.removeprefix("val_") in
-               {"physics", "reconstruction", "psnr", "ssim"} for n in removed)  # fmt: skip
+               {"physics", "reconstruction", "psnr", "ssim", "fused_edge_sharpness"}
+               for n in removed)  # fmt: skip
 
 
 def test_physics_of_weight_zero_trains_the_same_maps_as_physics_off(tmp_path):
@@ -80,7 +81,8 @@ def test_every_term_and_metric_is_logged(made):
     terms = {"intensity", "material", "context", "physics", "reconstruction", "consistency",
              "separation", "material_ce", "labelled"}  # fmt: skip
     metrics = {"val_loss", "val_accuracy", "val_miou", "val_pearson", "val_psnr", "val_ssim",
-               "val_commonest"}  # fmt: skip
+               "val_commonest", "val_rank", "val_edge_sharpness",
+               "val_fused_edge_sharpness"}  # fmt: skip
     scalars = {"fusion/power", "fusion/alpha", "fusion/beta", "weight/sky", "weight/bare_metal"}
     assert terms | {f"val_{t}" for t in terms} | metrics | scalars <= set(row)
     assert all(math.isfinite(row[name]) for name in row)

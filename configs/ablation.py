@@ -1,0 +1,106 @@
+"""What ablate.py can be told: stages, and variants of them that differ in a few values."""
+
+import re
+from dataclasses import dataclass, field
+
+from configs.schema import (
+    FLAGS,
+    USE_FLAGS,
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    TrainConfig,
+)
+from utils import config
+
+# script -> its configuration, its short flags, the file it reads where none is named
+SCRIPTS = {
+    "pretrain.py": (PretrainConfig, FLAGS, "configs/pretrain.yaml"),
+    "train.py": (TrainConfig, FLAGS, "configs/train.yaml"),
+    "finetune.py": (FinetuneConfig, FLAGS, "configs/finetune.yaml"),
+    "evaluate.py": (EvaluateConfig, USE_FLAGS, None),
+}
+NAME = re.compile(r"[\w.-]+")  # of stages and variants: they become folders
+PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # {} and {a: 1} are values, no placeholders
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """One command of every variant; `{seed}` and `{other_stage}` (its folder) are filled in."""
+
+    script: str  # pretrain.py, train.py, finetune.py or evaluate.py
+    config: str | None = None  # null: the script's own default
+    overrides: list[str] = field(default_factory=list)  # as on the command line
+
+
+@dataclass(kw_only=True)
+class AblateConfig:
+    """A grid: every variant with every seed, its stages one after the other.
+
+    Training scripts get training.seed; later overrides win: stage, common, variant.
+    """
+
+    stages: dict[str, StageConfig]  # in this order
+    # overrides of each variant: a list is the first stage's, else stage: list
+    variants: dict[str, list[str] | dict[str, list[str]]]
+    overrides: list[str] = field(default_factory=list)  # of every training stage, such as data.path
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    columns: list[str] = field(default_factory=list)  # of the table; none: the usual ones
+    output_dir: str = "runs/ablate"
+    jobs: int = 1  # so many runs at once
+    dry_run: bool = False  # print the commands, run nothing
+
+    def __post_init__(self):
+        if not self.stages or not self.variants:
+            raise ValueError("stages and variants need at least one entry each")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
+        if self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, got {self.jobs}")
+        for name in (*self.stages, *self.variants):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} becomes a folder: letters, digits, . _ - only")
+        for name, stage in self.stages.items():
+            if stage.script not in SCRIPTS:
+                raise ValueError(f"stages.{name}.script is {stage.script!r}, must be one of"
+                                 f" {', '.join(SCRIPTS)}")  # fmt: skip
+        for name, changes in self.variants.items():
+            stages = changes if isinstance(changes, dict) else {}
+            if unknown := [stage for stage in stages if stage not in self.stages]:
+                raise ValueError(f"variants.{name} changes the stage {unknown[0]!r}; there are"
+                                 f" {', '.join(self.stages)}")  # fmt: skip
+
+
+def command_of(
+    cfg: AblateConfig, stage: str, variant: str, seed: int, folders: dict[str, str]
+) -> list[str]:
+    """The script of a stage and its arguments, without --output_dir.
+
+    Args: folders: earlier stage -> its folder in this run.
+    Raises: ValueError: a placeholder that does not exist, or values that the script would refuse.
+    """
+    chosen, changes = cfg.stages[stage], cfg.variants[variant]
+    kind, flags, default = SCRIPTS[chosen.script]
+    if isinstance(changes, list):
+        changes = {next(iter(cfg.stages)): changes}
+    trains = flags is FLAGS
+    common = [*cfg.overrides, f"training.seed={seed}"] if trains else []
+    known = {"seed": str(seed), **folders}
+
+    def filled(text: str) -> str:
+        for name in PLACEHOLDER.findall(text):
+            if name not in known:
+                raise ValueError(
+                    f"variant {variant}, stage {stage}: {{{name}}} in {text!r} is no"
+                    f" placeholder; there are {', '.join(f'{{{k}}}' for k in known)}"
+                )
+        return PLACEHOLDER.sub(lambda match: known[match[1]], text)
+
+    file = ["--config", chosen.config] if chosen.config else []
+    arguments = [*file, *chosen.overrides, *common, *changes.get(stage, [])]
+    arguments = [filled(text) for text in arguments]
+    try:
+        config.load(kind, arguments, flags, default)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"variant {variant}, stage {stage}: {error}") from error
+    return [chosen.script, *arguments]
