@@ -9,6 +9,7 @@ Dimension key:  B batch   M tokens of a stream, S of all   h heads   d width of 
                 r rank of the adapters   P = 3, for q, k and v
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ except ImportError:  # torch without CUDA comes without it
     triton = None
 
 EPS = 1e-6
-TOKENS = 32  # of a program
+TOKENS, HEADS = 32, 4  # of a program, which loads the angles of its tokens once
 WIDTHS = (16, 32, 64, 128, 256)  # of a head that the kernels are written for
 
 
@@ -39,7 +40,10 @@ def can_fuse(y: Tensor, width: int) -> bool:
 
 
 def heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[HeadStream]) -> tuple[Tensor, ...]:
-    """q, k and v, each (B, S, h, d) contiguous, in y's dtype; gradients of y, low and up."""
+    """q, k and v, each (B, S, h, d) contiguous, in y's dtype; gradients of y, low and up.
+
+    cos and sin: fp32, contiguous; the two values of a pair are equal, as FLUX's are.
+    """
     return _Heads.apply(cos_Sd, sin_Sd, *[x for stream in streams for x in stream])
 
 
@@ -116,93 +120,140 @@ def _launches(cos_Sd: Tensor, flat: list[Tensor]):
         y, low, up, norm_q, norm_k = flat[i : i + 5]
         B, M, d = y.shape[0], y.shape[1], norm_q.shape[0]
         h, r = y.shape[2] // (3 * d), up.shape[-1] if up.numel() else 0
+        of_program = math.gcd(h, HEADS)
         sizes = dict(M=M, S=cos_Sd.shape[0], first=first, h=h, EPS=EPS, R=r,
-                     RANK=max(16, triton.next_power_of_2(r)), WIDTH=d, TOKENS=TOKENS)  # fmt: skip
-        yield (y, low, up, norm_q, norm_k), (triton.cdiv(M, TOKENS), h, B), sizes
+                     RANK=max(16, triton.next_power_of_2(r)), WIDTH=d, TOKENS=TOKENS,
+                     HEADS=of_program, PACKED=y.dtype == torch.bfloat16)  # fmt: skip
+        yield (y, low, up, norm_q, norm_k), (triton.cdiv(M, TOKENS), h // of_program, B), sizes
         first += M
 
 
 if triton is not None:
 
     @triton.jit
-    def _place(M, S, first, h, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
-        """Of this program: rows of y, offsets (TOKENS, WIDTH) in q and in cos, what is there."""
+    def _pairs(M, S, first, h, head, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
+        """Of this program and head: rows of y, (TOKENS, WIDTH / 2) places of pairs in a row of y,
+        in q and in cos, and which there are."""
         token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-        head, sample = tl.program_id(1), tl.program_id(2).to(tl.int64)
-        inside = (token < M)[:, None]
-        j = tl.arange(0, WIDTH)[None, :]
+        sample = tl.program_id(2).to(tl.int64)
+        pair = tl.arange(0, WIDTH // 2)[None, :]
         row = (sample * M + token)[:, None]
-        joint = ((sample * S + first + token)[:, None] * h + head) * WIDTH + j
-        angle = (first + token)[:, None] * WIDTH + j
-        return row, joint, angle, inside
+        joint = ((sample * S + first + token)[:, None] * h + head) * (WIDTH // 2) + pair
+        return row, head * (WIDTH // 2) + pair, joint, (token < M)[:, None]
 
     @triton.jit
-    def _adapted(y, low, up, row, inside, h, part: tl.constexpr, R: tl.constexpr,
-                 RANK: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
-        """t of one head: (TOKENS, WIDTH) fp32."""
-        column = (part * h + tl.program_id(1)) * WIDTH + tl.arange(0, WIDTH)[None, :]
-        t = tl.load(y + row * (3 * h * WIDTH) + column, inside, 0).to(tl.float32)
+    def _load(x, at, inside, PACKED: tl.constexpr):
+        """Even and odd values of pairs, fp32; two bf16 are read as one number of 32 bits."""
+        if PACKED:
+            both = tl.load(x.to(tl.pointer_type(tl.int32)) + at, inside, 0)
+            even, odd = both << 16, both & -65536
+            even, odd = even.to(tl.float32, bitcast=True), odd.to(tl.float32, bitcast=True)
+        else:
+            even = tl.load(x + 2 * at, inside, 0).to(tl.float32)
+            odd = tl.load(x + 2 * at + 1, inside, 0).to(tl.float32)
+        return even, odd
+
+    @triton.jit
+    def _store(x, at, even, odd, inside, PACKED: tl.constexpr):
+        if PACKED:
+            low = even.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) & 65535
+            high = odd.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) << 16
+            tl.store(x.to(tl.pointer_type(tl.int32)) + at, low | high, inside)
+        else:
+            tl.store(x + 2 * at, even, inside)
+            tl.store(x + 2 * at + 1, odd, inside)
+
+    @triton.jit
+    def _adapted(y, low, up, row, column, inside, h, part: tl.constexpr, R: tl.constexpr,
+                 RANK: tl.constexpr, WIDTH: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
+        """t of one head, even and odd."""
+        column += part * h * (WIDTH // 2)
+        even, odd = _load(y, row * (3 * h * (WIDTH // 2)) + column, inside, PACKED)
         if R > 0:
             rank = tl.arange(0, RANK)
+            there = (rank < R)[:, None]
             a = tl.load(low + row * (3 * R) + part * R + rank[None, :],
                         inside & (rank < R)[None, :], 0)  # fmt: skip
-            b = tl.load(up + column * R + rank[:, None], (rank < R)[:, None], 0)
-            t += tl.dot(a, b, input_precision="ieee")
-        return t
+            at = 2 * column * R + rank[:, None]
+            even += tl.dot(a, tl.load(up + at, there, 0), input_precision="ieee")
+            odd += tl.dot(a, tl.load(up + at + R, there, 0), input_precision="ieee")
+        return even, odd
 
     @triton.jit
-    def _halves(x, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
-        return tl.split(x.reshape(TOKENS, WIDTH // 2, 2))
+    def _scale(even, odd, EPS: tl.constexpr, WIDTH: tl.constexpr):
+        """1 / root mean square of a head: (TOKENS, 1)."""
+        return tl.rsqrt(tl.sum(even * even + odd * odd, 1) / WIDTH + EPS)[:, None]
 
     @triton.jit
-    def _turned(t, norm, cos, sin, EPS: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+    def _weights(norm, WIDTH: tl.constexpr):
+        pair = tl.arange(0, WIDTH // 2)
+        even, odd = tl.load(norm + 2 * pair), tl.load(norm + 2 * pair + 1)
+        return even.to(tl.float32)[None, :], odd.to(tl.float32)[None, :]
+
+    @triton.jit
+    def _turned(even, odd, norm, c, s, EPS: tl.constexpr, WIDTH: tl.constexpr):
         """Normalised and rotated."""
-        scale = tl.rsqrt(tl.sum(t * t, 1) / WIDTH + EPS)
-        weight = tl.load(norm + tl.arange(0, WIDTH)).to(tl.float32)
-        even, odd = _halves(t * scale[:, None] * weight[None, :], TOKENS, WIDTH)
-        cos_even, cos_odd = _halves(cos, TOKENS, WIDTH)
-        sin_even, sin_odd = _halves(sin, TOKENS, WIDTH)
-        turned = tl.join(even * cos_even - odd * sin_even, odd * cos_odd + even * sin_odd)
-        return turned.reshape(TOKENS, WIDTH)
+        weight_even, weight_odd = _weights(norm, WIDTH)
+        scale = _scale(even, odd, EPS, WIDTH)
+        even, odd = even * scale * weight_even, odd * scale * weight_odd
+        return even * c - odd * s, odd * c + even * s
 
     @triton.jit
-    def _turned_back(g, t, norm, cos, sin, EPS: tl.constexpr, TOKENS: tl.constexpr,
+    def _turned_back(g_even, g_odd, even, odd, norm, c, s, EPS: tl.constexpr,
                      WIDTH: tl.constexpr):  # fmt: skip
         """Gradient of t, given that of `_turned`."""
-        even, odd = _halves(g, TOKENS, WIDTH)
-        cos_even, cos_odd = _halves(cos, TOKENS, WIDTH)
-        sin_even, sin_odd = _halves(sin, TOKENS, WIDTH)
-        back = tl.join(even * cos_even + odd * sin_odd, odd * cos_odd - even * sin_even)
-        weight = tl.load(norm + tl.arange(0, WIDTH)).to(tl.float32)
-        a = back.reshape(TOKENS, WIDTH) * weight[None, :]
-        scale = tl.rsqrt(tl.sum(t * t, 1) / WIDTH + EPS)[:, None]
-        unit = t * scale
-        return scale * (a - unit * (tl.sum(unit * a, 1) / WIDTH)[:, None])
+        weight_even, weight_odd = _weights(norm, WIDTH)
+        scale = _scale(even, odd, EPS, WIDTH)
+        a_even = (g_even * c + g_odd * s) * weight_even
+        a_odd = (g_odd * c - g_even * s) * weight_odd
+        even, odd = even * scale, odd * scale
+        along = (tl.sum(even * a_even + odd * a_odd, 1) / WIDTH)[:, None]
+        return scale * (a_even - even * along), scale * (a_odd - odd * along)
+
+    @triton.jit
+    def _angles(cos, sin, M, first, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
+        """cos and sin of every pair: (TOKENS, WIDTH / 2)."""
+        token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+        at = (first + token)[:, None] * WIDTH + 2 * tl.arange(0, WIDTH // 2)[None, :]
+        inside = (token < M)[:, None]
+        return tl.load(cos + at, inside, 0), tl.load(sin + at, inside, 0)
 
     @triton.jit
     def _forward_kernel(y, low, up, norm_q, norm_k, cos, sin, q, k, v, M, S, first, h,
                         EPS: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-                        WIDTH: tl.constexpr, TOKENS: tl.constexpr):  # fmt: skip
-        row, joint, angle, inside = _place(M, S, first, h, WIDTH, TOKENS)
-        c, s = tl.load(cos + angle, inside, 0), tl.load(sin + angle, inside, 0)
-        t = _adapted(y, low, up, row, inside, h, 0, R, RANK, WIDTH)
-        tl.store(q + joint, _turned(t, norm_q, c, s, EPS, TOKENS, WIDTH), inside)
-        t = _adapted(y, low, up, row, inside, h, 1, R, RANK, WIDTH)
-        tl.store(k + joint, _turned(t, norm_k, c, s, EPS, TOKENS, WIDTH), inside)
-        tl.store(v + joint, _adapted(y, low, up, row, inside, h, 2, R, RANK, WIDTH), inside)
+                        WIDTH: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+                        PACKED: tl.constexpr):  # fmt: skip
+        c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
+        for i in range(HEADS):
+            head = tl.program_id(1) * HEADS + i
+            row, column, joint, inside = _pairs(M, S, first, h, head, WIDTH, TOKENS)
+            even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
+            even, odd = _turned(even, odd, norm_q, c, s, EPS, WIDTH)
+            _store(q, joint, even, odd, inside, PACKED)
+            even, odd = _adapted(y, low, up, row, column, inside, h, 1, R, RANK, WIDTH, PACKED)
+            even, odd = _turned(even, odd, norm_k, c, s, EPS, WIDTH)
+            _store(k, joint, even, odd, inside, PACKED)
+            even, odd = _adapted(y, low, up, row, column, inside, h, 2, R, RANK, WIDTH, PACKED)
+            _store(v, joint, even, odd, inside, PACKED)
 
     @triton.jit
     def _backward_kernel(y, low, up, norm_q, norm_k, cos, sin, dq, dk, dv, out, M, S, first, h,
                          EPS: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-                         WIDTH: tl.constexpr, TOKENS: tl.constexpr):  # fmt: skip
-        row, joint, angle, inside = _place(M, S, first, h, WIDTH, TOKENS)
-        c, s = tl.load(cos + angle, inside, 0), tl.load(sin + angle, inside, 0)
-        D = h * WIDTH
-        out += row * (3 * D) + tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)[None, :]
-        t = _adapted(y, low, up, row, inside, h, 0, R, RANK, WIDTH)
-        g = tl.load(dq + joint, inside, 0).to(tl.float32)
-        tl.store(out, _turned_back(g, t, norm_q, c, s, EPS, TOKENS, WIDTH), inside)
-        t = _adapted(y, low, up, row, inside, h, 1, R, RANK, WIDTH)
-        g = tl.load(dk + joint, inside, 0).to(tl.float32)
-        tl.store(out + D, _turned_back(g, t, norm_k, c, s, EPS, TOKENS, WIDTH), inside)
-        tl.store(out + 2 * D, tl.load(dv + joint, inside, 0), inside)
+                         WIDTH: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+                         PACKED: tl.constexpr):  # fmt: skip
+        c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
+        D = h * (WIDTH // 2)  # pairs of q in a row
+        for i in range(HEADS):
+            head = tl.program_id(1) * HEADS + i
+            row, column, joint, inside = _pairs(M, S, first, h, head, WIDTH, TOKENS)
+            at = row * (3 * D) + column
+            even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
+            g_even, g_odd = _load(dq, joint, inside, PACKED)
+            even, odd = _turned_back(g_even, g_odd, even, odd, norm_q, c, s, EPS, WIDTH)
+            _store(out, at, even, odd, inside, PACKED)
+            even, odd = _adapted(y, low, up, row, column, inside, h, 1, R, RANK, WIDTH, PACKED)
+            g_even, g_odd = _load(dk, joint, inside, PACKED)
+            even, odd = _turned_back(g_even, g_odd, even, odd, norm_k, c, s, EPS, WIDTH)
+            _store(out, at + D, even, odd, inside, PACKED)
+            g_even, g_odd = _load(dv, joint, inside, PACKED)
+            _store(out, at + 2 * D, g_even, g_odd, inside, PACKED)
