@@ -19,7 +19,7 @@ from data.materials import IGNORE, MATERIALS, material_colors
 from data.pairs import describe, open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import collate, evenly_spaced, sequential, stream
-from losses.pretrain import MultiTaskPretrainLoss
+from losses.pretrain import MultiTaskPretrainLoss, compile_loss
 from models.stage1 import Stage1
 from utils import config, dist, metrics, panels
 from utils.dryrun import dry_run
@@ -57,7 +57,8 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     # model: the same random start on every rank, and with physics on and off
     torch.manual_seed(cfg.training.seed)
     model = dist.sync_batchnorm(Stage1(cfg.model, cfg.physics).to(device))
-    if device.type == "cuda" if cfg.compile is None else cfg.compile:
+    compiled = device.type == "cuda" if cfg.compile is None else cfg.compile
+    if compiled:
         model.compile_for_training()
 
     # objective
@@ -65,6 +66,9 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     if cfg.loss.balance and not frequency.any():
         dist.print0("no labelled material found: loss.balance has nothing to weigh")
     objective = MultiTaskPretrainLoss(cfg.loss, frequency.to(device) if frequency.any() else None)
+
+    if compiled:
+        objective = compile_loss(objective)
 
     def loss_fn(model: nn.Module, batch: dict):
         maps, fused = model(batch["visible"])

@@ -27,7 +27,7 @@ from configs.schema import PretrainConfig
 from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import PseudoLabels, prepare_pseudo_labels
 from data.stream import collate
-from losses.pretrain import MultiTaskPretrainLoss
+from losses.pretrain import MultiTaskPretrainLoss, compile_loss
 from models.decomposition import DecompositionConfig
 from models.stage1 import Stage1
 from utils.loop import TrainingConfig, fit, to_device
@@ -137,11 +137,12 @@ def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: st
         batch_size=len(batches[0]["visible"]), steps=steps, mixed_precision=mixed_precision,
         schedule="constant", log_every=first, eval_every=0, save_every=0,
     )  # fmt: skip
+    objective = MultiTaskPretrainLoss(PretrainConfig().loss)
     if compile:
         model.compile_for_training()
+        objective = compile_loss(objective)
     with tempfile.TemporaryDirectory() as folder:
         cfg = PretrainConfig(training=training, run=RunConfig(output_dir=folder))
-        objective = MultiTaskPretrainLoss(cfg.loss)
 
         def loss_fn(model, batch):
             labels = prepare_pseudo_labels(

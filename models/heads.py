@@ -9,7 +9,6 @@ Dimension key:  B batch   M tokens of a stream, S of all   h heads   d width of 
                 r rank of the adapters   P = 3, for q, k and v
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ except ImportError:  # torch without CUDA comes without it
     triton = None
 
 EPS = 1e-6
-TOKENS, HEADS = 32, 4  # of a program, which loads the angles of its tokens once
+TOKENS, WARPS = 16, 2  # of a program, which makes one head; more of either is slower
 WIDTHS = (16, 32, 64, 128, 256)  # of a head that the kernels are written for
 
 
@@ -120,23 +119,22 @@ def _launches(cos_Sd: Tensor, flat: list[Tensor]):
         y, low, up, norm_q, norm_k = flat[i : i + 5]
         B, M, d = y.shape[0], y.shape[1], norm_q.shape[0]
         h, r = y.shape[2] // (3 * d), up.shape[-1] if up.numel() else 0
-        of_program = math.gcd(h, HEADS)
         sizes = dict(M=M, S=cos_Sd.shape[0], first=first, h=h, EPS=EPS, R=r,
                      RANK=max(16, triton.next_power_of_2(r)), WIDTH=d, TOKENS=TOKENS,
-                     HEADS=of_program, PACKED=y.dtype == torch.bfloat16)  # fmt: skip
-        yield (y, low, up, norm_q, norm_k), (triton.cdiv(M, TOKENS), h // of_program, B), sizes
+                     PACKED=y.dtype == torch.bfloat16, num_warps=WARPS)  # fmt: skip
+        yield (y, low, up, norm_q, norm_k), (triton.cdiv(M, TOKENS), h, B), sizes
         first += M
 
 
 if triton is not None:
 
     @triton.jit
-    def _pairs(M, S, first, h, head, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
-        """Of this program and head: rows of y, (TOKENS, WIDTH / 2) places of pairs in a row of y,
+    def _pairs(M, S, first, h, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
+        """Of this program: rows of y, (TOKENS, WIDTH / 2) places of pairs in a row of y,
         in q and in cos, and which there are."""
         token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
         sample = tl.program_id(2).to(tl.int64)
-        pair = tl.arange(0, WIDTH // 2)[None, :]
+        head, pair = tl.program_id(1), tl.arange(0, WIDTH // 2)[None, :]
         row = (sample * M + token)[:, None]
         joint = ((sample * S + first + token)[:, None] * h + head) * (WIDTH // 2) + pair
         return row, head * (WIDTH // 2) + pair, joint, (token < M)[:, None]
@@ -221,39 +219,35 @@ if triton is not None:
     @triton.jit
     def _forward_kernel(y, low, up, norm_q, norm_k, cos, sin, q, k, v, M, S, first, h,
                         EPS: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-                        WIDTH: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+                        WIDTH: tl.constexpr, TOKENS: tl.constexpr,
                         PACKED: tl.constexpr):  # fmt: skip
         c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
-        for i in range(HEADS):
-            head = tl.program_id(1) * HEADS + i
-            row, column, joint, inside = _pairs(M, S, first, h, head, WIDTH, TOKENS)
-            even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
-            even, odd = _turned(even, odd, norm_q, c, s, EPS, WIDTH)
-            _store(q, joint, even, odd, inside, PACKED)
-            even, odd = _adapted(y, low, up, row, column, inside, h, 1, R, RANK, WIDTH, PACKED)
-            even, odd = _turned(even, odd, norm_k, c, s, EPS, WIDTH)
-            _store(k, joint, even, odd, inside, PACKED)
-            even, odd = _adapted(y, low, up, row, column, inside, h, 2, R, RANK, WIDTH, PACKED)
-            _store(v, joint, even, odd, inside, PACKED)
+        row, column, joint, inside = _pairs(M, S, first, h, WIDTH, TOKENS)
+        even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
+        even, odd = _turned(even, odd, norm_q, c, s, EPS, WIDTH)
+        _store(q, joint, even, odd, inside, PACKED)
+        even, odd = _adapted(y, low, up, row, column, inside, h, 1, R, RANK, WIDTH, PACKED)
+        even, odd = _turned(even, odd, norm_k, c, s, EPS, WIDTH)
+        _store(k, joint, even, odd, inside, PACKED)
+        even, odd = _adapted(y, low, up, row, column, inside, h, 2, R, RANK, WIDTH, PACKED)
+        _store(v, joint, even, odd, inside, PACKED)
 
     @triton.jit
     def _backward_kernel(y, low, up, norm_q, norm_k, cos, sin, dq, dk, dv, out, M, S, first, h,
                          EPS: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-                         WIDTH: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+                         WIDTH: tl.constexpr, TOKENS: tl.constexpr,
                          PACKED: tl.constexpr):  # fmt: skip
         c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
         D = h * (WIDTH // 2)  # pairs of q in a row
-        for i in range(HEADS):
-            head = tl.program_id(1) * HEADS + i
-            row, column, joint, inside = _pairs(M, S, first, h, head, WIDTH, TOKENS)
-            at = row * (3 * D) + column
-            even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
-            g_even, g_odd = _load(dq, joint, inside, PACKED)
-            even, odd = _turned_back(g_even, g_odd, even, odd, norm_q, c, s, EPS, WIDTH)
-            _store(out, at, even, odd, inside, PACKED)
-            even, odd = _adapted(y, low, up, row, column, inside, h, 1, R, RANK, WIDTH, PACKED)
-            g_even, g_odd = _load(dk, joint, inside, PACKED)
-            even, odd = _turned_back(g_even, g_odd, even, odd, norm_k, c, s, EPS, WIDTH)
-            _store(out, at + D, even, odd, inside, PACKED)
-            g_even, g_odd = _load(dv, joint, inside, PACKED)
-            _store(out, at + 2 * D, g_even, g_odd, inside, PACKED)
+        row, column, joint, inside = _pairs(M, S, first, h, WIDTH, TOKENS)
+        at = row * (3 * D) + column
+        even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
+        g_even, g_odd = _load(dq, joint, inside, PACKED)
+        even, odd = _turned_back(g_even, g_odd, even, odd, norm_q, c, s, EPS, WIDTH)
+        _store(out, at, even, odd, inside, PACKED)
+        even, odd = _adapted(y, low, up, row, column, inside, h, 1, R, RANK, WIDTH, PACKED)
+        g_even, g_odd = _load(dk, joint, inside, PACKED)
+        even, odd = _turned_back(g_even, g_odd, even, odd, norm_k, c, s, EPS, WIDTH)
+        _store(out, at + D, even, odd, inside, PACKED)
+        g_even, g_odd = _load(dv, joint, inside, PACKED)
+        _store(out, at + 2 * D, g_even, g_odd, inside, PACKED)

@@ -1,11 +1,15 @@
-"""The benchmark of the step at toy size: every way runs, the table and the JSON are whole.
+"""The benchmarks at toy size: every way runs, the table and the JSON are whole.
 
     pytest tests/test_benchmarks.py
 """
 
 import json
 
+import pytest
+import torch
+
 from benchmarks import learning, step
+from benchmarks import pretrain as benchmark
 
 TOY = ["--preset", "demo", "--size", "32", "--device", "cpu", "--text", "8", "--batches", "1",
        "--steps", "1"]  # fmt: skip
@@ -24,3 +28,21 @@ def test_fp8_learns_what_bf16_learns(monkeypatch):
     monkeypatch.setattr(learning, "BATCH", 4)
     gap = learning.learning_gap(8, "cpu", preset="demo")
     assert abs(gap["difference"]) < 0.05
+
+
+def test_stage_1_by_every_way_has_the_same_loss(monkeypatch, tmp_path):
+    real = torch.compile
+
+    def traced(function, options=None, **how):
+        return real(function, backend="aot_eager", **how)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(benchmark, "OURS", {"fp32": dict(mixed_precision="no", compile=False),
+                                            "compiled": dict(mixed_precision="no", compile=True)})
+    out = tmp_path / "pretrain.json"
+    rows = benchmark.main(["--backbone", "resnet18", "--size", "32", "--batch", "2", "--steps", "3",
+                           "--device", "cpu", "--out", str(out)])  # fmt: skip
+    assert [r.way for r in rows] == ["peer", "fp32", "compiled"]
+    assert [r.loss for r in rows] == pytest.approx([rows[0].loss] * 3, rel=1e-2)
+    assert rows[1].times_peer == rows[1].images_s / rows[0].images_s
+    assert len(json.loads(out.read_text())["rows"]) == 3

@@ -214,3 +214,17 @@ def test_a_grid_refuses_rows_of_unequal_length():
     cell = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="2 cells"):
         panels.grid([[cell, cell], [cell]], ["a", "b"])
+
+
+def test_a_compiled_run_trains_as_one_that_is_not(made, tmp_path, monkeypatch):
+    real, compiled = torch.compile, []
+
+    def traced(function, options=None, **how):  # as inductor does, in no time
+        compiled.append(function)
+        return real(function, backend="aot_eager", **how)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    row = train(tmp_path / "compiled", "compile=true")
+    assert len(compiled) == 2  # the model and the loss
+    for name in ("loss", "material_ce", "grad_norm", "val_loss", "val_psnr"):
+        assert row[name] == pytest.approx(made[1][name], rel=1e-4), name
