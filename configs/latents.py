@@ -15,7 +15,7 @@ def attach_latents(cfg: TrainConfig, model: Translator, sets: tuple[Pairs, ...],
 
     Ranks share the work by shard. A run killed here goes on with the shards it finished. Losses are
     those of a run that encodes in every step if the codec gives an image the same bits in any
-    batch: the cosine codec does, the autoencoder on a GPU may differ in the last ones.
+    batch: the cosine codec does (on a CPU), the FLUX autoencoder may differ in the last ones.
 
     Raises: ValueError: the folder cannot be made, is too small, or not the same on all machines.
     """
