@@ -11,6 +11,7 @@ run the same command again.
 import torch
 
 from configs import restore
+from configs.latents import attach_latents
 from configs.schema import FLAGS, TrainConfig
 from data.materials import MATERIALS, material_colors
 from data.pairs import Pairs, describe, open_pairs
@@ -46,6 +47,7 @@ def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
         dist.print0(f"data: {note}")
     if train_set.window:
         cfg.window = [train_set.window.low, train_set.window.high]
+    attach_latents(cfg, model, (train_set, val_set), device)
     ranks = dist.rank(), dist.world_size()
     training = cfg.training
 
@@ -98,7 +100,8 @@ def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], dev
         times = flow.sample_times(draws, group, seed, cfg.flow.mean, cfg.flow.std, cfg.flow.shift)
         t = round_time(times.to(device))
         noise = noise_for(draws, shape, seed, device)
-        out = model(batch["visible"], batch["infrared"], noise, t)
+        encoded = (batch["latents"], batch["masked"]) if "latents" in batch else None
+        out = model(batch["visible"], batch["infrared"], noise, t, encoded)
         error = flow.velocity_error(out.velocity, out.data, noise)
         return flow.flow_loss(error, infrared_N, cfg.flow.visible_weight), t, out
 

@@ -50,6 +50,11 @@ class PretrainConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(output_dir="runs/pretrain"))
 
+    def __post_init__(self):
+        if self.data.latents is not None:
+            raise ValueError("data.latents is for train.py and finetune.py: stage 1 encodes nothing"
+                             f"; leave it null here (it is {self.data.latents})")  # fmt: skip
+
 
 @dataclass(kw_only=True)
 class FlowConfig:

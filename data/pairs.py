@@ -1,12 +1,14 @@
 """Pairs of visible and infrared images by index, from parquet shards or rendered on the fly."""
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from data import shards
 from data.cache import PairCache
+from data.latents import Latents
 from data.manifest import SPLITS, sha256
 from data.materials import IGNORE, TABLES
 from data.pseudo_labels import LabelConfig
@@ -23,6 +25,7 @@ from data.transforms import (
     make_window,
     resize,
     to_tensors,
+    will_flip,
 )
 
 # Scene numbers of the splits never meet, however many scenes are asked for.
@@ -46,9 +49,21 @@ class DataConfig:
     synthetic_seed: int = 0
     cache: str = "ram"  # "ram": decoded pairs stay in memory; "none"
     cache_gib: float = 4.0  # at most, per rank
+    latents: str | None = None  # folder of encoded pairs: each is encoded once, not in every step
     num_workers: int = 2  # processes per rank that decode
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
+
+    def __post_init__(self):
+        change = self.augment
+        exact = list(change.crop_scale) == [1, 1] and change.brightness == change.contrast == 0
+        if self.latents is not None and not exact:
+            raise ValueError(
+                "data.latents holds each pair and its mirror image only; set"
+                " data.augment.crop_scale=[1,1] data.augment.brightness=0 data.augment.contrast=0"
+                f" (now {change.crop_scale}, {change.brightness} and {change.contrast}) or"
+                " data.latents=null"
+            )
 
     def height_width(self) -> tuple[int, int]:
         """Size of every sample. Raises: ValueError: not one or two positive whole numbers."""
@@ -207,6 +222,7 @@ class Pairs(torch.utils.data.Dataset):
         self.num_classes = self._check_table()
         max_bytes = int(cfg.cache_gib * 2**30) if cfg.cache == "ram" else 0
         self.cache = PairCache(len(self.names), max_bytes) if max_bytes else None
+        self.latents: Latents | None = None  # set by a run that caches them
         self.pair(0)  # a set that cannot be read fails here, before training starts
 
     def _check_table(self) -> int | None:
@@ -251,15 +267,37 @@ class Pairs(torch.utils.data.Dataset):
         """One sample; `rng` None: without augmentation.
 
         Returns: visible, infrared (3,H,W) float32 in [0,1]; semantic (H,W) int64, 255 =
-        unlabelled; draw: the index (a stream puts its own); name; source.
+        unlabelled; draw: the index (a stream puts its own); name; source. With `self.latents`
+        also latents and masked (N,64) float32, of the diptych as it is and with a grey infrared.
         """
-        pair = self.pair(index)
+        pair, stored = self.pair(index), {}
+        if self.latents:
+            flipped = rng is not None and will_flip(self.cfg.augment, rng)
+            stored = self.latents.get(index, flipped)
         if rng is None:
             pair = resize(pair, self.size)
         else:
             pair = augment(pair, self.cfg.augment, rng, self.size)
-        sample = to_tensors(pair, self.window)
+        sample = to_tensors(pair, self.window) | stored
         return {**sample, "draw": index, "name": self.names[index], "source": self.sources[index]}
+
+    def both_flips(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """visible and infrared (2,3,H,W): of the plain pair and of its mirror image."""
+        rng, made = np.random.default_rng(0), []
+        for flip in (0.0, 1.0):
+            change = replace(self.cfg.augment, flip=flip)
+            made.append(to_tensors(augment(self.pair(index), change, rng, self.size), self.window))
+        return tuple(torch.stack([one[key] for one in made]) for key in ("visible", "infrared"))
+
+    def fingerprint(self, index: int) -> str:
+        """sha256 of what `both_flips` is made from: decoded images, window and size."""
+        pair, window = self.pair(index), self.window
+        facts = [self.size, window and (window.low, window.high)]
+        facts += [(image.shape, str(image.dtype)) for image in (pair.visible, pair.infrared)]
+        digest = hashlib.sha256(repr(facts).encode())
+        for image in (pair.visible, pair.infrared):
+            digest.update(np.ascontiguousarray(image))
+        return digest.hexdigest()
 
     def __getitem__(self, index: int) -> dict:
         return self.get(index)

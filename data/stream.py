@@ -2,7 +2,7 @@
 
 import math
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -49,17 +49,18 @@ class _Batches:
 
 def collate(samples: list[dict]) -> dict:
     """Tensors stacked, `draw` (B,) int64, names and sources as lists."""
-    batch = {k: torch.stack([s[k] for s in samples]) for k in ("visible", "infrared", "semantic")}
+    tensors = [k for k, x in samples[0].items() if isinstance(x, torch.Tensor)]
+    batch = {k: torch.stack([s[k] for s in samples]) for k in tensors}
     batch["draw"] = torch.tensor([s["draw"] for s in samples], dtype=torch.int64)
     return {**batch, "name": [s["name"] for s in samples],
             "source": [s["source"] for s in samples]}
 
 
-def _loader(dataset, batches, num_workers: int) -> DataLoader:
+def _loader(dataset, batches, num_workers: int, collate_fn=collate) -> DataLoader:
     # fork: workers share the cache of decoded pairs, and start in milliseconds
     context = multiprocessing.get_context("fork") if num_workers else None
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate,
+        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(), multiprocessing_context=context,
         prefetch_factor=4 if num_workers else None,
         generator=torch.Generator(),  # the default one would draw from the run's own randomness
@@ -130,6 +131,22 @@ def in_step(dataset: Pairs, batch_size: int, rank: int = 0, world_size: int = 1,
         yield {**batch, "filler": False}
     for _ in range(most - own):  # rank 0 has one pair more than this rank
         yield {**collate([dataset[0]]), "filler": True}
+
+
+class _Calls(torch.utils.data.Dataset):
+    """A function as a data set; its arguments are the indices."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __getitem__(self, item):
+        return self.function(item)
+
+
+def in_workers(function: Callable, items: Iterable, num_workers: int = 0) -> Iterator:
+    """function(item) for every item, in order, computed ahead by worker processes."""
+    batches = [[item] for item in items]
+    return iter(_loader(_Calls(function), batches, num_workers, collate_fn=lambda found: found[0]))
 
 
 def evenly_spaced(length: int, limit: int = 0) -> list[int]:

@@ -1,5 +1,6 @@
 """Decode, window, augment and resize a pair of images: the only place where ranges change."""
 
+import copy
 import io
 import warnings
 from dataclasses import dataclass, field
@@ -328,6 +329,11 @@ def augment(
         table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
         pair = pair._replace(visible=table[pair.visible])
     return pair
+
+
+def will_flip(cfg: AugmentConfig, rng: np.random.Generator) -> bool:
+    """Whether `augment` with this `rng` is going to flip the pair; draws nothing from it."""
+    return bool(copy.deepcopy(rng).random() < cfg.flip)
 
 
 def resize(pair: Pair, size: tuple[int, int]) -> Pair:

@@ -6,6 +6,7 @@ and `decode`, its inverse up to the codec's error. Latents are packed 2x2 for th
 Dimension key:  B batch   H, W pixels   h, w latent cells (8 pixels)   N tokens (16 x 16 pixels)
 """
 
+import hashlib
 import math
 
 import torch
@@ -53,6 +54,10 @@ class DctCodec(nn.Module):
             coefficients = latents.float() * self.std + self.mean
             return F.conv_transpose2d(coefficients, self.basis, stride=CELL)
 
+    def identity(self) -> str:
+        """Equal for codecs that give equal latents."""
+        return _digest(self)
+
 
 class FluxCodec(nn.Module):
     """The autoencoder of FLUX.1 (diffusers' AutoencoderKL), shifted and scaled by its config."""
@@ -78,6 +83,19 @@ class FluxCodec(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             image = self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample
         return image.float()
+
+    def identity(self) -> str:
+        """Equal for codecs that give equal latents."""
+        return f"{_digest(self)} {self.shift} {self.scale}"
+
+
+def _digest(module: nn.Module) -> str:
+    """Class name and sha256 of all weights and buffers, also those that no checkpoint holds."""
+    digest = hashlib.sha256()
+    for name, x in sorted([*module.named_parameters(), *module.named_buffers()]):
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        digest.update(x.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return f"{type(module).__name__} {digest.hexdigest()}"
 
 
 def _dct_basis() -> Tensor:

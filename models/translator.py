@@ -119,16 +119,17 @@ class Translator(nn.Module):
             self.stage1.eval()
         return self
 
-    def forward(self, visible: Tensor, infrared: Tensor, noise: Tensor, t: Tensor) -> Prediction:
+    def forward(self, visible: Tensor, infrared: Tensor, noise: Tensor, t: Tensor,
+                encoded: tuple[Tensor, Tensor] | None = None) -> Prediction:  # fmt: skip
         """One training step's prediction.
 
         Args:
             visible, infrared: (B, 3, H, W) in [0, 1].
             noise: (B, N, 64) standard normal.
             t: (B,) in (0, 1); it must already be rounded by `round_time`.
+            encoded: `encode` of visible with infrared, and of visible alone, if at hand.
         """
-        data = self.encode(visible, infrared)
-        masked = self.encode(visible)
+        data, masked = encoded or (self.encode(visible, infrared), self.encode(visible))
         seen = self.decompose(visible)
         noisy = torch.lerp(data, noise, t.view(-1, 1, 1))
         guide = self.guide(seen.maps)

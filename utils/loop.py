@@ -209,9 +209,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 # now and then
 
-def progress_bar(step: int, steps: int) -> tqdm:
+def progress_bar(step: int, steps: int, unit: str = "step") -> tqdm:
     """On rank 0; in a log file a line every ten seconds instead of a moving bar."""
-    return tqdm(initial=step, total=steps, unit="step", disable=not dist.is_main(),
+    return tqdm(initial=step, total=steps, unit=unit, disable=not dist.is_main(),
                 dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 10.0)
 
 
