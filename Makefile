@@ -31,13 +31,14 @@ demo: $(VENV)/installed
 	@echo "curves      $(VENV)/bin/tensorboard --logdir $(OUT)"
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --durations=10
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 
 bench: $(VENV)/installed
 	$(RUN) benchmarks/step.py --preset demo --size 32 --device cpu
+	$(RUN) benchmarks/loader.py --size 64 --scenes 16 --batches 8 --workers 0 1 --step_seconds 0.05
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache runs/demo

@@ -33,5 +33,5 @@ setup(
         "torchmetrics[image]>=1.6",
         "tqdm>=4.66",
     ],
-    extras_require={"dev": ["pytest>=8", "ruff>=0.6"]},
+    extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"]},
 )

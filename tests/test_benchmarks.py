@@ -4,11 +4,12 @@
 """
 
 import json
+import time
 
 import pytest
 import torch
 
-from benchmarks import learning, step
+from benchmarks import learning, loader, step
 from benchmarks import pretrain as benchmark
 
 TOY = ["--preset", "demo", "--size", "32", "--device", "cpu", "--text", "8", "--batches", "1",
@@ -46,3 +47,32 @@ def test_stage_1_by_every_way_has_the_same_loss(monkeypatch, tmp_path):
     assert [r.loss for r in rows] == pytest.approx([rows[0].loss] * 3, rel=1e-2)
     assert rows[1].times_peer == rows[1].images_s / rows[0].images_s
     assert len(json.loads(out.read_text())["rows"]) == 3
+
+
+def test_every_way_of_the_loader_gives_a_row(tmp_path, capsys):
+    out = tmp_path / "loader.json"
+    rows = loader.main(["--size", "32", "--scenes", "6", "--batches", "3", "--workers", "0", "1",
+                        "--step_seconds", "0.01", "--out", str(out)])  # fmt: skip
+    ways = [(way, workers) for way in ("parquet", "cached", "latents") for workers in (0, 1)]
+    assert [(r.way, r.workers) for r in rows] == ways
+    assert all(r.pairs_s > 0 and 0 <= r.wait < 1 for r in rows)
+    assert len(json.loads(out.read_text())["rows"]) == 6
+    assert "| latents | 1 |" in capsys.readouterr().out
+
+
+def test_the_wait_is_what_the_loader_lacks_of_a_step():
+    class Slow:
+        """Pairs that take 20 ms each."""
+
+        def __len__(self):
+            return 8
+
+        def get(self, index, rng):
+            time.sleep(0.02)
+            zero = torch.zeros(1)
+            return dict(visible=zero, infrared=zero, semantic=zero, name="", source="")
+
+    args = loader.parse(["--batch", "2", "--batches", "5", "--step_seconds", "0.06"])
+    alone, helped = (loader.measure(args, "parquet", Slow(), workers) for workers in (0, 1))
+    assert 10 < alone.pairs_s <= 50 and alone.wait > 0.35  # 40 of 100 ms
+    assert helped.wait < alone.wait / 2

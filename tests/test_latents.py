@@ -234,3 +234,10 @@ def test_a_dry_run_writes_no_latents(data, tmp_path, model):
     cfg, pairs = settings(data, tmp_path / "cache", dry_run=True), open_pairs(data, "train")
     attach_latents(cfg, model, (pairs,), CPU)
     assert not (tmp_path / "cache").exists() and "latents" not in pairs.get(0)
+
+
+def test_every_shard_is_verified_by_one_rank_while_others_remove_theirs(tmp_path):
+    for i in range(12):
+        (tmp_path / f"latents-{i}.safetensors").write_bytes(b"damaged")
+    removed = [name for rank in range(3) for name in latents.remove_damaged(tmp_path, rank, 3)]
+    assert len(removed) == len(set(removed)) == 12 and not list(tmp_path.iterdir())
