@@ -4,6 +4,7 @@
     python prepare.py --visible photos/rgb --infrared photos/ir --out datasets/mine
     python prepare.py --visible a/rgb --infrared a/ir --source a \\
                       --visible b/rgb --infrared b/ir --source b --splits s.json --out datasets/ab
+    python prepare.py --check datasets/mine
 
 Every pair is decoded and checked before anything is written; names must be equal in the folders.
 Without --splits, 80/10/10 in blocks: frames of one sequence and near-duplicates stay together.
@@ -19,12 +20,11 @@ from tqdm import tqdm
 from data import folders, inspection, writing
 from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
-from data.pairs import SCENES_PER_SPLIT
+from data.pairs import SCENES_PER_SPLIT, DataConfig, open_pairs
 from utils.run import entry
 
 
 def available() -> int:
-    """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -53,7 +53,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--synthetic", type=int, metavar="N", help="render N scenes instead of reading folders")
     add("--size", type=int, nargs="+", default=[256], help="of rendered scenes: side or H W")
     add("--seed", type=int, default=0, help="of rendered scenes")
-    add("--out", type=Path, required=True, help="folder to write, such as datasets/mine")
+    add("--out", type=Path, help="folder to write, such as datasets/mine")
+    add("--check", metavar="PATH", help="only decode a prepared data set and compare its hashes")
     add("--overwrite", action="store_true", help="replace a data set that is there")
     add("--num_workers", type=int, default=available(), help="processes that decode")
     return parser.parse_args(argv)
@@ -146,9 +147,7 @@ def prepare_folders(args: argparse.Namespace) -> dict:
     window = None if args.window == ["auto"] else tuple(float(w) for w in args.window)
     if (window and len(window) != 2) or args.scale <= 0:
         raise ValueError("--window takes auto or LOW HIGH, --scale a positive number")
-    window = inspection.find_window(
-        found, splits, window, args.unit, args.scale, args.offset
-    )
+    window = inspection.find_window(found, splits, window, args.unit, args.scale, args.offset)
     scaled = (args.scale, args.offset) != (1.0, 0.0)
     radiometry = {"ir_unit": args.unit, "ir_scale": args.scale if scaled else None,
                   "ir_offset": args.offset if scaled else None}
@@ -166,8 +165,20 @@ def prepare_folders(args: argparse.Namespace) -> dict:
     return writing.write(args.out, rows, manifest, args.overwrite)
 
 
+def check(path: str) -> None:
+    """Decode every pair of a prepared data set. Raises: ValueError: names the first that is bad."""
+    pairs = open_pairs(DataConfig(path=path, cache="none"), "all")
+    for index in tqdm(range(len(pairs)), "check", unit="pair"):
+        pairs.check(index)
+    print(f"{path}: {len(pairs)} pairs are as they were written")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.check:
+        return check(args.check)
+    if args.out is None:
+        raise ValueError("say where to write (--out datasets/mine) or what to --check")
     writing.check_out(args.out, args.overwrite)
     manifest = prepare_folders(args) if args.synthetic is None else prepare_synthetic(args)
     pairs = ", ".join(f"{split} {manifest['splits'][split]['pairs']}" for split in SPLITS)

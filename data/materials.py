@@ -4,7 +4,6 @@ A material id means the same in every image of every data set. Class ids (of a l
 material ids through `TABLES`, never through anything computed from one image.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,7 +154,7 @@ def _known(name: str, of: dict) -> str:
 
 @dataclass(frozen=True)
 class ClassBalance:
-    """How often each material occurs in a collection of label images; `print` shows a table."""
+    """How often each material occurs in a collection of label images."""
 
     pixels: np.ndarray      # (32,) int64
     images: np.ndarray      # (32,) int64: images that have the material
@@ -170,48 +169,3 @@ class ClassBalance:
                                 "images": float(self.images[i] / images)}
             for i in np.argsort(-self.pixels, kind="stable") if self.pixels[i]
         }
-
-    def __str__(self) -> str:
-        total = max(int(self.pixels.sum()) + self.unlabelled, 1)
-        rows = [f"{name:15s} {100 * share['pixels']:6.2f} % {100 * share['images']:6.1f} %"
-                for name, share in self.to_dict().items()]
-        head = f"{'material':15s}   pixels   images"
-        tail = f"{self.total_images} images, {100 * self.unlabelled / total:.1f} % unlabelled"
-        return "\n".join([head, *rows, tail])
-
-
-def class_balance(class_id_maps: Iterable[np.ndarray], table: str) -> ClassBalance:
-    """Count the materials of class maps (integer arrays; 255 = unlabelled) of label set `table`.
-
-    Raises: ValueError: unknown label set, or a class id beyond it.
-    """
-    lookup, classes = material_table(table).numpy(), len(TABLES[table])
-    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    total_images = 0
-    for number, ids in enumerate(class_id_maps):
-        outside = (ids != IGNORE) & ((ids < 0) | (ids >= classes))
-        if outside.any():
-            raise ValueError(f"class map {number} has id {int(ids[outside][0])}; label set "
-                             f"'{table}' has {classes} classes")
-        counts = np.bincount(lookup[ids].ravel(), minlength=256)
-        pixels += counts
-        images += counts > 0
-        total_images += 1
-    return ClassBalance(pixels[:NUM_MATERIALS], images[:NUM_MATERIALS], int(pixels[IGNORE]),
-                        total_images)
-
-
-def class_weights(counts: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """1 / sqrt(frequency) of each class, float32, with mean 1 over classes that occur, else 0.
-
-    The square root is a compromise: weights as 1 / frequency let a class of a hundred pixels
-    outvote the sky.
-
-    Raises: ValueError: counts that are negative or all zero.
-    """
-    counts = torch.as_tensor(counts, dtype=torch.float64)
-    present = counts > 0
-    if (counts < 0).any() or not present.any():
-        raise ValueError(f"class counts must be >= 0 and not all 0, got {counts.tolist()}")
-    weights = torch.where(present, counts.clamp(min=1.0).rsqrt(), 0.0)
-    return (weights * present.sum() / weights.sum()).float()

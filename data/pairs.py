@@ -300,6 +300,11 @@ class Pairs(torch.utils.data.Dataset):
         sample = to_tensors(pair, self.window) | stored
         return {**sample, "draw": index, "name": self.names[index], "source": self.sources[index]}
 
+    def check(self, index: int) -> None:
+        """Raises: ValueError: a pair is damaged, or not as it was written."""
+        self.source.check(index)
+        self.get(index)
+
     def both_flips(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """visible and infrared (2,3,H,W): of the plain pair and of its mirror image."""
         rng, made = np.random.default_rng(0), []
@@ -346,19 +351,3 @@ def describe(dataset: Pairs, samples: int = 4) -> dict:
         "semantic": dataset.source.has_semantic,
         "notes": dataset.notes,
     }
-
-
-def dataset_check(cfg: DataConfig, splits: tuple[str, ...] = ("train", "val")) -> dict:
-    """Open each split and describe it. Raises: ValueError as `open_pairs` does."""
-    return {split: describe(open_pairs(cfg, split)) for split in splits}
-
-
-def check_all(dataset: Pairs) -> int:
-    """Decode every pair and compare stored hashes; the number of pairs.
-
-    Raises: ValueError: the first pair that is damaged or not as it was written.
-    """
-    for index in range(len(dataset)):
-        dataset.source.check(index)
-        dataset.get(index)
-    return len(dataset)

@@ -7,8 +7,6 @@ al. 2024 (arXiv:2403.03206, Sec. 3.1 and Eq. 23).
 Dimension key:  B batch   N tokens   C channels of a token
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -42,17 +40,6 @@ def sample_times(
 def shifted(t: Tensor, shift: float) -> Tensor:
     """Esser et al. 2024, Eq. 23: more time at high noise for larger images; identity at shift 1."""
     return shift * t / (1 + (shift - 1) * t)
-
-
-def interpolate(data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
-    """The point at time t on the path from data to noise: (B, ...) fp32.
-
-    Raises: ValueError: the shapes of data and noise differ, or t is not one per sample.
-    """
-    if data.shape != noise.shape or t_B.shape != data.shape[:1]:
-        raise ValueError(f"shapes differ: {data.shape=}, {noise.shape=}, {t_B.shape=}")
-    t = t_B.float().view(-1, *[1] * (data.ndim - 1))
-    return torch.lerp(data.float(), noise.float(), t)
 
 
 def velocity_error(predicted: Tensor, data: Tensor, noise: Tensor) -> Tensor:
@@ -91,12 +78,3 @@ def loss_by_time_bin(loss_B: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
         zeros.index_add(0, index, loss_B.detach().float()),
         zeros.index_add(0, index, torch.ones_like(loss_B, dtype=torch.float32)),
     )
-
-
-def resolution_shift(tokens: int) -> float:
-    """FLUX's shift for so many packed tokens: exp of the line from (256, 0.5) to (4096, 1.15).
-
-    Source: the scheduler configuration published with FLUX.1-dev.
-    """
-    slope = (1.15 - 0.5) / (4096 - 256)
-    return math.exp(0.5 + slope * (tokens - 256))

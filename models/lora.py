@@ -11,8 +11,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.attention import CastLinear
@@ -99,23 +98,3 @@ def save_lora(transformer: nn.Module, path: str | Path, metadata: dict[str, str]
         folded = layer.lora_B.weight.detach().cpu() * layer.scale
         tensors[f"transformer.{name}.lora_B.weight"] = folded
     save_file(tensors, str(path), metadata={"format": "pt", **metadata})
-
-
-def load_lora(transformer: nn.Module, path: str | Path) -> None:
-    """Read a file of `save_lora` back into the adapters of `transformer`.
-
-    Raises: ValueError: the file's layers or shapes are not those of this model.
-    """
-    tensors = load_file(str(path))
-    layers = lora_layers(transformer)
-    expected = {f"transformer.{n}.lora_{x}.weight" for n in layers for x in "AB"}
-    if differing := sorted(expected ^ tensors.keys()):
-        raise ValueError(f"{path}: {len(differing)} adapter names differ, first {differing[0]}")
-    with torch.no_grad():
-        for name, layer in layers.items():
-            for part, scale in ((layer.lora_A, 1.0), (layer.lora_B, layer.scale)):
-                key = f"transformer.{name}.lora_{'A' if part is layer.lora_A else 'B'}.weight"
-                if tensors[key].shape != part.weight.shape:
-                    found, wanted = tuple(tensors[key].shape), tuple(part.weight.shape)
-                    raise ValueError(f"{path}: {key} is {found}, this model needs {wanted}")
-                part.weight.copy_(tensors[key] / scale)

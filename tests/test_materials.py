@@ -12,8 +12,7 @@ from data.materials import (
     NUM_MATERIALS,
     PALETTES,
     TABLES,
-    class_balance,
-    class_weights,
+    ClassBalance,
     decode_palette,
     emissivity_prior,
     material_colors,
@@ -118,22 +117,10 @@ def test_real_label_images_decode_with_the_msrs_palette(real_data):
         np.testing.assert_array_equal(PALETTES["msrs"][ids], rgb)
 
 
-def test_class_balance_counts_pixels_and_images():
-    car, person = np.full((2, 2), 1), np.array([[2, 0], [255, 255]])
-    balance = class_balance([car, person], "msrs")
-    assert balance.pixels[ID["painted metal"]] == 4 and balance.pixels[ID["textile"]] == 1
-    assert balance.unlabelled == 3 and balance.total_images == 2
+def test_class_balance_gives_shares_of_labelled_pixels_and_of_images():
+    pixels, images = np.zeros(32, np.int64), np.zeros(32, np.int64)
+    for name, count, seen in (("painted metal", 4, 1), ("textile", 1, 1)):
+        pixels[ID[name]], images[ID[name]] = count, seen
+    balance = ClassBalance(pixels, images, unlabelled=3, total_images=2)
     assert balance.to_dict() == {"painted metal": {"pixels": 0.8, "images": 0.5},
                                  "textile": {"pixels": 0.2, "images": 0.5}}
-    assert "80.00 %" in str(balance) and "37.5 % unlabelled" in str(balance)
-    with pytest.raises(ValueError, match="class map 1 has id 9"):
-        class_balance([car, np.array([[9]])], "msrs")
-
-
-def test_class_weights_are_inverse_roots_with_mean_one():
-    weights = class_weights(np.array([100, 0, 400, 25]))
-    assert weights.dtype == torch.float32 and weights[1] == 0
-    torch.testing.assert_close(weights[[0, 3]] / weights[2], torch.tensor([2.0, 4.0]))
-    assert abs(float(weights[weights > 0].mean()) - 1) < 1e-6
-    with pytest.raises(ValueError, match="not all 0"):
-        class_weights(torch.zeros(4))

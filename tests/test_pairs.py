@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data import shards
-from data.pairs import DataConfig, LabelConfig, check_all, dataset_check, describe, open_pairs
+from data.pairs import DataConfig, LabelConfig, describe, open_pairs
 from data.transforms import AugmentConfig
 from tests import tiny_data as tiny
 
@@ -150,7 +150,7 @@ def test_a_truncated_image_is_named_by_file_row_and_name(tmp_path, column):
     with pytest.raises(ValueError, match=rf"a\.parquet, row 5, 'pair_0005', {column}: damaged"):
         pairs.get(5)
     with pytest.raises(ValueError, match="row 5"):
-        check_all(pairs)
+        pairs.check(5)
 
 
 def test_the_first_row_is_decoded_at_open(tmp_path):
@@ -272,7 +272,6 @@ def test_description_names_counts_sizes_and_ranges(file):
     told = describe(open_pairs(config(file), "train"))
     assert told["pairs"] == 16 and told["stored_sizes"] == [(24, 32)]
     assert told["infrared_type"] == ["uint8"] and told["infrared_range"] == [0.0, 255.0]
-    assert set(dataset_check(config(file))) == {"train", "val"}
 
 
 def test_augmentation_is_a_function_of_the_generator(file):

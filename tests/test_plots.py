@@ -14,7 +14,15 @@ from PIL import Image
 import pretrain
 import visualize
 from configs.schema import PretrainConfig
-from data.materials import MATERIALS, emissivity_prior, material_colors
+from data.materials import (
+    IGNORE,
+    MATERIALS,
+    emissivity_prior,
+    material_colors,
+    material_table,
+)
+from data.pairs import open_pairs
+from data.stream import evenly_spaced
 from models.stage1 import Stage1
 from utils import checkpoint, config, metrics, panels, plots
 
@@ -22,6 +30,8 @@ NAMES = ["sky", "bare metal", "skin", "snow"]
 COLORS = np.array([[0, 0, 255], [255, 0, 255], [255, 128, 0], [250, 250, 250]], np.uint8)
 COUNTS = np.array([[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
 CPU = torch.device("cpu")
+TINY = ["model.backbone=resnet18", "model.pretrained=none", "model.width=8", "data.size=32",
+        "data.synthetic_scenes={train: 1, val: 1, test: 3}"]  # fmt: skip
 
 
 def drawn_without_overlap(figure) -> bool:
@@ -113,9 +123,7 @@ def test_no_text_covers_another_with_all_materials_or_few():
 
 def made(folder, *more: str):
     """A stage 1 run's folder with untrained weights and a log."""
-    cfg = config.load(PretrainConfig, [
-        "model.backbone=resnet18", "model.pretrained=none", "model.width=8", "data.size=32",
-        "data.synthetic_scenes={train: 1, val: 1, test: 3}", *more])  # fmt: skip
+    cfg = config.load(PretrainConfig, [*TINY, *more])
     torch.manual_seed(0)
     model = Stage1(cfg.model, cfg.physics)
     parts = {"config": config.to_dict(cfg), "model": checkpoint.trained_state(model)}
@@ -148,7 +156,10 @@ def test_visualize_draws_all_three_of_a_stage_1_run(tmp_path, monkeypatch, capsy
     assert min(Image.open(tmp_path / "panels" / "emissivity.png").size) > 600
     np.testing.assert_array_equal(handed["learned"], model.fusion.material_weights().numpy())
     np.testing.assert_array_equal(handed["prior"], emissivity_prior().numpy())
-    assert handed["share"].sum() == pytest.approx(1)
+    test_pairs = open_pairs(config.load(PretrainConfig, TINY).data, "test")
+    ids = material_table("synthetic")[test_pairs.get(evenly_spaced(3, 1)[0])["semantic"]]
+    labelled = torch.bincount(ids[ids != IGNORE].flatten(), minlength=len(MATERIALS))
+    np.testing.assert_allclose(handed["share"], labelled / labelled.sum())  # not the predictions'
     seen = handed["share"] > 0
     pair = (torch.from_numpy(handed[x][seen]).view(1, 1, 1, -1) for x in ("learned", "prior"))
     assert handed["rank"] == metrics.rank_correlation(*pair).item()

@@ -11,8 +11,8 @@ from PIL import Image
 
 import prepare
 from data import folders, inspection, writing
-from data.materials import CLASS_NAMES, PALETTES, class_balance
-from data.pairs import DataConfig, LabelConfig, check_all, open_pairs
+from data.materials import CLASS_NAMES, MATERIALS, PALETTES, material_table
+from data.pairs import DataConfig, LabelConfig, open_pairs
 from tests import tiny_data as tiny
 
 NAMES = [f"a_{i}" for i in range(20)]  # natural order differs from the alphabet's
@@ -41,7 +41,7 @@ def test_folders_become_a_set_that_reads_back_exactly(tmp_path):
     assert [manifest["splits"][s]["pairs"] for s in ("train", "val", "test")] == [16, 2, 2]
     for split in ("train", "val", "test"):
         pairs = opened(tmp_path / "out", split, size=[24, 32])
-        assert check_all(pairs) == len(pairs) and pairs.names == names_of(manifest, split)
+        assert pairs.names == names_of(manifest, split)
         for i, name in enumerate(pairs.names):
             assert np.array_equal(pairs.pair(i).visible, tiny.visible(NAMES.index(name)))
             assert np.array_equal(pairs.pair(i).infrared, tiny.infrared(NAMES.index(name)))
@@ -178,7 +178,10 @@ def test_coloured_labels_become_ids_and_are_counted(tmp_path):
     maps = [tiny.semantic(i) for i in range(16) if i != 3]
     assert found["images"] == 15
     assert found["classes"]["car"] == np.mean([m == CLASS_NAMES["msrs"].index("car") for m in maps])
-    assert found["materials"] == class_balance(maps, "msrs").to_dict()
+    ids = material_table("msrs").numpy()[np.stack(maps)]
+    ids = ids[ids != 255]
+    shares = {MATERIALS[i].name: (ids == i).mean() for i in np.unique(ids)}
+    assert {n: share["pixels"] for n, share in found["materials"].items()} == pytest.approx(shares)
     pairs = opened(tmp_path / "out", size=[24, 32], material_source="msrs")
     assert np.array_equal(pairs.get(5)["semantic"], tiny.semantic(5))
     assert (pairs.get(3)["semantic"] == 255).all()
@@ -345,7 +348,7 @@ def test_pixels_changed_in_a_shard_are_found_by_the_full_check(tmp_path):
     data[place : place + len(replacement)] = replacement  # decodes as before
     shard.write_bytes(data)
     with pytest.raises(ValueError, match="'a_9': the images are not those that were written"):
-        check_all(opened(tmp_path / "out"))
+        prepare.main(["--check", str(tmp_path / "out")])
 
 
 def test_synthetic_scenes_are_those_that_are_rendered_on_the_fly(tmp_path):
@@ -421,3 +424,14 @@ def test_real_splits_of_two_sources_work(real_data, tmp_path):
         pairs = opened(tmp_path / "o", split)
         wanted = {(s, n) for s in splits for n in splits[s][split]}
         assert set(zip(pairs.sources, pairs.names)) == wanted and len(pairs) == len(wanted)
+
+
+def test_check_says_that_every_pair_is_as_it_was_written(tmp_path, capsys):
+    run(tiny.folders(tmp_path, NAMES))
+    prepare.main(["--check", str(tmp_path / "out")])
+    assert "20 pairs are as they were written" in capsys.readouterr().out
+
+
+def test_prepare_without_a_place_to_write_says_so(tmp_path):
+    with pytest.raises(ValueError, match="--out datasets/mine"):
+        prepare.main(["--synthetic", "10"])

@@ -78,6 +78,16 @@ def test_bf16_loss_is_close_to_fp32():
             assert abs(loss_of(autocast) / loss_of(single) - 1) < 0.02
 
 
+def test_time_zero_is_data_and_time_one_is_noise(monkeypatch):
+    model, seen = tiny_translator(), []
+    monkeypatch.setattr(model, "velocity", lambda noisy, *rest: seen.append(noisy) or noisy)
+    data = model.encode(VISIBLE, INFRARED)
+    for t in (0.0, 1.0, 0.25):
+        model(VISIBLE, INFRARED, NOISE, torch.full((2,), t))
+    assert torch.equal(seen[0], data) and torch.equal(seen[1], NOISE)
+    torch.testing.assert_close(seen[2], 0.75 * data + 0.25 * NOISE)
+
+
 def test_time_is_rounded_as_flux_rounds_it():
     half = tiny_translator(base_dtype="bf16")
     t = half.round_time(torch.tensor([0.9991]))
@@ -124,7 +134,7 @@ class Oracle:
         return getattr(self.model, name)
 
     def velocity(self, latents, known, t, *_):
-        expected = flow.interpolate(self.data, NOISE, t)
+        expected = torch.lerp(self.data, NOISE, t.view(-1, 1, 1))
         torch.testing.assert_close(latents, expected, atol=1e-4, rtol=0)  # on the path, both halves
         return NOISE - self.data
 
