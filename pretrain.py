@@ -57,7 +57,8 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     # model: the same random start on every rank, and with physics on and off
     torch.manual_seed(cfg.training.seed)
     model = dist.sync_batchnorm(Stage1(cfg.model, cfg.physics).to(device))
-    compiled = device.type == "cuda" if cfg.compile is None else cfg.compile
+    alone = device.type == "cuda" and ranks[1] == 1
+    compiled = alone if cfg.compile is None else cfg.compile
     if compiled:
         model.compile_for_training()
 

@@ -43,7 +43,7 @@ class PretrainConfig:
 
     model: DecompositionConfig = field(default_factory=DecompositionConfig)
     physics: bool = True  # off: no fusion, no physics and reconstruction terms; all else bit-equal
-    compile: bool | None = None  # the training step; null: on a GPU, not on a CPU
+    compile: bool | None = None  # the training step; null: with one GPU, whose BatchNorm is alone
     data: DataConfig = field(default_factory=DataConfig)
     loss: PretrainLossConfig = field(default_factory=PretrainLossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
