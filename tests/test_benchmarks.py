@@ -77,7 +77,8 @@ def test_the_wait_is_what_the_loader_lacks_of_a_step(monkeypatch):
             zero = torch.zeros(1)
             return dict(visible=zero, infrared=zero, semantic=zero, name="", source="")
 
-    monkeypatch.setattr(loader, "time", SimpleNamespace(perf_counter=lambda: clock[0], sleep=passes))
+    ours = SimpleNamespace(perf_counter=lambda: clock[0], sleep=passes)
+    monkeypatch.setattr(loader, "time", ours)
     args = loader.parse(["--batch", "2", "--batches", "5", "--step_seconds", "0.06"])
     row = loader.measure(args, "parquet", Slow(), workers=0)
     assert (row.pairs_s, row.wait) == (pytest.approx(50), pytest.approx(0.4))  # 40 of 100 ms
