@@ -67,7 +67,6 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     if cfg.loss.balance and not frequency.any():
         dist.print0("no labelled material found: loss.balance has nothing to weigh")
     objective = MultiTaskPretrainLoss(cfg.loss, frequency.to(device) if frequency.any() else None)
-
     if compiled:
         objective = compile_loss(objective)
 

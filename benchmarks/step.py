@@ -1,6 +1,6 @@
 """One FLUX.1-Fill LoRA training step, as public scripts do it and as we do, in one run on one card.
 
-    python benchmarks/step.py                                        one H200, 12 B, 8 minutes
+    python benchmarks/step.py                                        one H200, 12 B, several minutes
     python benchmarks/step.py --preset demo --size 32 --device cpu   toy size, seconds
     python benchmarks/step.py --ways fp8 --batches 4 --text 512      one row
     python benchmarks/step.py --learn 200                            does fp8 learn as bf16 does?

@@ -28,12 +28,11 @@ from torch.utils.checkpoint import checkpoint
 from models.attention import attend, rotate
 from models.fp8 import Frozen, Matrix, linear, linear_of_few, mlp
 from models.guidance import SemanticGuidance
-from models.heads import HeadStream, can_fuse, heads
+from models.heads import EPS, HeadStream, can_fuse, heads
 from models.kernels import gelu
 from models.lora import LoraLinear
 from models.shard import place
 
-EPS = 1e-6  # of every norm in FLUX
 BACKEND = "inductor"
 # a cat is written part by part: computing all parts for every element costs more than it saves
 OPTIONS = {"max_pointwise_cat_inputs": 1}
@@ -192,7 +191,7 @@ def freeze(flux: nn.Module, device: torch.device | str,
     So no more than one block exists twice, and the peak is that of the result. Do it after loading
     weights and adding adapters. "fp8" keeps a transposed copy of each matrix; "fp8-small" keeps
     none and rounds the modulations' matrices too: half the memory, slower. Sharded over a `mesh`,
-    "fp8" keeps none either: to gather a copy takes longer than to make it.
+    "fp8" keeps none either: it would double what is gathered.
 
     Raises: ValueError: an adapter sits on a layer that this file does not adapt.
     """

@@ -3,7 +3,7 @@
     t = y + low up^T       q = rotate(t_q / rms(t_q) * norm_q)       k likewise       v = t_v
 
 y is the frozen layers' product; low up^T what the adapters add to it. Streams (text, image) are
-written one behind the other, so nothing is joined afterwards. A compiler makes eight passes of it.
+written one behind the other, so nothing is joined afterwards. A compiler needs several passes.
 
 Dimension key:  B batch   M tokens of a stream, S of all   h heads   d width of a head   D = h d
                 r rank of the adapters   P = 3, for q, k and v
@@ -20,7 +20,7 @@ try:
 except ImportError:  # torch without CUDA comes without it
     triton = None
 
-EPS = 1e-6
+EPS = 1e-6  # of every norm in FLUX
 TOKENS, WARPS = 16, 2  # of a program, which makes one head; more of either is slower
 WIDTHS = (16, 32, 64, 128, 256)  # of a head that the kernels are written for
 

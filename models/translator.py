@@ -27,10 +27,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 # What `memory` stands for, where the config does not say otherwise. One H200, 12 B, guidance and
 # LoRA r16, 512 x 1024, 512 text tokens, whole step:     batch  peak GiB  s/step
-#     24g                                               1      13.2   0.67
-#     80g and 140g                                      4      66.1   0.65
-#     the same with base_dtype: fp8                     4      66.2   0.46
-#     140g with base_dtype: fp8                         8     109.5   0.96 (before the GELU kernels)
+#     24g                                               1      13.2   0.49
+#     80g and 140g                                      4      66.1*  0.64
+#     the same with base_dtype: fp8                     4      66.2*  0.45
+#     140g                                              8     115.7   1.20
+#     140g with base_dtype: fp8                         8     115.6   0.86
+# * before q, k and v were one kernel, which keeps about 4 GiB more; not measured since.
 # 48g is not measured: half of the recomputation of 24g on a bf16 base of 22.5 GiB.
 MEMORY = {
     "24g": dict(base_dtype="fp8-small", gradient_checkpointing=1, compile=True),
