@@ -4,9 +4,11 @@
     python benchmarks/pretrain.py --backbone resnet18 --size 64 --batch 2 --device cpu --steps 3
 
 `peer` is a plain loop: fp32, labels made sample by sample, `.item()` of every loss term at every
-step. The other rows are this project's own loop (utils/loop.py: fit) with one more of its means
-each; the last is what a GPU gets by default. The same network, scenes and losses everywhere; the
-scenes lie on the device, so that the data path does not count (benchmarks/loader.py times that).
+step, and the network written plainly: every head by itself, torch's own doubling. The other rows
+are this project's own loop (utils/loop.py: fit) with one more of its means each; the last is what a
+GPU gets by default. The same weights, scenes and losses everywhere. `peer, plain decoder` is the
+peer with the reference decoder (DecompositionConfig.decoder: plain), whose heads run at full size.
+The scenes lie on the device: the data path does not count (benchmarks/loader.py times that).
 Prints markdown, writes JSON.
 """
 
@@ -16,18 +18,22 @@ import json
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.schema import PretrainConfig
+from configs.step import stage1_step
 from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import PseudoLabels, prepare_pseudo_labels
 from data.stream import collate
-from losses.pretrain import MultiTaskPretrainLoss, compile_loss
+from losses.pretrain import MultiTaskPretrainLoss
+from models import decomposition
 from models.decomposition import DecompositionConfig
 from models.stage1 import Stage1
 from utils.loop import TrainingConfig, fit, to_device
@@ -57,9 +63,11 @@ def main(argv: list[str] | None = None) -> list[Row]:
     device = torch.device(args.device)
     batches = scenes(args, device)
     rows = [timed("peer", args, device, batches, peer_loop)]
+    rows.append(timed("peer, plain decoder", args, device, batches, peer_loop, decoder="plain"))
     for way, how in OURS.items():
         rows.append(timed(way, args, device, batches, our_loop, **how))
-        rows[-1].times_peer = rows[-1].images_s / rows[0].images_s
+    for row in rows:
+        row.times_peer = row.images_s / rows[0].images_s
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, {args.backbone}, {args.size} x {args.size}")
     print(table(rows))
@@ -71,7 +79,6 @@ def main(argv: list[str] | None = None) -> list[Row]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="resnet50", choices=["resnet18", "resnet50"])
-    parser.add_argument("--decoder", default="skips", choices=["skips", "plain"])
     parser.add_argument("--size", type=int, default=512, help="pixels of a side")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=60, help="of each way; two thirds are timed")
@@ -89,13 +96,14 @@ def scenes(args: argparse.Namespace, device: torch.device) -> list[dict]:
     return [to_device(collate(found[i : i + args.batch]), device) for i in (0, args.batch)]
 
 
-def timed(way: str, args, device, batches: list[dict], loop, **how) -> Row:
+def timed(way: str, args, device, batches: list[dict], loop, decoder: str = "skips",
+          **how) -> Row:  # fmt: skip
     """Seconds a step and the last losses of `loop`, which returns both."""
     torch.manual_seed(0)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    model = Stage1(DecompositionConfig(backbone=args.backbone, decoder=args.decoder)).to(device)
+    model = Stage1(DecompositionConfig(backbone=args.backbone, decoder=decoder)).to(device)
     seconds, loss = loop(model.train(), batches, args.steps, **how)
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     row = Row(way, args.batch, seconds, args.batch / seconds, 1.0, peak, loss)
@@ -103,6 +111,31 @@ def timed(way: str, args, device, batches: list[dict], loop, **how) -> Row:
     return row
 
 
+@contextmanager
+def plainly_written():
+    """The same network without what this project does for speed."""
+    ours = decomposition.run_heads, decomposition._enlarge
+    decomposition.run_heads, decomposition._enlarge = heads_apart, interpolate
+    yield
+    decomposition.run_heads, decomposition._enlarge = ours
+
+
+def heads_apart(heads, x, detail):
+    out = []
+    for head in heads:
+        y = x
+        for conv in head.hidden:
+            y = F.relu(conv(y))
+        y = head.last(y)
+        out.append(y if detail is None else interpolate(y) + head.detail(detail))
+    return out
+
+
+def interpolate(x: torch.Tensor, times: int = 2) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=times, mode="bilinear", align_corners=False)
+
+
+@plainly_written()
 def peer_loop(model: Stage1, batches: list[dict], steps: int) -> tuple[float, float]:
     cfg, objective = PretrainConfig(), MultiTaskPretrainLoss(PretrainConfig().loss)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
@@ -137,20 +170,12 @@ def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: st
         batch_size=len(batches[0]["visible"]), steps=steps, mixed_precision=mixed_precision,
         schedule="constant", log_every=first, eval_every=0, save_every=0,
     )  # fmt: skip
-    objective = MultiTaskPretrainLoss(PretrainConfig().loss)
     if compile:
-        model.compile_for_training()
-        objective = compile_loss(objective)
+        model.to(memory_format=torch.channels_last)
+    objective = MultiTaskPretrainLoss(PretrainConfig().loss)
     with tempfile.TemporaryDirectory() as folder:
         cfg = PretrainConfig(training=training, run=RunConfig(output_dir=folder))
-
-        def loss_fn(model, batch):
-            labels = prepare_pseudo_labels(
-                batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
-            )
-            maps, fused = model(batch["visible"])
-            return objective(*maps, fused, labels, batch["infrared"][:, :1])
-
+        loss_fn = stage1_step(cfg.data.labels, objective, compile)
         fit(cfg, model, loss_fn, lambda position: itertools.cycle(batches), Run(folder, cfg))
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
     timed = [row for row in rows if row["step"] > first]

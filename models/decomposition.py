@@ -136,9 +136,9 @@ class PlainDecoder(nn.Module):
 class SkipDecoder(nn.Module):
     """U-Net: each doubling sees the encoder's map of its size, and the heads see the photograph.
 
-    The heads run at half the size, which is what their features can resolve, and only their last
-    layer runs at full size, where it also sees a few channels computed from the pixels: sharp edges
-    for less arithmetic than the plain decoder's heads.
+    The heads run at half the size, which is what their features can resolve; their result is
+    enlarged, and a few channels computed from the pixels add to it at full size: sharp edges for
+    less arithmetic than the plain decoder's heads.
     Source: Ronneberger et al. 2015 (arXiv:1505.04597).
     """
 
@@ -162,14 +162,18 @@ class SkipDecoder(nn.Module):
 
 
 class Head(nn.Module):
-    """Convolutions through `widths`; the last one at full size, beside the detail if any."""
+    """Convolutions through `widths`, and one from the detail (if any) to the same output."""
 
     def __init__(self, widths: list[int], detail_channels: int):
         super().__init__()
         self.hidden = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths[:-1])
         )
-        self.last = nn.Conv2d(widths[-2] + detail_channels, widths[-1], 3, padding=1)
+        self.last = nn.Conv2d(widths[-2], widths[-1], 3, padding=1)
+        self.detail = None
+        if detail_channels:
+            self.detail = nn.Conv2d(detail_channels, widths[-1], 3, padding=1, bias=False)
+            nn.init.normal_(self.detail.weight, std=0.01)
         for conv in self.hidden:
             _he(conv)
         # outputs start near zero: materials at chance, intensity at 0.5, no saturated sigmoid
@@ -178,9 +182,10 @@ class Head(nn.Module):
 
 
 def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None) -> list[Tensor]:
-    """What each head makes of the features; first and last layers of all heads are one product.
+    """What each head makes of the features; with a detail, that enlarged and the detail's part.
 
-    Apart, the last ones have few channels (one, for intensity), which GPUs compute slowly.
+    First and last layers of all heads are one product each: apart, the last ones have few channels
+    (one, for intensity), which GPUs compute slowly.
     """
     first = [head.hidden[0] for head in heads]
     weight, bias = (torch.cat([getattr(c, n) for c in first]) for n in ("weight", "bias"))
@@ -189,22 +194,25 @@ def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None) -> list[Tenso
     for i, head in enumerate(heads):
         for conv in head.hidden[1:]:
             parts[i] = F.relu(conv(parts[i]))
-    widths = [part.shape[1] for part in parts]
-    x = torch.cat(parts, dim=1)
-    if detail is not None:
-        x = torch.cat([_enlarge(x), detail], dim=1)
-    rows, before = [], 0
-    for head, width in zip(heads, widths):
-        own, of_detail = head.last.weight.split([width, head.last.in_channels - width], dim=1)
-        padded = F.pad(own, (0, 0, 0, 0, before, sum(widths) - before - width))  # others: zero
-        rows.append(torch.cat([padded, of_detail], dim=1))
+    rows, before, total = [], 0, sum(part.shape[1] for part in parts)
+    for head in heads:
+        width = head.last.in_channels
+        after = total - before - width
+        rows.append(F.pad(head.last.weight, (0, 0, 0, 0, before, after)))  # of others: zero
         before += width
     sizes = [len(row) for row in rows]
-    weight, bias = torch.cat(rows), torch.cat([head.last.bias for head in heads])
-    extra = -len(bias) % EVEN
-    out = F.conv2d(x, F.pad(weight, (0, 0, 0, 0, 0, 0, 0, extra)), F.pad(bias, (0, extra)),
-                   padding=1)  # fmt: skip
+    extra = -sum(sizes) % EVEN
+    bias = F.pad(torch.cat([head.last.bias for head in heads]), (0, extra))
+    out = F.conv2d(torch.cat(parts, dim=1), _rows(rows, extra), bias, padding=1)
+    if detail is not None:
+        weight = _rows([head.detail.weight for head in heads], extra)
+        out = _enlarge(out) + F.conv2d(detail, weight, padding=1)
     return list(out.split([*sizes, extra], dim=1))[: len(heads)]
+
+
+def _rows(weights: list[Tensor], extra: int) -> Tensor:
+    """Weights of several convolutions as those of one, with so many zero channels behind."""
+    return F.pad(torch.cat(weights), (0, 0, 0, 0, 0, 0, 0, extra))
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
