@@ -60,7 +60,7 @@ def main() -> None:
         if seen.fused is not None:
             images["fused (stage 1)"] = seen.fused.mean(1, keepdim=True).clamp(0, 1)
         if translator:
-            images["ours"] = translate(translator, visible, batch["draw"].tolist(), sampling)
+            images["ours"] = translate(translator, visible, batch["draw"], sampling)
         if batch["filler"]:
             continue
         rows += score(images, infrared, batch)

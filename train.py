@@ -93,15 +93,15 @@ def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], dev
     Times and noise are functions of (seed, draw), so that ranks, accumulation and resuming agree.
     """
     shape, infrared_N = tokens_shape(*size), in_infrared_panel(*size, device)
-    round_time = model.round_time
+    round_time, infrared_only = model.round_time, cfg.flow.visible_weight == 0
 
     def predict(model, batch: dict, group: int, seed: int):
-        draws = batch["draw"].tolist()
+        draws = batch["draw"]
         times = flow.sample_times(draws, group, seed, cfg.flow.mean, cfg.flow.std, cfg.flow.shift)
-        t = round_time(times.to(device))
+        t = round_time(times.to(device, non_blocking=True))
         noise = noise_for(draws, shape, seed, device)
         encoded = (batch["latents"], batch["masked"]) if "latents" in batch else None
-        out = model(batch["visible"], batch["infrared"], noise, t, encoded)
+        out = model(batch["visible"], batch["infrared"], noise, t, encoded, infrared_only)
         error = flow.velocity_error(out.velocity, out.data, noise)
         return flow.flow_loss(error, infrared_N, cfg.flow.visible_weight), t, out
 
@@ -151,7 +151,7 @@ def draw_scenes(cfg: TrainConfig, model: Translator, pairs: Pairs, device) -> di
     picked = [pairs.get(i) for i in evenly_spaced(len(pairs), cfg.run.images)]
     batch = to_device(collate(picked), device)
     visible, infrared = batch["visible"], batch["infrared"][:, :1]
-    generated = translate(model, visible, batch["draw"].tolist(), cfg.sampling)
+    generated = translate(model, visible, batch["draw"], cfg.sampling)
     (intensity, material, context), fused = model.decompose(visible)
     colors, names = material_colors(), [m.name for m in MATERIALS]
     trained = cfg.data.labels.material_source != "none"  # else the map means nothing

@@ -60,7 +60,7 @@ def draw_scenes(cfg: EvaluateConfig, opened: restore.Opened, folder: Path, devic
         )
         ours = None
         if translator:
-            ours = translate(translator, visible, batch["draw"].tolist(), sampling)
+            ours = translate(translator, visible, batch["draw"], sampling)
         if batch["filler"]:
             continue
         trained = data.labels.material_source != NONE  # else the map means nothing

@@ -194,7 +194,7 @@ def our_step(translator: Translator, optimizer, batch: int, size: int, device) -
     trained = [p for p in translator.parameters() if p.requires_grad]
 
     def step():
-        out = translator(visible, infrared, noise, t)
+        out = translator(visible, infrared, noise, t, infrared_only=True)
         flow.flow_loss(flow.velocity_error(out.velocity, out.data, noise), panel).mean().backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

@@ -48,12 +48,10 @@ class _Batches:
 
 
 def collate(samples: list[dict]) -> dict:
-    """Tensors stacked, `draw` (B,) int64, names and sources as lists."""
+    """Tensors stacked; draws, names and sources as lists, which stay with the host."""
     tensors = [k for k, x in samples[0].items() if isinstance(x, torch.Tensor)]
     batch = {k: torch.stack([s[k] for s in samples]) for k in tensors}
-    batch["draw"] = torch.tensor([s["draw"] for s in samples], dtype=torch.int64)
-    return {**batch, "name": [s["name"] for s in samples],
-            "source": [s["source"] for s in samples]}
+    return batch | {k: [s[k] for s in samples] for k in ("draw", "name", "source")}
 
 
 def _loader(dataset, batches, num_workers: int, collate_fn=collate) -> DataLoader:
@@ -91,8 +89,8 @@ def stream(
     positions from (m * world_size + r) * batch_size. So two ranks of batch b see together what one
     rank of batch 2 b sees, and a stream begun at `first` continues the one begun at 0.
 
-    Returns: dicts of visible, infrared (B,3,H,W) float32 in [0,1], semantic (B,H,W) int64, draw
-    (B,) int64 positions, name and source lists. Worker processes do not change what is returned.
+    Returns: dicts of visible, infrared (B,3,H,W) float32 in [0,1], semantic (B,H,W) int64, and
+    lists: draw (positions), name and source. Worker processes do not change what is returned.
     """
     _check(batch_size, rank, world_size, num_workers)
     if seed < 0 or first < 0:

@@ -62,9 +62,12 @@ def flow_loss(error_BN: Tensor, infrared_N: Tensor, visible_weight: float = 0.0)
     """
     if error_BN.shape[-1:] != infrared_N.shape:
         raise ValueError(f"shapes differ: {error_BN.shape=}, {infrared_N.shape=}")
-    loss = error_BN[:, infrared_N].mean(-1)
+    def mean_over(panel_N: Tensor) -> Tensor:   # indexing by a mask would wait for the device
+        return (error_BN * panel_N).sum(-1) / panel_N.sum()
+
+    loss = mean_over(infrared_N)
     if visible_weight:
-        loss = loss + visible_weight * error_BN[:, ~infrared_N].mean(-1)
+        loss = loss + visible_weight * mean_over(~infrared_N)
     return loss
 
 

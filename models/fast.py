@@ -5,6 +5,7 @@
     the single block's last matrix is two, so that attention and MLP are never copied side by side
     adapters on one input share one down-projection; their B's stay apart
     text and image stay joined from one single block to the next
+    the last block is computed for the infrared panel alone where only that is wanted
     frozen matrices are bf16 or e4m3 (models/fp8.py)
 Adapters and guidance keep their modules, names and checkpoints. The blocks are functions of
 tensors, so that one compiled graph serves all blocks of a kind; shapes are static, one size a run.
@@ -60,6 +61,13 @@ class Stream(NamedTuple):
     adapters: dict[str, Adapter | None]
 
 
+class Wanted(NamedTuple):
+    """Where the infrared panel's tokens are among all: what the last block is computed for."""
+
+    first: int  # image token; text is before it
+    rows: int  # of the diptych's grid
+
+
 # the layers of each kind of block, by the name of the matrix that they become
 STREAMS = {
     "image": {
@@ -96,12 +104,15 @@ def double_block(x_BND: Tensor, text_BMD: Tensor, temb_BD: Tensor, rotary: tuple
     )
 
 
-def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor],
-                 w: Stream) -> Tensor:  # fmt: skip
-    """One single block, on text and image tokens joined."""
+def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor], w: Stream,
+                 wanted: Wanted | None = None) -> Tensor:  # fmt: skip
+    """One single block, on text and image tokens joined; (B, S, D), or fewer tokens if `wanted`."""
     shift, scale, gate = _modulation(temb_BD, w, 3)
     x = _modulated(x_BSD, shift, scale)
-    out = attend(*_heads(rotary, (x, w)))
+    q, k, v = _heads(rotary, (x, w))
+    if wanted is not None:  # the others are seen as keys and values, and end here
+        q, x, x_BSD = (_only(y, wanted) for y in (q, x, x_BSD))
+    out = attend(q, k, v)
     if w.adapters["up"] is None and w.adapters["out"] is None:
         y = linear(out, w.out) + mlp(x, w.up, w.down)
     else:
@@ -110,6 +121,12 @@ def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor],
         y = linear(out, w.out) + linear(h, w.down)
         (y,) = _adapted([y], torch.cat([out, h], dim=-1), [w.adapters["out"]])
     return x_BSD + gate[:, None] * y
+
+
+def _only(x: Tensor, wanted: Wanted) -> Tensor:
+    """The infrared panel's tokens of (B, S, ...). Slices: their gradient needs no scattering."""
+    grid = x[:, wanted.first :].unflatten(1, (wanted.rows, 2, -1))  # rows x panels x columns
+    return grid[:, :, 1].flatten(1, 2)
 
 
 def _modulation(temb_BD: Tensor, w: Stream, parts: int) -> tuple[Tensor, ...]:
@@ -300,9 +317,9 @@ def _run_double(block, function, x_BND, text_BMD, temb_BD, rotary):
     return function(x_BND, text_BMD, temb_BD, rotary, *streams)
 
 
-def _run_single(block, function, x_BSD, temb_BD, rotary):
+def _run_single(block, function, x_BSD, temb_BD, rotary, wanted=None):
     stream = _stream(block, SINGLE, "", block.attn.norm_q, block.attn.norm_k)
-    return function(x_BSD, temb_BD, rotary, stream)
+    return function(x_BSD, temb_BD, rotary, stream, wanted)
 
 
 def _stream(block, of: dict[str, list[str]], prefix: str, norm_q, norm_k) -> Stream:
@@ -322,8 +339,12 @@ def _adapter(layer: nn.Module) -> Adapter | None:
 
 def _forward(flux, fuser, recompute_every, hidden_states, encoder_hidden_states,
              pooled_projections, timestep, img_ids, txt_ids, guidance, joint_attention_kwargs=None,
-             return_dict=False):  # fmt: skip
-    """Upstream's names in the signature (the caller passes them), ours from the next line on."""
+             return_dict=False, infrared_rows=0):  # fmt: skip
+    """Upstream's names in the signature (the caller passes them), ours from the next line on.
+
+    infrared_rows: rows of the diptych's grid if only the infrared panel is wanted; the visible
+        panel's velocity is then zero.
+    """
     x_BND = flux.x_embedder(hidden_states)
     text_BMD = flux.context_embedder(encoder_hidden_states)
     times = (1000 * s.to(x_BND.dtype) for s in (timestep, guidance))
@@ -340,8 +361,13 @@ def _forward(flux, fuser, recompute_every, hidden_states, encoder_hidden_states,
         x_BND, text_BMD = run(i, block, x_BND, text_BMD, temb_BD, rotary)
         if guide is not None and str(i) in fuser.attention:
             x_BND = fuser.add(i, x_BND, guide)
-    x_BSD = torch.cat([text_BMD, x_BND], dim=1)
-    for i, block in enumerate(flux.single_transformer_blocks):
+    x_BSD, M = torch.cat([text_BMD, x_BND], dim=1), text_BMD.shape[1]
+    *most, last = enumerate(flux.single_transformer_blocks)
+    for i, block in most:
         x_BSD = run(i, block, x_BSD, temb_BD, rotary)
-    x_BND = x_BSD[:, text_BMD.shape[1] :]
-    return (flux.proj_out(flux.norm_out(x_BND, temb_BD)),)
+    if not infrared_rows:
+        x_BND = run(*last, x_BSD, temb_BD, rotary)[:, M:]
+        return (flux.proj_out(flux.norm_out(x_BND, temb_BD)),)
+    x_BID = run(*last, x_BSD, temb_BD, rotary, Wanted(M, infrared_rows))
+    velocity = flux.proj_out(flux.norm_out(x_BID, temb_BD)).unflatten(1, (infrared_rows, 1, -1))
+    return (torch.cat([torch.zeros_like(velocity), velocity], dim=2).flatten(1, 3),)

@@ -48,7 +48,7 @@ def sample(translator: Translator, visible: Tensor, noise: Tensor, cfg: Sampling
     for t, t_next in zip(times[:-1].tolist(), times[1:].tolist()):
         t_B = torch.full((len(visible),), t, device=visible.device)
         velocity = translator.velocity(
-            latents, known, t_B, guide, (H, W), cfg.guidance_scale
+            latents, known, t_B, guide, (H, W), cfg.guidance_scale, infrared_only=True
         ).float()
         on_path = torch.lerp(known, noise.float(), t_next)
         stepped = latents + (t_next - t) * velocity

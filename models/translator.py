@@ -101,6 +101,7 @@ class Translator(nn.Module):
                  prompt: fluxes.Prompt, stage1: Stage1):  # fmt: skip
         super().__init__()
         self.cfg = cfg
+        self.quick = False  # whether models/fast.py runs the blocks
         self.flux = flux.requires_grad_(cfg.train_base)
         add_lora(self.flux, cfg.lora_config)
         self.guidance = SemanticGuidance(flux.inner_dim, cfg.inject, cfg.use_separate_guidance)
@@ -122,7 +123,8 @@ class Translator(nn.Module):
         return self
 
     def forward(self, visible: Tensor, infrared: Tensor, noise: Tensor, t: Tensor,
-                encoded: tuple[Tensor, Tensor] | None = None) -> Prediction:  # fmt: skip
+                encoded: tuple[Tensor, Tensor] | None = None,
+                infrared_only: bool = False) -> Prediction:  # fmt: skip
         """One training step's prediction.
 
         Args:
@@ -130,13 +132,14 @@ class Translator(nn.Module):
             noise: (B, N, 64) standard normal.
             t: (B,) in (0, 1); it must already be rounded by `round_time`.
             encoded: `encode` of visible with infrared, and of visible alone, if at hand.
+            infrared_only: see `velocity`.
         """
         data, masked = encoded or (self.encode(visible, infrared), self.encode(visible))
         seen = self.decompose(visible)
         noisy = torch.lerp(data, noise, t.view(-1, 1, 1))
         guide = self.guide(seen.maps)
         velocity = self.velocity(noisy, masked, t, guide, visible.shape[-2:],
-                                 self.cfg.training_guidance)  # fmt: skip
+                                 self.cfg.training_guidance, infrared_only)  # fmt: skip
         return Prediction(velocity, data, seen)
 
     def decompose(self, visible: Tensor) -> Stage1Output:
@@ -166,15 +169,19 @@ class Translator(nn.Module):
         return codecs.infrared_panel(self.codec.decode(cells))
 
     def velocity(self, noisy: Tensor, masked: Tensor, t: Tensor, guide: Guidance | None,
-                 size: tuple[int, int], guidance_scale: float) -> Tensor:  # fmt: skip
+                 size: tuple[int, int], guidance_scale: float,
+                 infrared_only: bool = False) -> Tensor:  # fmt: skip
         """FLUX's velocity (B, N, 64) of a packed noisy diptych at time t.
 
         bf16 weights run outside autocast, in bf16 throughout: autocast lifts every norm to fp32.
+        Args: infrared_only: the visible panel's velocity is not needed. The fast blocks then leave
+            out what leads only there, and it is zero.
         """
         H, W = size
         B, device, dtype = noisy.shape[0], noisy.device, self.base_dtype
         mask = codecs.pack_mask(H, W, device).expand(B, -1, -1)
         tokens = self.prompt.tokens.expand(B, -1, -1).to(dtype)
+        wanted = {"infrared_rows": H // codecs.TOKEN} if infrared_only and self.quick else {}
         ambient = torch.is_autocast_enabled(device.type) and dtype == torch.float32
         with torch.autocast(device.type, torch.bfloat16, enabled=ambient):
             return self.flux(
@@ -187,6 +194,7 @@ class Translator(nn.Module):
                 txt_ids=torch.zeros(tokens.shape[1], 3, device=device),
                 joint_attention_kwargs={"guidance": guide},
                 return_dict=False,
+                **wanted,
             )[0]
 
     @property
@@ -248,6 +256,7 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
     if quick:
         fast.freeze(translator.flux, device, cfg.base_dtype, mesh)
         fast.install(translator.flux, translator.guidance, cfg.compile, cfg.gradient_checkpointing)
+        translator.quick = True
         translator.stage1.to(memory_format=torch.channels_last)
         if cfg.compile:
             translator.stage1.compile(dynamic=False)

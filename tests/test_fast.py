@@ -63,6 +63,28 @@ def test_fast_blocks_equal_the_plain_ones_and_so_do_their_gradients(targets, rec
     assert_close(plain, quick, 1e-3)
 
 
+@pytest.mark.parametrize("targets", [None, ALL_LAYERS])
+@pytest.mark.parametrize("dtype", ["fp32", "fp8"])
+@pytest.mark.parametrize("recompute_every", [0, 1])
+def test_without_the_visible_panel_the_infrared_one_and_all_gradients_are_the_same(
+    targets, dtype, recompute_every
+):
+    infrared = torch.tensor([2, 3, 6, 7])  # of 2 rows of 2 + 2 tokens
+    found = []
+    for wanted in ({}, {"infrared_rows": 2}):
+        flux, guidance = speed_up(*adapted(targets), dtype, recompute_every=recompute_every)
+        kwargs = {"guidance": guidance(*MAPS)}
+        out = flux(**flux_inputs(flux), joint_attention_kwargs=kwargs, **wanted)[0]
+        out[:, infrared].square().mean().backward()
+        named = [*flux.named_parameters(), *guidance.named_parameters()]
+        found.append((out.detach(), {n: p.grad for n, p in named if p.requires_grad}))
+    whole, part = found
+    assert not part[0][:, [0, 1, 4, 5]].any()
+    assert whole[0].shape == part[0].shape and whole[0][:, [0, 1, 4, 5]].any()
+    whole = whole[0][:, infrared], whole[1]
+    assert_close(whole, (part[0][:, infrared], part[1]), 1e-4)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [("fp8", 0.2), ("fp8-small", 0.2)])
 def test_fp8_is_close_to_bf16(dtype, tolerance):
     plain, quick = step(*adapted()), speed_up(*adapted(), dtype)

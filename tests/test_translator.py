@@ -133,7 +133,7 @@ class Oracle:
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def velocity(self, latents, known, t, *_):
+    def velocity(self, latents, known, t, *_, **__):
         expected = torch.lerp(self.data, NOISE, t.view(-1, 1, 1))
         torch.testing.assert_close(latents, expected, atol=1e-4, rtol=0)  # on the path, both halves
         return NOISE - self.data
