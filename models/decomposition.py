@@ -108,7 +108,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, h, w) -> five maps, of 1/2, 1/4, 1/8, 1/16 and 1/32 of the size."""
-        features = [F.relu(self.bn1(self.conv1(x)))]
+        features = [F.relu(self.bn1(_of_image(self.conv1, x)))]
         x = self.maxpool(features[0])
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
@@ -158,7 +158,7 @@ class SkipDecoder(nn.Module):
         x = features[-1]  # (B, channels, h/32, w/32)
         for step, skip in zip(self.steps, features[-2::-1]):
             x = step(torch.cat([_enlarge(x), skip], dim=1))
-        return x, F.relu(self.detail(image))  # (B, D, h/2, w/2), (B, 16, h, w)
+        return x, F.relu(_of_image(self.detail, image))  # (B, D, h/2, w/2), (B, 16, h, w)
 
 
 class Head(nn.Module):
@@ -324,6 +324,13 @@ class _Double(torch.autograd.Function):
             near, far = first.lerp(second, 0.75), first.lerp(second, 0.25)
             g = near.narrow(axis, 0, n // 2) + far.narrow(axis, 1, n // 2)
         return g.to(gradient.dtype)
+
+
+def _of_image(conv: nn.Conv2d, image: Tensor) -> Tensor:
+    """`conv` of a photograph; on a GPU with empty channels beside its three, which is faster."""
+    extra = -image.shape[1] % EVEN if image.is_cuda else 0
+    image, weight = (F.pad(x, (0, 0, 0, 0, 0, extra)) for x in (image, conv.weight))
+    return F.conv2d(image, weight, conv.bias, conv.stride, conv.padding)
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:

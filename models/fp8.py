@@ -19,9 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.kernels import E4M3, gelu, gelu_backward_quantise, gelu_quantise, quantise
+from models.kernels import (
+    E4M3,
+    gelu,
+    gelu_backward_quantise,
+    gelu_quantise,
+    quantise,
+    wide_quantise,
+)
 
 CAPABILITY = (8, 9)  # the first GPUs that multiply e4m3
+COMPILED_ROW = 4096  # a compiler keeps rows up to this one on the chip while it rounds them
 
 
 class Matrix(NamedTuple):
@@ -97,7 +105,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g_NO):
         weight, scale, transposed = ctx.saved_tensors
-        dx = _back(*quantise(g_NO.float() * scale), weight, transposed, g_NO.dtype, ctx.native)
+        wide = g_NO.shape[1] > COMPILED_ROW
+        g8 = wide_quantise(g_NO.contiguous(), scale) if wide else quantise(g_NO.float() * scale)
+        dx = _back(*g8, weight, transposed, g_NO.dtype, ctx.native)
         return dx, None, None, None, None, None
 
 

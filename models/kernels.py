@@ -1,8 +1,9 @@
-"""GELU and rounding to e4m3 in one pass over each row, forward and backward.
+"""Rounding to e4m3 in one pass over each row, alone and with the GELU, forward and backward.
 
-A row of the MLP is 12288 wide: a compiler that loops over it computes the GELU twice, once for
-the row's largest value and once to round. Here a row stays in registers. Not on a GPU, the
-same is done in plain torch. GELU is the tanh form, written as x * sigmoid(2 u): less to compute.
+A row of the MLP is 12288 wide, one of q, k and v 9216: a compiler that loops over it reads it and
+computes the GELU twice, once for the row's largest value and once to round. Here a row stays in
+registers. Not on a GPU, the same is done in plain torch. GELU is the tanh form, written as
+x * sigmoid(2 u): less to compute.
 Source: Hendrycks and Gimpel 2016 (arXiv:1606.08415, Sec. 2).
 
 Dimension key:  N rows (tokens)   I width of a row
@@ -61,8 +62,25 @@ def gelu_backward_quantise(g_NI: Tensor, x_NI: Tensor, by_I: Tensor) -> tuple[Te
     return out, scale_N1
 
 
+@torch.library.custom_op("thermaflux::wide_quantise", mutates_args=())
+def wide_quantise(x_NI: Tensor, by_I: Tensor) -> tuple[Tensor, Tensor]:
+    """quantise(x * by) of rows too wide for a compiler to keep; x contiguous, by fp32."""
+    if not x_NI.is_cuda:
+        return quantise(x_NI.float() * by_I)
+    out, scale_N1 = _outputs(x_NI)
+    _wide_kernel[(len(x_NI),)](
+        x_NI, by_I, out, scale_N1, x_NI.shape[1], BLOCK=_block(x_NI), num_warps=8
+    )
+    return out, scale_N1
+
+
 @gelu_quantise.register_fake
 def _(x_NI):
+    return _outputs(x_NI)
+
+
+@wide_quantise.register_fake
+def _(x_NI, by_I):
     return _outputs(x_NI)
 
 
@@ -107,6 +125,17 @@ if triton is not None:
         a = _product(g_ptr, x_ptr, by_ptr, row, i, width)
         b = _product(g_ptr, x_ptr, by_ptr, row, j, width)
         c = _product(g_ptr, x_ptr, by_ptr, row, k, width)
+        _round(a, b, c, i, j, k, row, out_ptr, scale_ptr, width)
+
+    @triton.jit
+    def _wide_kernel(x_ptr, by_ptr, out_ptr, scale_ptr, width, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        i, j = tl.arange(0, BLOCK), tl.arange(0, BLOCK) + BLOCK
+        k = j + BLOCK
+        x_ptr += row * width
+        a = tl.load(x_ptr + i, i < width, 0).to(tl.float32) * tl.load(by_ptr + i, i < width, 0)
+        b = tl.load(x_ptr + j, j < width, 0).to(tl.float32) * tl.load(by_ptr + j, j < width, 0)
+        c = tl.load(x_ptr + k, k < width, 0).to(tl.float32) * tl.load(by_ptr + k, k < width, 0)
         _round(a, b, c, i, j, k, row, out_ptr, scale_ptr, width)
 
     @triton.jit

@@ -119,6 +119,15 @@ def test_a_transposed_copy_changes_nothing():
     assert torch.equal(*grads)
 
 
+def test_wide_rows_are_rounded_as_narrow_ones(monkeypatch):
+    frozen, x = fp8.Frozen(torch.randn(32, 16), None, True), torch.randn(5, 16, requires_grad=True)
+    grads = []
+    for longest in (32, 31):
+        monkeypatch.setattr(fp8, "COMPILED_ROW", longest)
+        grads += torch.autograd.grad(fp8.linear(x, frozen.matrix()).square().sum(), x)
+    assert torch.equal(*grads)
+
+
 def test_gelu_and_rounding_are_those_of_torch():
     x = torch.randn(4, 48, requires_grad=True)
     g, by = torch.randn(4, 48), torch.rand(48)
@@ -127,6 +136,7 @@ def test_gelu_and_rounding_are_those_of_torch():
     slope = torch.autograd.grad(expected, x, g)[0]
     forward, backward = x.detach(), (g, x.detach(), by)
     for (x8, scale), wanted in (
+        (kernels.wide_quantise(forward, by), forward * by),
         (kernels.gelu_quantise(forward), expected),
         (kernels.gelu_backward_quantise(*backward), slope * by),
     ):
