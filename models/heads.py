@@ -22,7 +22,7 @@ except ImportError:  # torch without CUDA comes without it
 
 EPS = 1e-6  # of every norm in FLUX
 LOW = 65535  # mask of the low 16 bits
-TOKENS, WARPS = 16, 2  # of a program, which makes one head; more of either is slower
+FORWARD, BACKWARD = (64, 4), (16, 4)  # tokens and warps of a program, which makes one head
 WIDTHS = (16, 32, 64, 128, 256)  # of a head that the kernels are written for
 
 
@@ -94,7 +94,7 @@ def _of_adapters(g: Tensor, low: Tensor, up: Tensor) -> tuple[Tensor | None, Ten
 def heads_forward(angles_Sp: Tensor, flat: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """`flat`: the tensors of all streams, one behind the other."""
     q, k, v = _joint(angles_Sp, flat)
-    for args, grid, sizes in _launches(angles_Sp, flat):
+    for args, grid, sizes in _launches(angles_Sp, flat, *FORWARD):
         _forward_kernel[grid](*args, angles_Sp, q, k, v, **sizes)
     return q, k, v
 
@@ -105,7 +105,7 @@ def heads_backward(
 ) -> list[Tensor]:
     """The gradient of every stream's y, which is also that of what its adapters add."""
     found = [torch.empty_like(y) for y in flat[::5]]
-    for (args, grid, sizes), g in zip(_launches(angles_Sp, flat), found):
+    for (args, grid, sizes), g in zip(_launches(angles_Sp, flat, *BACKWARD), found):
         _backward_kernel[grid](*args, angles_Sp, dq, dk, dv, g, **sizes)
     return found
 
@@ -126,7 +126,7 @@ def _joint(angles_Sp: Tensor, flat: list[Tensor]) -> tuple[Tensor, Tensor, Tenso
     return tuple(y.new_empty(shape) for _ in range(3))
 
 
-def _launches(angles_Sp: Tensor, flat: list[Tensor]):
+def _launches(angles_Sp: Tensor, flat: list[Tensor], tokens: int, warps: int):
     """Arguments, grid and sizes of the kernel for every stream."""
     first = 0
     for i in range(0, len(flat), 5):
@@ -134,9 +134,9 @@ def _launches(angles_Sp: Tensor, flat: list[Tensor]):
         B, M, d = y.shape[0], y.shape[1], norm_q.shape[0]
         h, r = y.shape[2] // (3 * d), up.shape[-1] if up.numel() else 0
         sizes = dict(M=M, S=angles_Sp.shape[0], first=first, h=h, EPS=EPS, R=r,
-                     RANK=max(16, triton.next_power_of_2(r)), WIDTH=d, TOKENS=TOKENS,
-                     PACKED=y.dtype == torch.bfloat16, num_warps=WARPS)  # fmt: skip
-        yield (y, low, up, norm_q, norm_k), (triton.cdiv(M, TOKENS), h, B), sizes
+                     RANK=max(16, triton.next_power_of_2(r)), WIDTH=d, TOKENS=tokens,
+                     PACKED=y.dtype == torch.bfloat16, num_warps=warps)  # fmt: skip
+        yield (y, low, up, norm_q, norm_k), (triton.cdiv(M, tokens), h, B), sizes
         first += M
 
 
