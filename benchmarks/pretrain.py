@@ -18,9 +18,10 @@ import json
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
@@ -33,7 +34,7 @@ from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import PseudoLabels, prepare_pseudo_labels
 from data.stream import collate
 from losses.pretrain import MultiTaskPretrainLoss
-from models import decomposition
+from models import decomposition, fusion
 from models.decomposition import DecompositionConfig
 from models.stage1 import Stage1
 from utils.loop import TrainingConfig, fit, to_device
@@ -114,25 +115,27 @@ def timed(way: str, args, device, batches: list[dict], loop, decoder: str = "ski
 @contextmanager
 def plainly_written():
     """The same network without what this project does for speed."""
-    ours = decomposition.run_heads, decomposition._enlarge
-    decomposition.run_heads, decomposition._enlarge = heads_apart, interpolate
-    yield
-    decomposition.run_heads, decomposition._enlarge = ours
+    plain = dict(
+        run_heads=heads_apart, _of_image=lambda conv, image: conv(image),
+        _double=lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False),
+    )  # fmt: skip
+    with ExitStack() as stack:
+        for name, function in plain.items():
+            stack.enter_context(mock.patch.object(decomposition, name, function))
+        by_layer = lambda layers, x: layers(x).float()  # noqa: E731
+        stack.enter_context(mock.patch.object(fusion, "_by_pixel", by_layer))
+        yield
 
 
-def heads_apart(heads, x, detail):
+def heads_apart(heads, x, detail, pixels):
     out = []
     for head in heads:
         y = x
         for conv in head.hidden:
             y = F.relu(conv(y))
-        y = head.last(y)
-        out.append(y if detail is None else interpolate(y) + head.detail(detail))
+        y = head.last(y if detail is None else torch.cat([y, detail], dim=1))
+        out.append(F.pixel_shuffle(y, pixels))
     return out
-
-
-def interpolate(x: torch.Tensor, times: int = 2) -> torch.Tensor:
-    return F.interpolate(x, scale_factor=times, mode="bilinear", align_corners=False)
 
 
 @plainly_written()
