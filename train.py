@@ -98,7 +98,7 @@ def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], dev
     def predict(model, batch: dict, group: int, seed: int):
         draws = batch["draw"].tolist()
         times = flow.sample_times(draws, group, seed, cfg.flow.mean, cfg.flow.std, cfg.flow.shift)
-        t = round_time(times.to(device))
+        t = round_time(times.to(device, non_blocking=True))
         noise = noise_for(draws, shape, seed, device)
         encoded = (batch["latents"], batch["masked"]) if "latents" in batch else None
         out = model(batch["visible"], batch["infrared"], noise, t, encoded)

@@ -320,12 +320,15 @@ class NoWaits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        aten = torch.ops.aten
-        if function is aten.lift_fresh.default:             # torch.tensor(value, device=...)
-            assert not out.is_meta, "a number was copied to the device"
-        if function is aten._to_copy.default and out.is_meta and not args[0].is_meta:
-            assert kwargs.get("non_blocking"), "a tensor was copied to the device, with a wait"
+        copied = function is torch.ops.aten._to_copy.default and not args[0].is_meta and out.is_meta
+        assert not copied or kwargs.get("non_blocking"), "a copy to the device, with a wait"
         return out
+
+
+def host_tensor(value, device="cpu", make=torch.tensor, **how):
+    """torch.tensor; it refuses the device, because the mode above does not see such a copy."""
+    assert torch.device(device or "cpu").type == "cpu", "a number was copied to the device"
+    return make(value, **how)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -333,13 +336,14 @@ def test_nothing_else_in_a_step_waits_for_the_device(tmp_path, monkeypatch, accu
     """On the meta device: reading a value from it raises."""
     monkeypatch.setattr(dist, "any_ranks_later", lambda flags: lambda: [False] * len(flags))
     monkeypatch.setattr(torch, "autocast", lambda *where, enabled: nullcontext())   # not on meta
+    monkeypatch.setattr(torch, "tensor", host_tensor)
     cfg = config.load(ToyConfig, [f"run.output_dir={tmp_path}", *QUIET, "training.steps=50",
                                   f"training.gradient_accumulation_steps={accumulation}"])
     model, steps = nn.Linear(4, 1, device="meta"), []
-    batches = [{"x": torch.randn(8, 4), "name": ["scene"] * 8, "micro": n} for n in range(8)]
+    batches = [{"x": torch.randn(8, 4), "draw": torch.tensor([n])} for n in range(8)]
 
     def loss_fn(model, batch):
-        steps.append(batch["micro"])
+        steps.extend(batch["draw"].tolist())
         loss = model(batch["x"]).square().mean()
         return loss, {"part": loss, "constant": 1.0}
 
