@@ -4,12 +4,15 @@
 """
 
 import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils import checkpoint, config, dist
 from utils.ema import Ema
@@ -26,6 +30,7 @@ from utils.optimizer import AdamWParams, OptimizerConfig, learning_rate, make_op
 from utils.run import Run, RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+QUIET = ("training.log_every=100", "training.save_every=0")     # nothing to tell before the end
 
 
 @dataclass(kw_only=True)
@@ -50,7 +55,7 @@ class ToyConfig:
     killed_in_save: int = 0     # SIGKILL when half of the n-th checkpoint is written; 0: never
 
 
-def train(directory, *overrides, eval_fn=None):
+def train(directory, *overrides, eval_fn=None, on_loss=lambda micro: None):
     """Fit y = sum(x); return the model and the rows of metrics.jsonl."""
     cfg = config.load(ToyConfig, [f"run.output_dir={directory}", *overrides])
     torch.manual_seed(0)
@@ -66,6 +71,7 @@ def train(directory, *overrides, eval_fn=None):
             yield {"x": torch.stack(x), "name": [f"scene{i}" for i in items], "micro": micro}
 
     def loss_fn(model, batch):
+        on_loss(batch["micro"])
         time.sleep(cfg.pause)
         x = batch["x"]
         noisy = x + cfg.noise * torch.randn_like(x)
@@ -114,6 +120,11 @@ def saved(directory, step):
     return checkpoint.load(Path(directory) / f"checkpoint_{step:08d}.pth")
 
 
+def signal_at(micro):
+    """Send SIGTERM to this process when the loss of that micro-batch is asked for."""
+    return lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == micro else None
+
+
 def launch(directory, *overrides, processes=1):
     """Run this file as a script, under torchrun where there is more than one process."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -153,6 +164,19 @@ def test_a_run_stopped_by_sigterm_saves_exits_0_and_goes_on_to_the_same_weights(
 
     resumed, _ = train(tmp_path / "parts", "noise=1", "training.steps=60")
     whole, _ = train(tmp_path / "whole", "noise=1", "training.steps=60")
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_signal_stops_one_step_later_and_the_run_goes_on_to_the_same_weights(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path / "parts", "noise=1", *QUIET, on_loss=signal_at(2))
+    assert stop.value.code == 0
+    assert f"after step 4 of 6; saved {tmp_path}/parts/checkpoint_00000004.pth" in " ".join(
+        capsys.readouterr().out.split())
+    assert saved(tmp_path / "parts", 4)["state"]["step"] == 4
+
+    resumed, _ = train(tmp_path / "parts", "noise=1", *QUIET)
+    whole, _ = train(tmp_path / "whole", "noise=1", *QUIET)
     assert torch.equal(weights(whole), weights(resumed))
 
 
@@ -274,6 +298,80 @@ def test_impossible_training_values_are_refused(value):
         TrainingConfig(**value)
 
 
+# waiting for the device
+
+def test_a_step_is_judged_after_the_next_one_is_launched(tmp_path, monkeypatch):
+    events, launch_flags = [], dist.any_ranks_later
+
+    def recorded(flags):
+        read = launch_flags(flags)
+        step = sum(event.startswith("launch") for event in events) + 1
+        events.append(f"launch {step}")
+        return lambda: events.append(f"read {step}") or read()
+
+    monkeypatch.setattr(dist, "any_ranks_later", recorded)
+    train(tmp_path, "training.steps=4", *QUIET, on_loss=lambda n: events.append(f"loss {n + 1}"))
+    assert events == ["loss 1", "launch 1", "loss 2", "launch 2", "read 1", "loss 3", "launch 3",
+                      "read 2", "loss 4", "launch 4", "read 3", "read 4"]
+
+
+class NoWaits(TorchDispatchMode):
+    """Refuses a copy from the host to the meta device that waits for the device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        copied = function is torch.ops.aten._to_copy.default and not args[0].is_meta and out.is_meta
+        assert not copied or kwargs.get("non_blocking"), "a copy to the device, with a wait"
+        return out
+
+
+def host_tensor(value, device="cpu", make=torch.tensor, **how):
+    """torch.tensor; it refuses the device, because the mode above does not see such a copy."""
+    assert torch.device(device or "cpu").type == "cpu", "a number was copied to the device"
+    return make(value, **how)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_nothing_else_in_a_step_waits_for_the_device(tmp_path, monkeypatch, accumulation):
+    """On the meta device: reading a value from it raises."""
+    monkeypatch.setattr(dist, "any_ranks_later", lambda flags: lambda: [False] * len(flags))
+    monkeypatch.setattr(torch, "autocast", lambda *where, enabled: nullcontext())   # not on meta
+    monkeypatch.setattr(torch, "tensor", host_tensor)
+    cfg = config.load(ToyConfig, [f"run.output_dir={tmp_path}", *QUIET, "training.steps=50",
+                                  f"training.gradient_accumulation_steps={accumulation}"])
+    model, steps = nn.Linear(4, 1, device="meta"), []
+    batches = [{"x": torch.randn(8, 4), "draw": torch.tensor([n])} for n in range(8)]
+
+    def loss_fn(model, batch):
+        steps.extend(batch["draw"].tolist())
+        loss = model(batch["x"]).square().mean()
+        return loss, {"part": loss, "constant": 1.0}
+
+    with pytest.raises(StopIteration), NoWaits():           # at the end of the batches
+        fit(cfg, model, loss_fn, lambda first: iter(batches), Run(tmp_path, cfg))
+    assert steps == list(range(8))
+
+
+def test_no_graph_outlives_its_step(tmp_path):
+    """Else its activations would take memory in the next one. A part need not be detached."""
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor.detach()       # else it would hold the graph that holds it
+            kept.add(self)
+
+    kept, cfg = weakref.WeakSet(), config.load(ToyConfig, [f"run.output_dir={tmp_path}", *QUIET])
+
+    def loss_fn(model, batch):
+        assert not kept
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            part = model(batch["x"]).square().mean()        # not in the loss
+        assert kept
+        return model(batch["x"]).square().mean(), {"part": part}
+
+    batches = itertools.repeat({"x": torch.ones(8, 4)})
+    fit(cfg, nn.Linear(4, 1), loss_fn, lambda first: batches, Run(tmp_path, cfg))
+
+
 # logging
 
 def test_a_part_that_is_sometimes_absent_is_averaged_over_where_it_is(tmp_path):
@@ -375,13 +473,43 @@ def test_a_skipped_step_changes_neither_weights_nor_statistics(tmp_path, capsys)
     assert "skipped (1 of 1): non-finite loss at step 3" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("told", ["save", "eval", "log", "end", "nothing"])
+def test_a_nonfinite_step_is_found_before_it_is_saved_evaluated_or_reported(tmp_path, told):
+    """At step 3, of 3 for `end`; with nothing to tell, one more loss is computed and no second."""
+    def eval_fn(model):
+        raise AssertionError("evaluated")
+
+    seen = []
+    steps = "training.steps=3" if told == "end" else f"training.{told}_every=3"
+    with pytest.raises(RuntimeError, match=r"non-finite loss at step 3;.*spread=.*scene16 .*23$"):
+        train(tmp_path, "poison=0:2", "batch_norm=true", *QUIET,
+              *([] if told == "nothing" else [steps]), eval_fn=eval_fn, on_loss=seen.append)
+    assert seen == ([0, 1, 2, 3] if told == "nothing" else [0, 1, 2])
+    assert not list(tmp_path.glob("*.pth*"))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_nonfinite_step_after_a_signal_is_not_saved(tmp_path):
+    with pytest.raises(RuntimeError, match="non-finite loss at step 4"):    # where it would stop
+        train(tmp_path, "poison=0:3", *QUIET, on_loss=signal_at(2))
+    assert not list(tmp_path.glob("*.pth*"))
+
+
+def test_a_step_that_may_be_skipped_is_judged_before_its_update(tmp_path):
+    skip = ("poison=0:2", "training.skip_nonfinite=1", "batch_norm=true")
+    told, _ = train(tmp_path / "told", *skip, "training.save_every=1")
+    quiet, _ = train(tmp_path / "quiet", *skip, *QUIET)
+    torch.testing.assert_close(quiet.state_dict(), told.state_dict(), rtol=0, atol=0)
+    assert all(t.isfinite().all() for t in quiet.state_dict().values())
+
+
 # two processes
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """One launch of two ranks: a normal run, and one where only rank 1 meets a NaN."""
+    """One launch of two ranks: a normal run; only rank 1 meets a NaN; only rank 1 gets a signal."""
     directory = tmp_path_factory.mktemp("two")
-    process = launch(directory / "run", "training.batch_size=4", "poisoned_run_too", processes=2)
+    process = launch(directory / "run", "training.batch_size=4", "stopped_runs_too", processes=2)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return directory, out
@@ -406,19 +534,36 @@ def test_a_nan_on_one_rank_stops_all_ranks_at_the_same_step(two_processes):
     assert all("scene8 " not in line and line.count("loss=") == 1 for line in stopped)
 
 
+def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(two_processes):
+    directory, out = two_processes
+    assert sorted(line for line in out.splitlines() if "losses:" in line) == [
+        "rank 0 losses: [0, 1, 2, 3]", "rank 1 losses: [0, 1, 2, 3]"]
+    assert "stopped by a signal after step 4 of 6" in out
+    names = sorted(path.name for path in (directory / "run-signal").glob("*.pth*"))
+    assert names == ["checkpoint_00000004.pth"]
+    assert saved(directory / "run-signal", 4)["state"]["step"] == 4
+
+
 def script() -> None:
-    """What `launch` runs: the toy, and with `poisoned_run_too` a second one that must stop."""
+    """What `launch` runs: the toy, and with `stopped_runs_too` two more that must stop."""
     arguments = [a for a in sys.argv[1:] if "=" in a]
     dist.init("cpu")
     accumulation = "training.gradient_accumulation_steps=2"
-    both = "poisoned_run_too" in sys.argv
-    train(arguments[0].partition("=")[2], *arguments[1:], *([accumulation] if both else []))
-    if both:
+    more, directory = "stopped_runs_too" in sys.argv, arguments[0].partition("=")[2]
+    train(directory, *arguments[1:], *([accumulation] if more else []))
+    if more:
         try:
-            train(arguments[0].partition("=")[2] + "-nan", *arguments[1:], "poison=1:1",
-                  "poisoned=loss")      # the gradient is finite: rank 0 cannot know by itself
+            train(f"{directory}-nan", *arguments[1:], "poison=1:1", "poisoned=loss",
+                  *QUIET)               # the gradient is finite: rank 0 cannot know by itself
         except RuntimeError as error:
             sys.stdout.write(f"rank {dist.rank()} stopped: {error}\n")
+            sys.stdout.flush()
+        losses, send = [], signal_at(2 if dist.rank() == 1 else None)
+        try:
+            train(f"{directory}-signal", *arguments[1:], *QUIET,
+                  on_loss=lambda micro: losses.append(micro) or send(micro))
+        except SystemExit:
+            sys.stdout.write(f"rank {dist.rank()} losses: {losses}\n")
             sys.stdout.flush()
     dist.close()
 

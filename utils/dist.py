@@ -5,6 +5,7 @@ Under torchrun there are many; without it one process is rank 0 of 1 and every c
 
 import math
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -104,10 +105,26 @@ def any_rank(flag: bool | Tensor) -> bool:
 
 def any_ranks(flags: Tensor) -> list[bool]:
     """`any_rank` of several flags (n,) at once: one collective, one wait for the device."""
+    return any_ranks_later(flags)()
+
+
+def any_ranks_later(flags: Tensor) -> Callable[[], list[bool]]:
+    """`any_ranks` launched now, without waiting for the device; calling what is returned waits.
+
+    The wait is for the flags alone, not for work that the device was given after them.
+    """
     if world_size() > 1:
         flags = flags.to(_collective_device(), torch.int32)
-        torch_dist.all_reduce(flags, torch_dist.ReduceOp.MAX)
-    return [bool(flag) for flag in flags.tolist()]
+        torch_dist.all_reduce(flags, torch_dist.ReduceOp.MAX)   # nccl only launches it
+    on_host = flags.to("cpu", non_blocking=True)                # from a GPU: into pinned memory
+    copied = torch.cuda.current_stream(flags.device).record_event() if flags.is_cuda else None
+
+    def read() -> list[bool]:
+        if copied:
+            copied.synchronize()
+        return [bool(flag) for flag in on_host.tolist()]
+
+    return read
 
 
 def sum_over_ranks(counts: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from utils import checkpoint, dist
 from utils.ema import Ema
 from utils.optimizer import learning_rate, make_optimizer
-from utils.progress import Meter, State, StopSignal, buffers_before, nonfinite_report, skip
+from utils.progress import Checks, Meter, State, StopSignal, buffers_before, detached, skip
 from utils.run import Run
 
 Batch = dict[str, Any]
@@ -87,7 +87,7 @@ def fit(
         samples: items in an epoch; needed where cfg.training.steps is 0.
 
     Raises:
-        RuntimeError: loss or gradient is not finite; on all ranks at the same step.
+        RuntimeError: loss or gradient is not finite; on all ranks alike. `model` may be spoiled.
         ValueError: the checkpoint does not fit. SystemExit(0): stopped by a signal, and saved.
     """
     training, micros = cfg.training, cfg.training.gradient_accumulation_steps
@@ -114,6 +114,7 @@ def fit(
         stream = batches(state.position // (training.batch_size * dist.world_size()))
         model.train()
         meter.begin()
+        checks = Checks(stop)
         while state.step < steps and not stop.agreed:
             # the gradient of one step
             seed_step(training.seed, dist.rank(), state.step)
@@ -125,19 +126,20 @@ def fit(
                     with autocast():
                         loss, parts = loss_fn(ddp, batch)
                     (loss / micros).backward()
-                seen.append((loss.detach(), parts, batch.get("name", [])))
+                loss, parts = loss.detach(), detached(parts)    # no graph outlives its step
+                seen.append((loss, parts, batch.get("name", [])))
                 meter.add({"loss": loss, **parts})
 
-            # the update, unless it would spoil the weights
+            # the update. A step that may be left out is judged before it, any other a step later:
+            # the device then has the next one to do while the host waits for the answer
             norm = nn.utils.clip_grad_norm_(trained, training.grad_clip or math.inf)
-            finite = torch.isfinite(norm + sum(loss for loss, _, _ in seen))
-            broken, stop.agreed = dist.any_ranks(torch.stack(
-                [~finite, torch.tensor(stop.received is not None, device=device)]))
+            checks.launch(state.step + 1, norm, seen)
             lr = learning_rate(cfg, state.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            if broken:
-                skip(state, training, nonfinite_report(state.step + 1, norm, seen), buffers, model)
+            lag = 0 if state.skipped < training.skip_nonfinite else 1
+            if why := checks.read(leave=lag):
+                skip(state, training, why, buffers, model)
             else:
                 optimizer.step()
                 ema.update()
@@ -148,7 +150,10 @@ def fit(
             meter.steps += 1
             bar.update()
 
-            # now and then: report, evaluate, save
+            # now and then: report, evaluate, save what is known to be finite
+            every = training.log_every, training.eval_every, training.save_every
+            if why := checks.read(leave=0 if stop.agreed or any(map(due, every)) else lag):
+                raise RuntimeError(why)
             if due(training.log_every):
                 report(run, bar, state, meter, lr, global_batch(training), model, device)
             if eval_fn and due(training.eval_every) and (not stop.agreed or state.step == steps):
@@ -203,8 +208,9 @@ def seed_step(seed: int, rank: int, step: int) -> None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()}
+    """Tensors to the device, but not `draw`: the host seeds with it, fetching it would wait."""
+    return {n: x.to(device, non_blocking=True) if isinstance(x, Tensor) and n != "draw" else x
+            for n, x in batch.items()}
 
 
 # now and then

@@ -201,6 +201,39 @@ class StopSignal:
         self._previous = {}
 
 
+class Checks:
+    """Was a step finite, did a signal come? One answer for all ranks, read after it is launched.
+
+    Only reading waits for the device. A host that launches the next step before it reads the
+    answers about this one leaves no gap on the device.
+    """
+
+    def __init__(self, stop: StopSignal):
+        self.stop = stop
+        self.unread: list[tuple] = []           # oldest first
+
+    def launch(self, step: int, norm: Tensor, seen: list[tuple[Tensor, dict, list]]) -> None:
+        """Ask about a step; `norm` and `seen` as in `nonfinite_report`. Collective."""
+        broken = ~torch.isfinite(norm + sum(loss for loss, _, _ in seen))
+        # filled on the device: copying a number there would wait for it
+        signal_came = torch.full_like(broken, self.stop.received is not None)
+        read = dist.any_ranks_later(torch.stack([broken, signal_came]))
+        self.unread.append((step, norm, seen, read))
+
+    def read(self, leave: int = 0) -> str | None:
+        """Read all but the last `leave` steps: why one of them is not finite, or None. Collective.
+
+        Sets stop.agreed if a signal came.
+        """
+        while len(self.unread) > leave:
+            step, norm, seen, read = self.unread.pop(0)
+            broken, signal_came = read()
+            self.stop.agreed |= signal_came
+            if broken:
+                return nonfinite_report(step, norm, seen)
+        return None
+
+
 def nonfinite_report(step: int, norm: Tensor, seen: list[tuple[Tensor, dict, list]]) -> str:
     """One line about a step that is not finite, the same on all ranks. Collective.
 
@@ -220,6 +253,11 @@ def nonfinite_report(step: int, norm: Tensor, seen: list[tuple[Tensor, dict, lis
     samples = [name for _, names in at_fault or ranks for name in names]
     return (f"non-finite {'loss' if at_fault else 'gradient'} at step {step}; gradient norm: "
             f"{norm.item():.4g}; parts: {' '.join(text)}; samples: {' '.join(samples)}")
+
+
+def detached(scalars: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
+    """The same numbers without the graph that they came from."""
+    return {n: x.detach() if isinstance(x, Tensor) else x for n, x in scalars.items()}
 
 
 def buffers_before(model: nn.Module, training: Any, state: State) -> list[Tensor]:
