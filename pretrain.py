@@ -67,7 +67,8 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     if cfg.loss.balance and not frequency.any():
         dist.print0("no labelled material found: loss.balance has nothing to weigh")
     objective = MultiTaskPretrainLoss(cfg.loss, frequency.to(device) if frequency.any() else None)
-    loss_fn = stage1_step(cfg.data.labels, objective, compiled)
+    replayed = compiled and device.type == "cuda" and cfg.training.gradient_accumulation_steps == 1
+    loss_fn = stage1_step(cfg.data.labels, objective, compiled, replayed)
 
     # validation
     last = {}

@@ -44,6 +44,7 @@ OURS = {
     "fp32": dict(mixed_precision="no", compile=False),
     "bf16": dict(mixed_precision="bf16", compile=False),
     "bf16, compiled, channels last": dict(mixed_precision="bf16", compile=True),
+    "the same, replayed": dict(mixed_precision="bf16", compile=True, replayed=True),
 }
 WARM_SHARE = 3  # of the steps: the first third is not timed
 
@@ -166,8 +167,8 @@ def labels_by_sample(batch: dict, cfg: PretrainConfig) -> PseudoLabels:
     return PseudoLabels(*(torch.cat(parts) for parts in zip(*found)))
 
 
-def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: str,
-             compile: bool) -> tuple[float, float]:  # fmt: skip
+def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: str, compile: bool,
+             replayed: bool = False) -> tuple[float, float]:  # fmt: skip
     first = steps // WARM_SHARE
     training = TrainingConfig(
         batch_size=len(batches[0]["visible"]), steps=steps, mixed_precision=mixed_precision,
@@ -178,7 +179,7 @@ def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: st
     objective = MultiTaskPretrainLoss(PretrainConfig().loss)
     with tempfile.TemporaryDirectory() as folder:
         cfg = PretrainConfig(training=training, run=RunConfig(output_dir=folder))
-        loss_fn = stage1_step(cfg.data.labels, objective, compile)
+        loss_fn = stage1_step(cfg.data.labels, objective, compile, replayed)
         fit(cfg, model, loss_fn, lambda position: itertools.cycle(batches), Run(folder, cfg))
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
     timed = [row for row in rows if row["step"] > first]

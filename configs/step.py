@@ -12,11 +12,15 @@ from losses.pretrain import MultiTaskPretrainLoss
 OPTIONS = {"triton.mix_order_reduction": False}
 
 
-def stage1_step(labels: LabelConfig, objective: MultiTaskPretrainLoss, compiled: bool) -> Callable:
+def stage1_step(labels: LabelConfig, objective: MultiTaskPretrainLoss, compiled: bool = False,
+                replayed: bool = False) -> Callable:  # fmt: skip
     """loss_fn(model, batch) -> (loss, parts to log), as `fit` wants it.
 
-    Args: compiled: all of it is one graph for one shape, so that little of what lies between
-        labels, maps and losses leaves the chip. The first step then takes a minute.
+    Args:
+        compiled: all of it is one graph for one shape, so that little of what lies between labels,
+            maps and losses leaves the chip. The first step then takes a minute.
+        replayed: a GPU replays the compiled step as one command, not a thousand kernels sent one by
+            one. Gradients then live where the next step writes: not for accumulation.
     """
 
     def step(model: nn.Module, visible: Tensor, infrared: Tensor, semantic: Tensor):
@@ -25,5 +29,13 @@ def stage1_step(labels: LabelConfig, objective: MultiTaskPretrainLoss, compiled:
         return objective(*maps, fused, wanted, infrared[:, :1])
 
     if compiled:
-        step = torch.compile(step, dynamic=False, options=OPTIONS)
-    return lambda model, batch: step(model, batch["visible"], batch["infrared"], batch["semantic"])
+        options = OPTIONS | ({"triton.cudagraphs": True} if replayed else {})
+        step = torch.compile(step, dynamic=False, options=options)
+
+    def loss_fn(model: nn.Module, batch: dict):
+        loss, parts = step(model, batch["visible"], batch["infrared"], batch["semantic"])
+        if replayed:  # the next replay writes over what this one returned
+            loss, parts = loss.clone(), {name: part.clone() for name, part in parts.items()}
+        return loss, parts
+
+    return loss_fn

@@ -340,10 +340,10 @@ def test_nothing_else_in_a_step_waits_for_the_device(tmp_path, monkeypatch, accu
     cfg = config.load(ToyConfig, [f"run.output_dir={tmp_path}", *QUIET, "training.steps=50",
                                   f"training.gradient_accumulation_steps={accumulation}"])
     model, steps = nn.Linear(4, 1, device="meta"), []
-    batches = [{"x": torch.randn(8, 4), "draw": torch.tensor([n])} for n in range(8)]
+    batches = [{"x": torch.randn(8, 4), "draw": [n]} for n in range(8)]
 
     def loss_fn(model, batch):
-        steps.extend(batch["draw"].tolist())
+        steps.extend(batch["draw"])
         loss = model(batch["x"]).square().mean()
         return loss, {"part": loss, "constant": 1.0}
 

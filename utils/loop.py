@@ -208,9 +208,9 @@ def seed_step(seed: int, rank: int, step: int) -> None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Tensors to the device, but not `draw`: the host seeds with it, fetching it would wait."""
-    return {n: x.to(device, non_blocking=True) if isinstance(x, Tensor) and n != "draw" else x
-            for n, x in batch.items()}
+    """Tensors to the device; lists stay with the host, which would wait to fetch them back."""
+    return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()}
 
 
 # now and then
