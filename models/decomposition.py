@@ -149,8 +149,9 @@ class SkipDecoder(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], width: int):
         super().__init__()
-        widths = [channels[-1], 4 * width, 2 * width, width, width]
+        widths = [4 * width, 4 * width, 2 * width, width, width]
         skips = channels[-2::-1]  # of 1/16, 1/8, 1/4 and 1/2 of the size
+        self.first = nn.Conv2d(channels[-1], widths[0], 1)  # half of the first step's cost is saved
         self.steps = nn.ModuleList(
             _block(a + skip, b) for a, b, skip in zip(widths, widths[1:], skips)
         )
@@ -158,7 +159,7 @@ class SkipDecoder(nn.Module):
         _he(self.detail)
 
     def forward(self, features: list[Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
-        x = features[-1]  # (B, channels, h/32, w/32)
+        x = self.first(features[-1])  # (B, 4 D, h/32, w/32)
         for step, skip in zip(self.steps, features[-2::-1]):
             x = step(torch.cat([_double(x), skip], dim=1))
         detail = F.relu(_of_image(self.detail, F.pixel_unshuffle(image, self.pixels)))

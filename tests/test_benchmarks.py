@@ -18,7 +18,7 @@ TOY = ["--preset", "demo", "--size", "32", "--device", "cpu", "--text", "8", "--
 
 def test_every_way_of_the_step_gives_a_row(tmp_path, capsys):
     rows = step.main([*TOY, "--sample", "fp8", "--out", str(tmp_path / "step.json")])
-    assert [r.way for r in rows] == ["peer", "peer", "bf16", "fp8", "fp8 sample", "24g"]
+    assert [r.way for r in rows] == ["peer", "peer", "bf16", "fp8", "fp8 sample", "24g", "48g"]
     assert all(r.seconds > 0 and r.images_s > 0 for r in rows)
     assert len(json.loads((tmp_path / "step.json").read_text())["rows"]) == len(rows)
     assert "| fp8 sample | 4 | 8 |" in capsys.readouterr().out
