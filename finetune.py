@@ -16,7 +16,7 @@ from utils.run import entry
 
 def main() -> None:
     cfg = config.load(FinetuneConfig, flags=FLAGS, default="configs/finetune.yaml")
-    device = dist.init(cfg.run.device)
+    device = dist.init(cfg.run.device, cfg.run.deterministic)
     # how it is trained is this run's choice; what it is comes from the checkpoint
     names = ("freeze_decomposition", "train_batchnorm", "memory", "base_dtype", "compile",
              "gradient_checkpointing", "shard_base")  # fmt: skip

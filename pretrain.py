@@ -38,7 +38,7 @@ FUSED = {"psnr": metrics.psnr, "ssim": metrics.ssim, "fused_edge_sharpness": met
 
 def main() -> None:
     cfg = config.load(PretrainConfig, flags=FLAGS, default="configs/pretrain.yaml")
-    pretrain(cfg, dist.init(cfg.run.device))
+    pretrain(cfg, dist.init(cfg.run.device, cfg.run.deterministic))
 
 
 def pretrain(cfg: PretrainConfig, device: torch.device) -> None:

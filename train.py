@@ -33,7 +33,7 @@ from utils.scenes import scene_cells, scene_figure
 
 def main() -> None:
     cfg = config.load(TrainConfig, flags=FLAGS, default="configs/train.yaml")
-    device = dist.init(cfg.run.device)
+    device = dist.init(cfg.run.device, cfg.run.deterministic)
     train(cfg, restore.new_translator(cfg, device), device)
 
 

@@ -101,6 +101,9 @@ def choose_kernel(device: torch.device, batch: int, tokens: int, heads: int, wid
     """
     if device.type != "cuda":
         return "cpu"
+    if torch.are_deterministic_algorithms_enabled():
+        torch.backends.cuda.enable_cudnn_sdp(False)  # its gradient adds up in any order
+        return "flash, deterministic"
     probe = [sys.executable, "-m", "models.attention", *map(str, (batch, tokens, heads, width))]
     root = Path(__file__).parent.parent
     try:

@@ -114,7 +114,7 @@ class SemanticGuidance(nn.Module):
         H, W = intensity.shape[-2:]
         rows, columns = H // TOKEN, W // TOKEN
         maps = {"intensity": intensity, "material": material.softmax(1), "context": context}
-        small = {m: F.adaptive_avg_pool2d(x.float(), (rows, columns)) for m, x in maps.items()}
+        small = {m: F.avg_pool2d(x.float(), TOKEN) for m, x in maps.items()}
         if self.separate:
             tokens = {m: f(small[m].flatten(2).mT) for m, f in self.project.items()}
         else:

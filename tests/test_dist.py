@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.attention import choose_kernel
 from utils import dist
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,6 +113,26 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="auto, cpu or cuda, got 'tpu'"):
         dist.init("tpu")
     assert dist.init("auto") == torch.device("cpu")
+
+
+def test_a_deterministic_run_forbids_kernels_that_are_not(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        device = dist.init("cuda")
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert dist.init("cuda", deterministic=True) == device
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+        assert choose_kernel(device, 1, 64, 2, 16) == "flash, deterministic"
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def script(directory):

@@ -32,11 +32,13 @@ def print0(*values: Any) -> None:
         print(*values, flush=True)
 
 
-def init(device: str = "auto") -> torch.device:
+def init(device: str = "auto", deterministic: bool = False) -> torch.device:
     """Join the other processes, if torchrun started any, and return the device of this one.
 
     Args:
         device: auto (cuda where there is a GPU for every process), cpu or cuda.
+        deterministic: only kernels that give the same bits every time; torch says which operation
+            has none. A CPU's are so anyway.
 
     Raises:
         ValueError: no such device here.
@@ -53,6 +55,10 @@ def init(device: str = "auto") -> torch.device:
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
+    if deterministic and use_cuda:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"       # torch asks for it
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.use_deterministic_algorithms(True)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch_dist.is_initialized():
         # rank 0 may be busy alone for long: a first compilation, a checkpoint on a slow disk
         torch_dist.init_process_group(

@@ -28,6 +28,7 @@ class RunConfig:
     dry_run: bool = False           # print config, sizes and the memory of one step, then stop
     device: str = "auto"            # auto, cpu or cuda
     images: int = 4                 # scenes drawn at every evaluation
+    deterministic: bool = False     # on a GPU: the same bits in every run, by slower kernels
 
 
 class Run:
