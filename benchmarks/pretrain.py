@@ -29,11 +29,10 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.schema import PretrainConfig
-from configs.step import stage1_step
 from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import PseudoLabels, prepare_pseudo_labels
 from data.stream import collate
-from losses.pretrain import MultiTaskPretrainLoss
+from losses.pretrain import MultiTaskPretrainLoss, compile_loss
 from models import decomposition, fusion
 from models.decomposition import DecompositionConfig
 from models.stage1 import Stage1
@@ -44,7 +43,6 @@ OURS = {
     "fp32": dict(mixed_precision="no", compile=False),
     "bf16": dict(mixed_precision="bf16", compile=False),
     "compiled": dict(mixed_precision="bf16", compile=True),  # and channels last
-    "replayed": dict(mixed_precision="bf16", compile=True, replayed=True),
 }
 WARM_SHARE = 3  # of the steps: the first third is not timed
 
@@ -118,10 +116,7 @@ def timed(way: str, args, device, batches: list[dict], loop, decoder: str = "ski
 @contextmanager
 def plainly_written():
     """The same network without what this project does for speed."""
-    plain = dict(
-        run_heads=heads_apart, _of_image=lambda conv, image: conv(image),
-        _double=lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False),
-    )  # fmt: skip
+    plain = dict(run_heads=heads_apart, _enlarge=interpolate)
     with ExitStack() as stack:
         for name, function in plain.items():
             stack.enter_context(mock.patch.object(decomposition, name, function))
@@ -130,15 +125,18 @@ def plainly_written():
         yield
 
 
-def heads_apart(heads, x, detail, pixels):
+def heads_apart(heads, x, detail):
     out = []
     for head in heads:
         y = x
         for conv in head.hidden:
             y = F.relu(conv(y))
-        y = head.last(y if detail is None else torch.cat([y, detail], dim=1))
-        out.append(F.pixel_shuffle(y, pixels))
+        out.append(head.last(y if detail is None else torch.cat([interpolate(y), detail], dim=1)))
     return out
+
+
+def interpolate(x: torch.Tensor, times: int = 2) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=times, mode="bilinear", align_corners=False)
 
 
 @plainly_written()
@@ -169,19 +167,27 @@ def labels_by_sample(batch: dict, cfg: PretrainConfig) -> PseudoLabels:
     return PseudoLabels(*(torch.cat(parts) for parts in zip(*found)))
 
 
-def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: str, compile: bool,
-             replayed: bool = False) -> tuple[float, float]:  # fmt: skip
+def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: str,
+             compile: bool) -> tuple[float, float]:  # fmt: skip
     first = steps // WARM_SHARE
     training = TrainingConfig(
         batch_size=len(batches[0]["visible"]), steps=steps, mixed_precision=mixed_precision,
         schedule="constant", log_every=first, eval_every=0, save_every=0,
     )  # fmt: skip
-    if compile:
-        model.to(memory_format=torch.channels_last)
     objective = MultiTaskPretrainLoss(PretrainConfig().loss)
+    if compile:
+        model.compile_for_training()
+        objective = compile_loss(objective)
     with tempfile.TemporaryDirectory() as folder:
         cfg = PretrainConfig(training=training, run=RunConfig(output_dir=folder))
-        loss_fn = stage1_step(cfg.data.labels, objective, compile, replayed)
+
+        def loss_fn(model, batch):
+            labels = prepare_pseudo_labels(
+                batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
+            )
+            maps, fused = model(batch["visible"])
+            return objective(*maps, fused, labels, batch["infrared"][:, :1])
+
         fit(cfg, model, loss_fn, lambda position: itertools.cycle(batches), Run(folder, cfg))
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
     timed = [row for row in rows if row["step"] > first]

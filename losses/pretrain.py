@@ -7,6 +7,7 @@ Dimension key:  B batch   H, W pixels   M materials   C context channels
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
@@ -103,6 +104,12 @@ class MultiTaskPretrainLoss:
         parts["material_ce"] = ce.plain_B.detach().sum() / labelled.sum()
         parts["labelled"] = labelled.mean()
         return total, parts
+
+
+def compile_loss(objective: MultiTaskPretrainLoss) -> Callable:
+    """`objective` as few kernels for one shape; what is between them stays on the chip."""
+    # torch 2.11's common kernel for sums along rows and columns fails on these losses
+    return torch.compile(objective, dynamic=False, options={"triton.mix_order_reduction": False})
 
 
 def mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:

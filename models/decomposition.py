@@ -59,10 +59,10 @@ class MultiTaskDecompositionNet(nn.Module):
         self.decoder = decoder(self.encoder.channels, cfg.width)
         D, half = cfg.width, max(cfg.width // 2, 1)
         quarter = max(cfg.width // 4, 1)
-        beside = self.decoder.detail_channels, self.decoder.pixels
-        self.intensity_head = Head([D, half, quarter, 1], *beside)
-        self.material_head = Head([D, half, cfg.num_materials], *beside)
-        self.context_head = Head([D, half, cfg.num_context_channels], *beside)
+        detail = self.decoder.detail_channels
+        self.intensity_head = Head([D, half, quarter, 1], detail)
+        self.material_head = Head([D, half, cfg.num_materials], detail)
+        self.context_head = Head([D, half, cfg.num_context_channels], detail)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         if cfg.pretrained != "none":
@@ -80,8 +80,7 @@ class MultiTaskDecompositionNet(nn.Module):
         self._check_statistics(x)
         features = self.encoder(x)
         x, detail = self.decoder(features, x)  # (B, D, h, w) or (B, D, h/2, w/2) with its detail
-        heads = [self.intensity_head, self.material_head, self.context_head]
-        out = run_heads(heads, x, detail, self.decoder.pixels)
+        out = run_heads([self.intensity_head, self.material_head, self.context_head], x, detail)
         intensity, material, context = (y[..., :H, :W].float() for y in out)
         return Maps(intensity.sigmoid(), material, context)
 
@@ -109,7 +108,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, h, w) -> five maps, of 1/2, 1/4, 1/8, 1/16 and 1/32 of the size."""
-        features = [F.relu(self.bn1(_of_image(self.conv1, x)))]
+        features = [F.relu(self.bn1(self.conv1(x)))]
         x = self.maxpool(features[0])
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
@@ -121,7 +120,6 @@ class PlainDecoder(nn.Module):
     """The reference: only the last map, doubled three times, then enlarged to full size."""
 
     detail_channels = 0
-    pixels = 1
 
     def __init__(self, channels: tuple[int, ...], width: int):
         super().__init__()
@@ -131,50 +129,47 @@ class PlainDecoder(nn.Module):
     def forward(self, features: list[Tensor], image: Tensor) -> tuple[Tensor, None]:
         x = features[-1]  # (B, channels, h/32, w/32)
         for step in self.steps:
-            x = step(_double(x))  # (B, 4 D, h/16, w/16), (B, 2 D, h/8, w/8), (B, D, h/4, w/4)
-        x = F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
-        return x, None  # (B, D, h, w)
+            x = step(_enlarge(x))  # (B, 4 D, h/16, w/16), (B, 2 D, h/8, w/8), (B, D, h/4, w/4)
+        return _enlarge(x, 4), None  # (B, D, h, w)
 
 
 class SkipDecoder(nn.Module):
     """U-Net: each doubling sees the encoder's map of its size, and the heads see the photograph.
 
-    The heads run at half the size, where convolutions cost a quarter; each of their cells also sees
-    channels computed from its own four pixels, and their last layer gives four pixels a cell.
-    Source: Ronneberger et al. 2015 (arXiv:1505.04597); Shi et al. 2016 (arXiv:1609.05158).
+    The heads run at half the size, which is what their features can resolve, and only their last
+    layer runs at full size, where it also sees a few channels computed from the pixels: sharp edges
+    for less arithmetic than the plain decoder's heads.
+    Source: Ronneberger et al. 2015 (arXiv:1505.04597).
     """
 
-    detail_channels = 32
-    pixels = 2  # the heads' last layer makes so many by so many of a cell
+    detail_channels = 16
 
     def __init__(self, channels: tuple[int, ...], width: int):
         super().__init__()
-        widths = [4 * width, 4 * width, 2 * width, width, width]
+        widths = [channels[-1], 4 * width, 2 * width, width, width]
         skips = channels[-2::-1]  # of 1/16, 1/8, 1/4 and 1/2 of the size
-        self.first = nn.Conv2d(channels[-1], widths[0], 1)  # half of the first step's cost is saved
         self.steps = nn.ModuleList(
             _block(a + skip, b) for a, b, skip in zip(widths, widths[1:], skips)
         )
-        self.detail = nn.Conv2d(3 * self.pixels**2, self.detail_channels, 3, padding=1)
+        self.detail = nn.Conv2d(3, self.detail_channels, 3, padding=1)
         _he(self.detail)
 
     def forward(self, features: list[Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.first(features[-1])  # (B, 4 D, h/32, w/32)
+        x = features[-1]  # (B, channels, h/32, w/32)
         for step, skip in zip(self.steps, features[-2::-1]):
-            x = step(torch.cat([_double(x), skip], dim=1))
-        detail = F.relu(_of_image(self.detail, F.pixel_unshuffle(image, self.pixels)))
-        return x, detail  # (B, D, h/2, w/2), (B, 32, h/2, w/2)
+            x = step(torch.cat([_enlarge(x), skip], dim=1))
+        return x, F.relu(self.detail(image))  # (B, D, h/2, w/2), (B, 16, h, w)
 
 
 class Head(nn.Module):
-    """Convolutions through `widths`; the last sees the detail too and makes pixels^2 of a cell."""
+    """Convolutions through `widths`; the last one at full size, beside the detail if any."""
 
-    def __init__(self, widths: list[int], detail_channels: int, pixels: int):
+    def __init__(self, widths: list[int], detail_channels: int):
         super().__init__()
         self.hidden = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths[:-1])
         )
-        self.last = nn.Conv2d(widths[-2] + detail_channels, widths[-1] * pixels**2, 3, padding=1)
+        self.last = nn.Conv2d(widths[-2] + detail_channels, widths[-1], 3, padding=1)
         for conv in self.hidden:
             _he(conv)
         # outputs start near zero: materials at chance, intensity at 0.5, no saturated sigmoid
@@ -182,7 +177,7 @@ class Head(nn.Module):
         nn.init.zeros_(self.last.bias)
 
 
-def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None, pixels: int) -> list[Tensor]:
+def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None) -> list[Tensor]:
     """What each head makes of the features; first and last layers of all heads are one product.
 
     Apart, the last ones have few channels (one, for intensity), which GPUs compute slowly.
@@ -195,6 +190,9 @@ def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None, pixels: int) 
         for conv in head.hidden[1:]:
             parts[i] = F.relu(conv(parts[i]))
     widths = [part.shape[1] for part in parts]
+    x = torch.cat(parts, dim=1)
+    if detail is not None:
+        x = torch.cat([_enlarge(x), detail], dim=1)
     rows, before = [], 0
     for head, width in zip(heads, widths):
         own, of_detail = head.last.weight.split([width, head.last.in_channels - width], dim=1)
@@ -202,12 +200,11 @@ def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None, pixels: int) 
         rows.append(torch.cat([padded, of_detail], dim=1))
         before += width
     sizes = [len(row) for row in rows]
-    extra = -sum(sizes) % EVEN
-    weight = F.pad(torch.cat(rows), (0, 0, 0, 0, 0, 0, 0, extra))
-    bias = F.pad(torch.cat([head.last.bias for head in heads]), (0, extra))
-    x = torch.cat(parts if detail is None else [*parts, detail], dim=1)
-    out = F.conv2d(x, weight, bias, padding=1).split([*sizes, extra], dim=1)
-    return [F.pixel_shuffle(y, pixels) for y in out[: len(heads)]]
+    weight, bias = torch.cat(rows), torch.cat([head.last.bias for head in heads])
+    extra = -len(bias) % EVEN
+    out = F.conv2d(x, F.pad(weight, (0, 0, 0, 0, 0, 0, 0, extra)), F.pad(bias, (0, extra)),
+                   padding=1)  # fmt: skip
+    return list(out.split([*sizes, extra], dim=1))[: len(heads)]
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
@@ -291,55 +288,34 @@ def _check(cfg: DecompositionConfig) -> None:
             raise ValueError(f"model.{key} must be at least 1, got {getattr(cfg, key)}")
 
 
-def _double(x: Tensor) -> Tensor:
-    """Bilinear, (B, C, h, w) -> (B, C, 2h, 2w)."""
-    return _Double.apply(x)
+def _enlarge(x: Tensor, times: int = 2) -> Tensor:
+    if times == 2:
+        return _Double.apply(x)
+    return F.interpolate(x, scale_factor=times, mode="bilinear", align_corners=False)
 
 
 class _Double(torch.autograd.Function):
-    """Bilinear doubling of which compilers make good kernels, and whose gradient is gathered.
+    """Bilinear doubling whose gradient is gathered; torch's is scattered with atomic additions.
 
     In one dimension out[2i] = 3/4 x[i] + 1/4 x[i-1] and out[2i+1] = 3/4 x[i] + 1/4 x[i+1], so the
-    gradient of x[i] is a sum over out[2i-1 .. 2i+2] with weights 1/4, 3/4, 3/4, 1/4. torch's own
-    gradient is scattered with atomic additions, and its forward, compiled, computes every index.
+    gradient of x[i] is a sum over out[2i-1 .. 2i+2] with weights 1/4, 3/4, 3/4, 1/4.
     """
 
     @staticmethod
     def forward(ctx, x):
-        if not torch.compiler.is_compiling():
-            return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        out = x.float()
-        for axis in (2, 3):
-            n = out.shape[axis]
-            padded = _with_edges(out, axis)
-            before, after = padded.narrow(axis, 0, n), padded.narrow(axis, 2, n)
-            pair = torch.stack([out.lerp(before, 0.25), out.lerp(after, 0.25)], dim=axis + 1)
-            out = pair.flatten(axis, axis + 1)
-        return out.to(x.dtype)
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
     @staticmethod
     def backward(ctx, gradient):
         g = gradient.float()
         for axis in (2, 3):
-            n = g.shape[axis] // 2
+            n = g.shape[axis]
             # at an edge out sees x[0] (or the last one) for its missing neighbour too
-            first, second = _with_edges(g, axis).unflatten(axis, (n + 1, 2)).unbind(axis + 1)
+            g = torch.cat([g.narrow(axis, 0, 1), g, g.narrow(axis, n - 1, 1)], dim=axis)
+            first, second = g.unflatten(axis, (n // 2 + 1, 2)).unbind(axis + 1)
             near, far = first.lerp(second, 0.75), first.lerp(second, 0.25)
-            g = near.narrow(axis, 0, n) + far.narrow(axis, 1, n)
+            g = near.narrow(axis, 0, n // 2) + far.narrow(axis, 1, n // 2)
         return g.to(gradient.dtype)
-
-
-def _with_edges(x: Tensor, axis: int) -> Tensor:
-    """x with its first and its last slice once more at the ends."""
-    n = x.shape[axis]
-    return torch.cat([x.narrow(axis, 0, 1), x, x.narrow(axis, n - 1, 1)], dim=axis)
-
-
-def _of_image(conv: nn.Conv2d, image: Tensor) -> Tensor:
-    """`conv` of a photograph; on a GPU beside empty channels, a multiple of 8 being faster."""
-    extra = -image.shape[1] % EVEN if image.is_cuda else 0
-    image, weight = (F.pad(x, (0, 0, 0, 0, 0, extra)) for x in (image, conv.weight))
-    return F.conv2d(image, weight, conv.bias, conv.stride, conv.padding)
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:
