@@ -30,8 +30,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 #     24g                                               1      13.2   0.49
 #     80g and 140g                                      4      66.1*  0.64
 #     the same with base_dtype: fp8                     4      66.2*  0.45
-#     140g                                              8     115.7   1.20
-#     140g with base_dtype: fp8                         8     115.6   0.86
+#     140g                                              8     114.7   1.19
+#     140g with base_dtype: fp8                         8     114.6   0.84
 # * before q, k and v were one kernel, which keeps about 4 GiB more; not measured since.
 # 48g is not measured: half of the recomputation of 24g on a bf16 base of 22.5 GiB.
 MEMORY = {
