@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import weakref
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -544,6 +544,23 @@ def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(two_processes):
     assert saved(directory / "run-signal", 4)["state"]["step"] == 4
 
 
+def test_no_thread_of_the_group_outlives_it(two_processes):
+    """Else the process may abort while Python shuts down, see `dist.close`."""
+    lines = sorted(line for line in two_processes[1].splitlines() if "gloo threads:" in line)
+    if not lines:
+        pytest.skip("this system does not name threads in /proc")
+    assert lines == ["gloo threads: 0"] * 2
+
+
+def gloo_threads() -> int:
+    """How many threads of this process are the group's, as Linux names them."""
+    names = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):         # a thread that ended meanwhile
+            names.append(path.read_text())
+    return sum("gloo" in name for name in names)
+
+
 def script() -> None:
     """What `launch` runs: the toy, and with `stopped_runs_too` two more that must stop."""
     arguments = [a for a in sys.argv[1:] if "=" in a]
@@ -565,7 +582,11 @@ def script() -> None:
         except SystemExit:
             sys.stdout.write(f"rank {dist.rank()} losses: {losses}\n")
             sys.stdout.flush()
+    before = gloo_threads()
     dist.close()
+    if before:
+        sys.stdout.write(f"gloo threads: {gloo_threads()}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

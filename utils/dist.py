@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
+import torch.distributed.nn  # before there is a group: see `close`
 from torch import Tensor, nn
 
 
@@ -68,7 +69,14 @@ def init(device: str = "auto", deterministic: bool = False) -> torch.device:
 
 
 def close() -> None:
-    """Leave the group; harmless if there is none."""
+    """Leave the group and end its threads; harmless if there is none.
+
+    gloo's threads end with the last reference to the group. One that outlives it may be about to
+    free the tensors of the last collective; if Python shuts down meanwhile, the process aborts
+    (pytorch issue 190489). DDP imports torch.distributed.nn, whose functions take the group of that
+    moment as their default and keep it for ever; imported above, before any group, they take None.
+    With a sharded model (DTensor) caches of torch still keep the group, and gloo's threads.
+    """
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 
