@@ -238,8 +238,7 @@ if triton is not None:
         sin = (both >> 16).to(tl.int16).to(tl.float16, bitcast=True)
         return cos.to(tl.float32), sin.to(tl.float32)
 
-    # In both kernels all that is read from far away is asked for first: a load is not moved before
-    # a store, and a program with one load in flight at a time waits most of its time.
+    # In both kernels the loads stand first: a compiler moves none of them before a store.
 
     @triton.jit
     def _forward_kernel(y, low, up, norm_q, norm_k, angles, q, k, v, M, S, first, h,
