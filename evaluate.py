@@ -3,8 +3,9 @@
     python evaluate.py --checkpoint runs/train/best_model.pth
     python evaluate.py --checkpoint runs/train/export --test_data datasets/other --split all
 
-Rows: training mean (per pixel), grey, inverted grey, stage 1's fused image, and ours. Writes
-results.md, results.json and per_image.csv to --output_dir. Takes a checkpoint of any stage.
+Rows: training mean (per pixel), grey, inverted grey, stage 1's fused image, and ours; --lpips adds
+a column. Writes results.md, results.json and per_image.csv to --output_dir. Takes a checkpoint of
+any stage.
 """
 
 import csv
@@ -35,6 +36,7 @@ METRICS = {
     "mae": ("MAE", metrics.mae),
     "rank": ("rank corr.", metrics.rank_correlation),
 }
+TITLES = {name: title for name, (title, _) in METRICS.items()} | {"lpips": "LPIPS"}
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 MEAN_IMAGES = 400  # at most so many training images, evenly spaced, go into the training mean
 
@@ -47,6 +49,9 @@ def main() -> None:
     mean = training_mean(data, cfg.batch_size).to(device)
     luma = torch.tensor(LUMA, device=device).view(1, 3, 1, 1)
     scores, rows, started = Stage1Scores(data.labels, device), [], time.perf_counter()
+    measures = {name: f for name, (_, f) in METRICS.items()}
+    if cfg.lpips:
+        measures["lpips"] = metrics.Lpips(device)
 
     ranks = dist.rank(), dist.world_size()
     batches = in_step(pairs, cfg.batch_size, *ranks, cfg.num_workers, cfg.limit)
@@ -63,7 +68,7 @@ def main() -> None:
             images["ours"] = translate(translator, visible, batch["draw"], sampling)
         if batch["filler"]:
             continue
-        rows += score(images, infrared, batch)
+        rows += score(images, infrared, batch, measures)
         scores.update(seen.maps, batch)
     rows = [row for share in dist.gather(rows) for row in share]
     facts = {
@@ -87,11 +92,11 @@ def training_mean(data, batch_size: int) -> Tensor:
     return (total / count).float()
 
 
-def score(images: dict[str, Tensor], infrared: Tensor, batch: dict) -> list[dict]:
+def score(images: dict[str, Tensor], infrared: Tensor, batch: dict, measures: dict) -> list[dict]:
     """One row a method and image."""
     rows = []
     for method, image in images.items():
-        values = {name: f(image, infrared).tolist() for name, (_, f) in METRICS.items()}
+        values = {name: f(image, infrared).tolist() for name, f in measures.items()}
         for i, (name, source) in enumerate(zip(batch["name"], batch["source"])):
             numbers = {metric: x[i] for metric, x in values.items()}
             rows.append({"source": source, "name": name, "method": method, **numbers})
@@ -126,15 +131,16 @@ class Stage1Scores:
 def write(folder: Path, rows: list[dict], facts: dict) -> None:
     """Write and print the table."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
+    names = [name for name in TITLES if name in rows[0]]
     means = {
-        m: {k: sum(r[k] for r in rows if r["method"] == m) / facts["pairs"] for k in METRICS}
+        m: {k: sum(r[k] for r in rows if r["method"] == m) / facts["pairs"] for k in names}
         for m in methods
     }
-    lines = [f"| method | {' | '.join(title for title, _ in METRICS.values())} |",
-             "|---" * (len(METRICS) + 1) + "|"]  # fmt: skip
+    lines = [f"| method | {' | '.join(TITLES[name] for name in names)} |",
+             "|---" * (len(names) + 1) + "|"]  # fmt: skip
     for method, values in means.items():
-        lines.append(f"| {method} | {values['psnr']:.2f} | {values['ssim']:.3f} |"
-                     f" {values['mae']:.3f} | {values['rank']:.3f} |")  # fmt: skip
+        numbers = (f"{x:.2f}" if name == "psnr" else f"{x:.3f}" for name, x in values.items())
+        lines.append(f"| {method} | {' | '.join(numbers)} |")
     stage1, H, W = facts["stage1"], *facts["size"]
     lines += ["", f"{facts['pairs']} pairs of `{facts['data']}` ({facts['split']}), {H} x {W},"
               f" {facts['seconds']} s on {facts['device']}; checkpoint `{facts['checkpoint']}`"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from configs import restore
-from configs.schema import USE_FLAGS, EvaluateConfig
+from configs.schema import USE_FLAGS, HeldOutConfig
 from data.materials import MATERIALS, emissivity_prior, material_colors
 from data.pseudo_labels import NONE, QUANTIZED, prepare_pseudo_labels
 from data.stream import in_step, sequential
@@ -32,7 +32,7 @@ NAMES = [material.name for material in MATERIALS]
 
 @torch.no_grad()
 def main() -> None:
-    cfg = config.load(EvaluateConfig, flags=USE_FLAGS)
+    cfg = config.load(HeldOutConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
     opened = restore.open_all(cfg, device)
     folder = Path(cfg.output_dir)
@@ -45,7 +45,7 @@ def main() -> None:
         print(f"panels in {folder}")
 
 
-def draw_scenes(cfg: EvaluateConfig, opened: restore.Opened, folder: Path, device) -> None:
+def draw_scenes(cfg: HeldOutConfig, opened: restore.Opened, folder: Path, device) -> None:
     """A panel of each of (by default) DEFAULT_SCENES scenes."""
     stage1, translator, _, data, pairs, sampling = opened
     colors, ranks = material_colors(), (dist.rank(), dist.world_size())
@@ -79,7 +79,7 @@ def draw_scenes(cfg: EvaluateConfig, opened: restore.Opened, folder: Path, devic
 
 
 def count_materials(
-    cfg: EvaluateConfig, opened: restore.Opened, device
+    cfg: HeldOutConfig, opened: restore.Opened, device
 ) -> tuple[Tensor, dict[str, float]]:
     """(M, M) pixels by label and prediction over the split (or --limit pairs), {accuracy, miou}.
 

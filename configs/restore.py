@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from configs.schema import (
-    EvaluateConfig,
     FinetuneConfig,
+    HeldOutConfig,
     ModelUseConfig,
     PretrainConfig,
     TrainConfig,
@@ -133,7 +133,7 @@ class Opened(NamedTuple):
     sampling: SamplingConfig | None
 
 
-def open_all(cfg: EvaluateConfig, device: torch.device) -> Opened:
+def open_all(cfg: HeldOutConfig, device: torch.device) -> Opened:
     """Model and held-out pairs. Raises: ValueError: see `read` and `open_pairs`."""
     stage1, translator, trained = load_any(cfg.checkpoint, device)
     data = replace(trained.data, cache="none", num_workers=cfg.num_workers)

@@ -32,7 +32,7 @@ USE_FLAGS = {
     for name in (
         "checkpoint", "output_dir", "device", "batch_size", "steps", "guidance_scale", "shift",
         "samples", "seed", "test_data", "split", "limit", "num_workers", "image_path",
-        "keep_aspect", "counts",
+        "keep_aspect", "counts", "lpips",
     )
 }  # fmt: skip
 
@@ -114,13 +114,20 @@ class ModelUseConfig:
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(ModelUseConfig):
-    """evaluate.py and visualize.py: a trained model of any stage on held-out pairs."""
+class HeldOutConfig(ModelUseConfig):
+    """A trained model of any stage on held-out pairs; what visualize.py is told."""
 
     test_data: str | None = None  # null: the data the model was trained on
     split: Literal["train", "val", "test", "all"] = "test"
     limit: int = 0  # only so many pairs, evenly spaced; 0: all
     num_workers: int = 2
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(HeldOutConfig):
+    """evaluate.py."""
+
+    lpips: bool = False  # LPIPS too; AlexNet's weights are fetched once, 233 MB
 
 
 @dataclass(kw_only=True)

@@ -4,10 +4,12 @@
 """
 
 import math
+import urllib.error
 from itertools import pairwise
 
 import pytest
 import torch
+import torchvision
 
 from utils import metrics
 from utils.metrics import ConfusionMatrix
@@ -51,6 +53,39 @@ def test_psnr_and_mae_of_a_constant_offset_are_known():
     torch.testing.assert_close(metrics.psnr(a + 0.1, a), torch.full((2,), 20.0))
     torch.testing.assert_close(metrics.mae(a + 0.1, a), torch.full((2,), 0.1))
     assert metrics.psnr(a, a).isinf().all()
+
+
+@pytest.fixture
+def random_alexnet(monkeypatch):
+    """LPIPS with AlexNet's weights drawn, not fetched."""
+    torch.manual_seed(0)
+    state = torchvision.models.alexnet(weights=None).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *a, **k: state)
+
+
+def test_lpips_sees_three_equal_channels_in_minus_one_to_one(random_alexnet):
+    lpips, (a, b) = metrics.Lpips(), (images(size=64), images(size=64, seed=5))
+    before, seen = (a.clone(), b.clone()), []
+    lpips.metric.net.register_forward_pre_hook(lambda net, args: seen.append(args))
+    assert torch.equal(lpips(a, a), torch.zeros(2))
+    values = lpips(a, b)
+    assert values.shape == (2,) and (values > 0).all()
+    torch.testing.assert_close(values, lpips(b, a))
+    torch.testing.assert_close(values[1:], lpips(a[1:], b[1:]))     # no memory of what was before
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1])
+    shown = lpips.metric.net(a.expand(-1, 3, -1, -1) * 2 - 1, b.expand(-1, 3, -1, -1) * 2 - 1)
+    torch.testing.assert_close(values, shown.flatten())
+    with pytest.raises(ValueError, match="LPIPS needs sides of 64"):
+        lpips(images(size=32), images(size=32))
+
+
+def test_lpips_without_weights_says_what_to_leave_out(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(ValueError, match=r"AlexNet cannot be fetched .*no route.*--lpips"):
+        metrics.Lpips()
 
 
 def test_ssim_is_one_for_equal_images_and_low_for_noise():

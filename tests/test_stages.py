@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import ROOT
-from utils import checkpoint
+from utils import checkpoint, metrics
 
 SCENES = "data.synthetic_scenes={train: 12, val: 4, test: 4}"
 TINY = ["data.size=32", SCENES, "data.num_workers=0", "training.steps=4", "training.batch_size=4",
@@ -129,6 +129,19 @@ def test_evaluation_writes_every_row_for_a_checkpoint_of_any_stage(stage, made, 
     assert np.allclose(grey, [-x for x in inverted], atol=1e-4)
     out = capsys.readouterr().out
     assert "| training mean |" in out and "ln 32 = 3.466" in out
+
+
+def test_lpips_is_a_column_where_it_is_asked_for(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "Lpips", lambda device: metrics.mae)
+    arguments = ["--checkpoint", made / "pretrain", "--device", "cpu", "--limit", "2"]
+    call("evaluate", *arguments, "--output_dir", tmp_path / "with", "--lpips")
+    assert "| method | PSNR dB | SSIM | MAE | rank corr. | LPIPS |" in capsys.readouterr().out
+    methods = json.loads((tmp_path / "with" / "results.json").read_text())["methods"]
+    assert methods["grey"]["lpips"] == pytest.approx(np.mean([
+        float(row["lpips"]) for row in csv.DictReader((tmp_path / "with" / "per_image.csv").open())
+        if row["method"] == "grey"]))  # fmt: skip
+    call("evaluate", *arguments, "--output_dir", tmp_path / "without")
+    assert "LPIPS" not in capsys.readouterr().out
 
 
 def test_panels_are_drawn_for_every_scene(made, tmp_path):

@@ -11,6 +11,7 @@ from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from utils import dist
 
@@ -33,6 +34,29 @@ def ssim(predicted: Tensor, target: Tensor) -> Tensor:
     values = structural_similarity_index_measure(
         predicted, target, data_range=1.0, reduction="none")
     return values.reshape(len(predicted))
+
+
+class Lpips:
+    """How unlike two images look to a network: (B,), 0 for equal ones, less is better.
+
+    AlexNet, of grey repeated to three channels and scaled to [-1, 1], as it was made for.
+    Raises: ValueError: its weights cannot be fetched, or sides below 64.
+    Source: Zhang et al. 2018 (arXiv:1801.03924), by torchmetrics.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        try:
+            self.metric = LearnedPerceptualImagePatchSimilarity("alex", normalize=True).to(device)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"the weights of AlexNet cannot be fetched ({error}); leave out "
+                             "--lpips, or put them into torch's cache") from error
+
+    def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
+        pair = _checked(predicted, target)
+        if min(predicted.shape[-2:]) < 64:
+            raise ValueError(f"LPIPS needs sides of 64 or more, got {tuple(predicted.shape[-2:])}")
+        images = zip(*(x.expand(-1, 3, -1, -1).split(1) for x in pair))
+        return torch.stack([self.metric(a, b) for a, b in images])
 
 
 def mae(predicted: Tensor, target: Tensor) -> Tensor:
