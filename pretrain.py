@@ -84,6 +84,8 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     def eval_fn(model: Stage1) -> dict:
         found = sequential(val_set, batch_size, *ranks, workers)
         last.update(validate(cfg, model, objective, (to_device(x, device) for x in found), device))
+        if "NEAR CHANCE" in (said := verdict(cfg, last)[0]):
+            dist.print0(said)  # not only at the end: a run may be lost hours before
         scenes = draw_scenes(cfg, model, val_set, run, device) if dist.is_main() else {}
         return {**last, **learnt(model), **scenes}
 
@@ -92,8 +94,7 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
         return dry_run(cfg, model, describe(train_set), batch, lambda: loss_fn(model, batch)[0])
     fit(cfg, model, loss_fn, batches, run, eval_fn, samples=len(train_set))
     if last:
-        dist.print0(f"best model: {run.dir / 'best_model.pth'}")
-        dist.print0("\n".join(verdict(cfg, last)))
+        dist.print0("\n".join([f"best model: {run.dir / 'best_model.pth'}", *verdict(cfg, last)]))
 
 
 def material_frequency(cfg: PretrainConfig, pairs, most: int = 256) -> torch.Tensor:

@@ -153,6 +153,12 @@ def test_the_last_line_says_when_materials_are_near_chance(values):
     assert "NEAR CHANCE" in verdict(**values)
 
 
+def test_every_evaluation_says_when_materials_are_near_chance(tmp_path, capsys):
+    train(tmp_path, "training.eval_every=1", "optimizer.params.lr=1e-6", "training.lr_min=0")
+    said = [line for line in capsys.readouterr().out.splitlines() if "NEAR CHANCE" in line]
+    assert len(said) == 3 and said[-1] == said[-2]      # two evaluations, and the end
+
+
 def test_the_last_line_says_when_labels_are_missing_or_no_materials():
     assert "means nothing" in verdict("none", val_labelled=0.0)
     assert "means nothing" in verdict(val_labelled=0.0)

@@ -6,10 +6,12 @@
 import pytest
 import torch
 
+import train
+from configs.schema import TrainConfig
 from losses import flow
 from models.codec import in_infrared_panel
 from models.sampler import SamplingConfig, sample, step_times
-from models.translator import TranslatorConfig, build_translator
+from models.translator import Prediction, TranslatorConfig, build_translator
 from tests.tiny_models import stir, tiny_stage1, tiny_translator, write_flux_fill
 
 H, W = 32, 48
@@ -99,6 +101,24 @@ def test_guidance_off_is_an_empty_inject():
     model = tiny_translator(inject={})
     assert not list(model.guidance.parameters())
     assert loss_of(model).isfinite()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_visible_panel_is_left_out_where_its_error_has_no_weight(weight):
+    seen = []
+
+    class Model:
+        round_time = staticmethod(lambda t: t)
+
+        def __call__(self, *args):
+            seen.append(args[-1])
+            return Prediction(NOISE, NOISE, None)
+
+    cfg = TrainConfig()
+    cfg.flow.visible_weight = weight
+    batch = {"visible": VISIBLE, "infrared": INFRARED, "draw": [0, 1]}
+    train.make_predict(cfg, model := Model(), (H, W), VISIBLE.device)(model, batch, 2, 0)
+    assert seen == [weight == 0]
 
 
 def test_the_masked_half_of_the_condition_knows_nothing_of_the_infrared():
