@@ -18,7 +18,7 @@ import json
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
@@ -33,7 +33,7 @@ from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import PseudoLabels, prepare_pseudo_labels
 from data.stream import collate
 from losses.pretrain import MultiTaskPretrainLoss, compile_loss
-from models import decomposition, fusion
+from models import decomposition
 from models.decomposition import DecompositionConfig
 from models.stage1 import Stage1
 from utils.loop import TrainingConfig, fit, to_device
@@ -116,12 +116,7 @@ def timed(way: str, args, device, batches: list[dict], loop, decoder: str = "ski
 @contextmanager
 def plainly_written():
     """The same network without what this project does for speed."""
-    plain = dict(run_heads=heads_apart, _enlarge=interpolate)
-    with ExitStack() as stack:
-        for name, function in plain.items():
-            stack.enter_context(mock.patch.object(decomposition, name, function))
-        by_layer = lambda layers, x: layers(x).float()  # noqa: E731
-        stack.enter_context(mock.patch.object(fusion, "_by_pixel", by_layer))
+    with mock.patch.multiple(decomposition, run_heads=heads_apart, _enlarge=interpolate):
         yield
 
 

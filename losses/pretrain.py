@@ -175,11 +175,9 @@ def material_cross_entropy(
             f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         )
     known = labels != IGNORE
-    # one row a pixel: for images torch's gradient is not the same in every run on a GPU
     pixel_loss = F.cross_entropy(
-        logits.float().movedim(1, -1).flatten(0, 2), labels.flatten(), ignore_index=IGNORE,
-        reduction="none",
-    ).view(labels.shape)  # (B, H, W)
+        logits.float(), labels, ignore_index=IGNORE, reduction="none"
+    )  # (B, H, W)
     plain_B = _mean(pixel_loss, known.float())
     weighted_B = plain_B
     if weights is not None:
