@@ -18,7 +18,6 @@ import json
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
@@ -113,14 +112,8 @@ def timed(way: str, args, device, batches: list[dict], loop, decoder: str = "ski
     return row
 
 
-@contextmanager
-def plainly_written():
-    """The same network without what this project does for speed."""
-    with mock.patch.multiple(decomposition, run_heads=heads_apart, _enlarge=interpolate):
-        yield
-
-
 def heads_apart(heads, x, detail):
+    """decomposition.run_heads, plainly written."""
     out = []
     for head in heads:
         y = x
@@ -134,7 +127,7 @@ def interpolate(x: torch.Tensor, times: int = 2) -> torch.Tensor:
     return F.interpolate(x, scale_factor=times, mode="bilinear", align_corners=False)
 
 
-@plainly_written()
+@mock.patch.multiple(decomposition, run_heads=heads_apart, _enlarge=interpolate)
 def peer_loop(model: Stage1, batches: list[dict], steps: int) -> tuple[float, float]:
     cfg, objective = PretrainConfig(), MultiTaskPretrainLoss(PretrainConfig().loss)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)

@@ -43,8 +43,11 @@ class HeadStream(NamedTuple):
 
 
 def rotary_of(cos_Sd: Tensor, sin_Sd: Tensor) -> Rotary:
-    """`Rotary` of what FLUX computes. Packed they are a quarter of the bytes, which the kernels
-    read again for every head; fp16 is 8 times as fine as the bf16 that they multiply."""
+    """`Rotary` of FLUX's angles, cos and sin (S, d) fp32.
+
+    Packed they are a quarter of the bytes, which the kernels read again for every head; fp16 is 8
+    times as fine as the bf16 that it multiplies.
+    """
     low, high = (x[:, ::2].half().view(torch.int16).int() for x in (cos_Sd, sin_Sd))
     return Rotary(cos_Sd, sin_Sd, (low & LOW) | (high << 16))
 
