@@ -12,14 +12,14 @@ import math
 
 import numpy as np
 import torch
-from torch import nn
 
 from configs.schema import FLAGS, PretrainConfig
+from configs.step import stage1_step
 from data.materials import IGNORE, MATERIALS, material_colors
 from data.pairs import describe, open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import collate, evenly_spaced, sequential, stream
-from losses.pretrain import MultiTaskPretrainLoss, compile_loss
+from losses.pretrain import MultiTaskPretrainLoss
 from models.stage1 import Stage1
 from utils import config, dist, metrics, panels
 from utils.dryrun import dry_run
@@ -60,22 +60,15 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     alone = device.type == "cuda" and ranks[1] == 1
     compiled = alone if cfg.compile is None else cfg.compile
     if compiled:
-        model.compile_for_training()
+        model.to(memory_format=torch.channels_last)
 
     # objective
     frequency = material_frequency(cfg, train_set) if cfg.loss.balance else torch.zeros(1)
     if cfg.loss.balance and not frequency.any():
         dist.print0("no labelled material found: loss.balance has nothing to weigh")
     objective = MultiTaskPretrainLoss(cfg.loss, frequency.to(device) if frequency.any() else None)
-    if compiled:
-        objective = compile_loss(objective)
-
-    def loss_fn(model: nn.Module, batch: dict):
-        maps, fused = model(batch["visible"])
-        labels = prepare_pseudo_labels(
-            batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
-        )
-        return objective(*maps, fused, labels, batch["infrared"][:, :1])
+    replayed = compiled and device.type == "cuda" and cfg.training.gradient_accumulation_steps == 1
+    loss_fn = stage1_step(cfg.data.labels, objective, compiled, replayed)
 
     # validation
     last = {}

@@ -28,11 +28,12 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.schema import PretrainConfig
+from configs.step import stage1_step
 from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import PseudoLabels, prepare_pseudo_labels
 from data.stream import collate
-from losses.pretrain import MultiTaskPretrainLoss, compile_loss
-from models import decomposition
+from losses.pretrain import MultiTaskPretrainLoss
+from models import decomposition, fusion
 from models.decomposition import DecompositionConfig
 from models.stage1 import Stage1
 from utils.loop import TrainingConfig, fit, to_device
@@ -42,6 +43,7 @@ OURS = {
     "fp32": dict(mixed_precision="no", compile=False),
     "bf16": dict(mixed_precision="bf16", compile=False),
     "compiled": dict(mixed_precision="bf16", compile=True),  # and channels last
+    "replayed": dict(mixed_precision="bf16", compile=True, replayed=True),
 }
 WARM_SHARE = 3  # of the steps: the first third is not timed
 
@@ -128,6 +130,7 @@ def interpolate(x: torch.Tensor, times: int = 2) -> torch.Tensor:
 
 
 @mock.patch.multiple(decomposition, run_heads=heads_apart, _enlarge=interpolate)
+@mock.patch.object(fusion, "_by_pixel", lambda layers, x: layers(x).float())
 def peer_loop(model: Stage1, batches: list[dict], steps: int) -> tuple[float, float]:
     cfg, objective = PretrainConfig(), MultiTaskPretrainLoss(PretrainConfig().loss)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
@@ -155,27 +158,19 @@ def labels_by_sample(batch: dict, cfg: PretrainConfig) -> PseudoLabels:
     return PseudoLabels(*(torch.cat(parts) for parts in zip(*found)))
 
 
-def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: str,
-             compile: bool) -> tuple[float, float]:  # fmt: skip
+def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: str, compile: bool,
+             replayed: bool = False) -> tuple[float, float]:  # fmt: skip
     first = steps // WARM_SHARE
     training = TrainingConfig(
         batch_size=len(batches[0]["visible"]), steps=steps, mixed_precision=mixed_precision,
         schedule="constant", log_every=first, eval_every=0, save_every=0,
     )  # fmt: skip
-    objective = MultiTaskPretrainLoss(PretrainConfig().loss)
     if compile:
-        model.compile_for_training()
-        objective = compile_loss(objective)
+        model.to(memory_format=torch.channels_last)
+    objective = MultiTaskPretrainLoss(PretrainConfig().loss)
     with tempfile.TemporaryDirectory() as folder:
         cfg = PretrainConfig(training=training, run=RunConfig(output_dir=folder))
-
-        def loss_fn(model, batch):
-            labels = prepare_pseudo_labels(
-                batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
-            )
-            maps, fused = model(batch["visible"])
-            return objective(*maps, fused, labels, batch["infrared"][:, :1])
-
+        loss_fn = stage1_step(cfg.data.labels, objective, compile, replayed)
         fit(cfg, model, loss_fn, lambda position: itertools.cycle(batches), Run(folder, cfg))
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
     timed = [row for row in rows if row["step"] > first]

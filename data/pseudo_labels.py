@@ -98,8 +98,13 @@ def material_labels(visible: Tensor, semantic: Tensor, cfg: LabelConfig) -> Tens
     return _table_on(cfg.material_source, semantic.device)[semantic.long()]
 
 
-@lru_cache      # a copy per device, not per batch
+@torch.compiler.assume_constant_result      # a compiled step holds the table itself
 def _table_on(name: str, device: torch.device) -> Tensor:
+    return _table_of(name, device)
+
+
+@lru_cache      # a copy per device, not per batch
+def _table_of(name: str, device: torch.device) -> Tensor:
     return material_table(name).to(device)
 
 

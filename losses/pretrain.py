@@ -7,7 +7,6 @@ Dimension key:  B batch   H, W pixels   M materials   C context channels
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
@@ -106,12 +105,6 @@ class MultiTaskPretrainLoss:
         return total, parts
 
 
-def compile_loss(objective: MultiTaskPretrainLoss) -> Callable:
-    """`objective` as few kernels for one shape; what is between them stays on the chip."""
-    # torch 2.11's common kernel for sums along rows and columns fails on these losses
-    return torch.compile(objective, dynamic=False, options={"triton.mix_order_reduction": False})
-
-
 def mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """A scalar in fp32.
 
@@ -175,9 +168,11 @@ def material_cross_entropy(
             f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         )
     known = labels != IGNORE
+    # one row a pixel: for images torch's gradient is not the same in every run on a GPU
     pixel_loss = F.cross_entropy(
-        logits.float(), labels, ignore_index=IGNORE, reduction="none"
-    )  # (B, H, W)
+        logits.float().movedim(1, -1).flatten(0, 2), labels.flatten(), ignore_index=IGNORE,
+        reduction="none",
+    ).view(labels.shape)  # (B, H, W)
     plain_B = _mean(pixel_loss, known.float())
     weighted_B = plain_B
     if weights is not None:

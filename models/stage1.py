@@ -32,11 +32,6 @@ class Stage1(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 self.fusion = PhysicsInspiredFusion(cfg.num_materials, cfg.num_context_channels)
 
-    def compile_for_training(self) -> None:
-        """Compile for one shape, channels last; the first step then takes a minute."""
-        self.to(memory_format=torch.channels_last)
-        self.compile(dynamic=False)
-
     def forward(self, visible: Tensor) -> Stage1Output:
         maps = self.decomposition(visible)
         if self.fusion is None:
