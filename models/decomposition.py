@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.cells import CellKernels
+
 STRIDE = 32  # of the encoder: pixels a cell of its last map
 EVEN = 8  # channels of a product that GPUs compute fast are a multiple of it
 
@@ -79,8 +81,9 @@ class MultiTaskDecompositionNet(nn.Module):
         x = pad_to_multiple((visible - self.mean) / self.std, STRIDE)  # (B, 3, h, w)
         self._check_statistics(x)
         features = self.encoder(x)
-        x, detail = self.decoder(features, x)  # (B, D, h, w) or (B, D, h/2, w/2) with its detail
-        out = run_heads([self.intensity_head, self.material_head, self.context_head], x, detail)
+        x, detail = self.decoder(features, x)  # of full size, or of half with detail
+        heads = [self.intensity_head, self.material_head, self.context_head]
+        out = run_heads(heads, x, detail, self.decoder.cells)
         intensity, material, context = (y[..., :H, :W].float() for y in out)
         return Maps(intensity.sigmoid(), material, context)
 
@@ -119,7 +122,7 @@ class Encoder(nn.Module):
 class PlainDecoder(nn.Module):
     """The reference: only the last map, doubled three times, then enlarged to full size."""
 
-    detail_channels = 0
+    detail_channels, cells = 0, None
 
     def __init__(self, channels: tuple[int, ...], width: int):
         super().__init__()
@@ -136,9 +139,9 @@ class PlainDecoder(nn.Module):
 class SkipDecoder(nn.Module):
     """U-Net: each doubling sees the encoder's map of its size, and the heads see the photograph.
 
-    The heads run at half the size, which is what their features can resolve, and only their last
-    layer runs at full size, where it also sees a few channels computed from the pixels: sharp edges
-    for less arithmetic than the plain decoder's heads.
+    The heads run at half the size, which is what their features can resolve. Only their last layer
+    works on doubled features, beside a few channels computed from the pixels: sharp edges for less
+    arithmetic than the plain decoder's heads.
     Source: Ronneberger et al. 2015 (arXiv:1505.04597).
     """
 
@@ -153,12 +156,14 @@ class SkipDecoder(nn.Module):
         )
         self.detail = nn.Conv2d(3, self.detail_channels, 3, padding=1)
         _he(self.detail)
+        self.cells = CellKernels()
 
     def forward(self, features: list[Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
         x = features[-1]  # (B, channels, h/32, w/32)
         for step, skip in zip(self.steps, features[-2::-1]):
             x = step(torch.cat([_enlarge(x), skip], dim=1))
-        return x, F.relu(self.detail(image))  # (B, D, h/2, w/2), (B, 16, h, w)
+        detail = F.relu(self.cells.convolve(self.detail, image))
+        return x, detail  # (B, D, h/2, w/2), (B, 4 * 16, h/2, w/2)
 
 
 class Head(nn.Module):
@@ -177,10 +182,15 @@ class Head(nn.Module):
         nn.init.zeros_(self.last.bias)
 
 
-def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None) -> list[Tensor]:
+def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None,
+              cells: CellKernels) -> list[Tensor]:  # fmt: skip
     """What each head makes of the features; first and last layers of all heads are one product.
 
     Apart, the last ones have few channels (one, for intensity), which GPUs compute slowly.
+
+    Args:
+        detail: (B, 4 C, h, w), the cells of a map of twice the size of x (B, D, h, w), which is
+            also the size of what is returned; or None: then that size is x's.
     """
     first = [head.hidden[0] for head in heads]
     weight, bias = (torch.cat([getattr(c, n) for c in first]) for n in ("weight", "bias"))
@@ -189,22 +199,24 @@ def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None) -> list[Tenso
     for i, head in enumerate(heads):
         for conv in head.hidden[1:]:
             parts[i] = F.relu(conv(parts[i]))
-    widths = [part.shape[1] for part in parts]
-    x = torch.cat(parts, dim=1)
+    widths, sizes = [part.shape[1] for part in parts], [len(head.last.bias) for head in heads]
+    own, of_detail = zip(*(h.last.weight.split([n, h.last.in_channels - n], dim=1)
+                           for h, n in zip(heads, widths)))  # fmt: skip
+    weight = torch.cat([
+        F.pad(rows, (0, 0, 0, 0, sum(widths[:i]), sum(widths[i + 1 :])))  # others' parts: zero
+        for i, rows in enumerate(own)
+    ])  # fmt: skip
+    bias = torch.cat([head.last.bias for head in heads])
     if detail is not None:
-        x = torch.cat([_enlarge(x), detail], dim=1)
-    rows, before = [], 0
-    for head, width in zip(heads, widths):
-        own, of_detail = head.last.weight.split([width, head.last.in_channels - width], dim=1)
-        padded = F.pad(own, (0, 0, 0, 0, before, sum(widths) - before - width))  # others: zero
-        rows.append(torch.cat([padded, of_detail], dim=1))
-        before += width
-    sizes = [len(row) for row in rows]
-    weight, bias = torch.cat(rows), torch.cat([head.last.bias for head in heads])
-    extra = -len(bias) % EVEN
-    out = F.conv2d(x, F.pad(weight, (0, 0, 0, 0, 0, 0, 0, extra)), F.pad(bias, (0, extra)),
-                   padding=1)  # fmt: skip
-    return list(out.split([*sizes, extra], dim=1))[: len(heads)]
+        parts.append(detail)
+        weight = torch.cat([cells.of_doubled(weight), cells.of_pixels(torch.cat(of_detail))], dim=1)
+        bias = bias.repeat_interleave(4)
+    made, extra = len(bias), -len(bias) % EVEN
+    out = F.conv2d(torch.cat(parts, dim=1), F.pad(weight, (0, 0, 0, 0, 0, 0, 0, extra)),
+                   F.pad(bias, (0, extra)), padding=1)[:, :made]  # fmt: skip
+    if detail is not None:
+        out = F.pixel_shuffle(out, 2)
+    return list(out.split(sizes, dim=1))
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
