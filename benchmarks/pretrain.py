@@ -34,6 +34,7 @@ from data.pseudo_labels import PseudoLabels, prepare_pseudo_labels
 from data.stream import collate
 from losses.pretrain import MultiTaskPretrainLoss
 from models import decomposition, fusion
+from models.cells import CellKernels
 from models.decomposition import DecompositionConfig
 from models.stage1 import Stage1
 from utils.loop import TrainingConfig, fit, to_device
@@ -114,8 +115,8 @@ def timed(way: str, args, device, batches: list[dict], loop, decoder: str = "ski
     return row
 
 
-def heads_apart(heads, x, detail):
-    """decomposition.run_heads, plainly written."""
+def heads_apart(heads, x, detail, cells):
+    """decomposition.run_heads, plainly written, at full size."""
     out = []
     for head in heads:
         y = x
@@ -130,6 +131,7 @@ def interpolate(x: torch.Tensor, times: int = 2) -> torch.Tensor:
 
 
 @mock.patch.multiple(decomposition, run_heads=heads_apart, _enlarge=interpolate)
+@mock.patch.object(CellKernels, "convolve", lambda cells, conv, image: conv(image))
 @mock.patch.object(fusion, "_by_pixel", lambda layers, x: layers(x).float())
 def peer_loop(model: Stage1, batches: list[dict], steps: int) -> tuple[float, float]:
     cfg, objective = PretrainConfig(), MultiTaskPretrainLoss(PretrainConfig().loss)

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from models.attention import attend, rotate
 from models.fp8 import COMPILED_ROW, Frozen, Matrix, linear, linear_of_few, mlp
 from models.guidance import SemanticGuidance
-from models.heads import EPS, HeadStream, Rotary, can_fuse, heads, rotary_of
+from models.heads import EPS, HeadStream, can_fuse, heads
 from models.kernels import gelu
 from models.lora import LoraLinear
 from models.shard import place
@@ -90,7 +90,7 @@ SINGLE = {
 # ---- the arithmetic: functions of tensors
 
 
-def double_block(x_BND: Tensor, text_BMD: Tensor, temb_BD: Tensor, rotary: Rotary,
+def double_block(x_BND: Tensor, text_BMD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor],
                  image: Stream, text: Stream) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One double block: (image, text) tokens -> (image, text) tokens."""
     M = text_BMD.shape[1]
@@ -103,7 +103,7 @@ def double_block(x_BND: Tensor, text_BMD: Tensor, temb_BD: Tensor, rotary: Rotar
     )
 
 
-def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: Rotary, w: Stream,
+def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor], w: Stream,
                  wanted: Wanted | None = None) -> Tensor:  # fmt: skip
     """One single block, on text and image tokens joined; (B, S, D), or fewer tokens if `wanted`."""
     shift, scale, gate = _modulation(temb_BD, w, 3)
@@ -137,12 +137,11 @@ def _modulated(x: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return x * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
-def _heads(rotary: Rotary, *streams: tuple[Tensor, Stream]) -> list[Tensor]:
+def _heads(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream]) -> list[Tensor]:
     """q, k, v of all streams joined: (B, S, h, d), q and k normalised and turned."""
     products = [linear(x, w.qkv) for x, w in streams]
     if can_fuse(products[0], len(streams[0][1].norm_q_d)):
-        parts = [_head_stream(y, x, w) for y, (x, w) in zip(products, streams)]
-        return heads(rotary.packed_Sp, parts)
+        return heads(*rotary, [_head_stream(y, x, w) for y, (x, w) in zip(products, streams)])
     of_streams = []
     for y, (x, w) in zip(products, streams):
         parts = _adapted(y.chunk(3, dim=-1), x, [w.adapters[n] for n in "qkv"])
@@ -150,7 +149,7 @@ def _heads(rotary: Rotary, *streams: tuple[Tensor, Stream]) -> list[Tensor]:
         of_streams.append((*(F.rms_norm(y, n.shape, n, EPS)
                              for y, n in ((q, w.norm_q_d), (k, w.norm_k_d))), v))  # fmt: skip
     q, k, v = (torch.cat(parts, dim=1) for parts in zip(*of_streams))
-    return *(rotate(x, rotary.cos_Sd, rotary.sin_Sd) for x in (q, k)), v
+    return rotate(q, *rotary), rotate(k, *rotary), v
 
 
 def _head_stream(y: Tensor, x: Tensor, w: Stream) -> HeadStream:
@@ -297,12 +296,12 @@ def _read_rows_once() -> None:
     """Let inductor keep a whole row in registers when it reduces one, up to 4096 values.
 
     By itself it stops at 1024 and reads (and recomputes) longer rows two or three times: every norm
-    and every rounding of this model. Rows beside a broadcast value have the hint DEFAULT.
+    and every rounding of this model.
     """
     before = InductorChoices.should_use_persistent_reduction
 
     def decide(features, cooperative_reduction: bool) -> bool:
-        rows = features.get_reduction_hint() in (ReductionHint.INNER, ReductionHint.DEFAULT)
+        rows = features.get_reduction_hint() == ReductionHint.INNER
         if rows and V.graph.sizevars.statically_known_leq(features.reduction_numel, COMPILED_ROW):
             return True
         return before(features, cooperative_reduction)
@@ -349,7 +348,7 @@ def _forward(flux, fuser, recompute_every, hidden_states, encoder_hidden_states,
     text_BMD = flux.context_embedder(encoder_hidden_states)
     times = (1000 * s.to(x_BND.dtype) for s in (timestep, guidance))
     temb_BD = flux.time_text_embed(*times, pooled_projections)
-    rotary = rotary_of(*flux.pos_embed(torch.cat([txt_ids, img_ids])))
+    rotary = flux.pos_embed(torch.cat([txt_ids, img_ids]))
     guide = (joint_attention_kwargs or {}).get("guidance")
 
     def run(index, block, *args):

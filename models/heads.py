@@ -21,17 +21,8 @@ except ImportError:  # torch without CUDA comes without it
     triton = None
 
 EPS = 1e-6  # of every norm in FLUX
-LOW = 65535  # mask of the low 16 bits
 FORWARD, BACKWARD = (64, 4), (16, 4)  # tokens and warps of a program, which makes one head
 WIDTHS = (16, 32, 64, 128, 256)  # of a head that the kernels are written for
-
-
-class Rotary(NamedTuple):
-    """Angles of the rotary positions; the two values of a pair turn by the same one."""
-
-    cos_Sd: Tensor  # fp32
-    sin_Sd: Tensor  # fp32
-    packed_Sp: Tensor  # int32 (S, d/2): cos (low 16 bits) and sin of each pair, in fp16
 
 
 class HeadStream(NamedTuple):
@@ -42,44 +33,34 @@ class HeadStream(NamedTuple):
     norm_k: Tensor  # (d,), not trained
 
 
-def rotary_of(cos_Sd: Tensor, sin_Sd: Tensor) -> Rotary:
-    """`Rotary` of FLUX's angles, cos and sin (S, d) fp32.
-
-    Packed they are a quarter of the bytes, which the kernels read again for every head; fp16 is 8
-    times as fine as the bf16 that it multiplies.
-    """
-    low, high = (x[:, ::2].half().view(torch.int16).int() for x in (cos_Sd, sin_Sd))
-    return Rotary(cos_Sd, sin_Sd, (low & LOW) | (high << 16))
-
-
 def can_fuse(y: Tensor, width: int) -> bool:
     """Whether `heads` has a kernel for this device and width of a head."""
     return triton is not None and y.is_cuda and width in WIDTHS
 
 
-def heads(angles_Sp: Tensor, streams: list[HeadStream]) -> tuple[Tensor, ...]:
+def heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[HeadStream]) -> tuple[Tensor, ...]:
     """q, k and v, each (B, S, h, d) contiguous, in y's dtype; gradients of y, low and up.
 
-    Args: angles_Sp: Rotary.packed_Sp.
+    cos and sin: fp32, contiguous; the two values of a pair are equal, as FLUX's are.
     """
-    return _Heads.apply(angles_Sp, *[x for stream in streams for x in stream])
+    return _Heads.apply(cos_Sd, sin_Sd, *[x for stream in streams for x in stream])
 
 
 class _Heads(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, angles_Sp, *flat):
-        ctx.save_for_backward(angles_Sp, *flat)
-        return heads_forward(angles_Sp, list(flat))
+    def forward(ctx, cos_Sd, sin_Sd, *flat):
+        ctx.save_for_backward(cos_Sd, sin_Sd, *flat)
+        return heads_forward(cos_Sd, sin_Sd, list(flat))
 
     @staticmethod
     def backward(ctx, *gradients):
-        angles_Sp, *flat = ctx.saved_tensors
+        cos_Sd, sin_Sd, *flat = ctx.saved_tensors
         contiguous = [g.contiguous() for g in gradients]
-        found = heads_backward(*contiguous, angles_Sp, flat)
+        found = heads_backward(*contiguous, cos_Sd, sin_Sd, flat)
         out = []
         for g, low, up in zip(found, flat[1::5], flat[2::5]):
             out += [g, *_of_adapters(g, low, up), None, None]
-        return None, *out
+        return None, None, *out
 
 
 def _of_adapters(g: Tensor, low: Tensor, up: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -94,49 +75,51 @@ def _of_adapters(g: Tensor, low: Tensor, up: Tensor) -> tuple[Tensor | None, Ten
 
 
 @torch.library.custom_op("thermaflux::heads_forward", mutates_args=())
-def heads_forward(angles_Sp: Tensor, flat: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def heads_forward(
+    cos_Sd: Tensor, sin_Sd: Tensor, flat: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """`flat`: the tensors of all streams, one behind the other."""
-    q, k, v = _joint(angles_Sp, flat)
-    for args, grid, sizes in _launches(angles_Sp, flat, *FORWARD):
-        _forward_kernel[grid](*args, angles_Sp, q, k, v, **sizes)
+    q, k, v = _joint(cos_Sd, flat)
+    for args, grid, sizes in _launches(cos_Sd, flat, *FORWARD):
+        _forward_kernel[grid](*args, cos_Sd, sin_Sd, q, k, v, **sizes)
     return q, k, v
 
 
 @torch.library.custom_op("thermaflux::heads_backward", mutates_args=())
 def heads_backward(
-    dq: Tensor, dk: Tensor, dv: Tensor, angles_Sp: Tensor, flat: list[Tensor]
+    dq: Tensor, dk: Tensor, dv: Tensor, cos_Sd: Tensor, sin_Sd: Tensor, flat: list[Tensor]
 ) -> list[Tensor]:
     """The gradient of every stream's y, which is also that of what its adapters add."""
     found = [torch.empty_like(y) for y in flat[::5]]
-    for (args, grid, sizes), g in zip(_launches(angles_Sp, flat, *BACKWARD), found):
-        _backward_kernel[grid](*args, angles_Sp, dq, dk, dv, g, **sizes)
+    for (args, grid, sizes), g in zip(_launches(cos_Sd, flat, *BACKWARD), found):
+        _backward_kernel[grid](*args, cos_Sd, sin_Sd, dq, dk, dv, g, **sizes)
     return found
 
 
 @heads_forward.register_fake
-def _(angles_Sp, flat):
-    return _joint(angles_Sp, flat)
+def _(cos_Sd, sin_Sd, flat):
+    return _joint(cos_Sd, flat)
 
 
 @heads_backward.register_fake
-def _(dq, dk, dv, angles_Sp, flat):
+def _(dq, dk, dv, cos_Sd, sin_Sd, flat):
     return [torch.empty_like(y) for y in flat[::5]]
 
 
-def _joint(angles_Sp: Tensor, flat: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _joint(cos_Sd: Tensor, flat: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     y, d = flat[0], flat[3].shape[0]
-    shape = y.shape[0], angles_Sp.shape[0], y.shape[2] // (3 * d), d
+    shape = y.shape[0], cos_Sd.shape[0], y.shape[2] // (3 * d), d
     return tuple(y.new_empty(shape) for _ in range(3))
 
 
-def _launches(angles_Sp: Tensor, flat: list[Tensor], tokens: int, warps: int):
+def _launches(cos_Sd: Tensor, flat: list[Tensor], tokens: int, warps: int):
     """Arguments, grid and sizes of the kernel for every stream."""
     first = 0
     for i in range(0, len(flat), 5):
         y, low, up, norm_q, norm_k = flat[i : i + 5]
         B, M, d = y.shape[0], y.shape[1], norm_q.shape[0]
         h, r = y.shape[2] // (3 * d), up.shape[-1] if up.numel() else 0
-        sizes = dict(M=M, S=angles_Sp.shape[0], first=first, h=h, EPS=EPS, R=r,
+        sizes = dict(M=M, S=cos_Sd.shape[0], first=first, h=h, EPS=EPS, R=r,
                      RANK=max(16, triton.next_power_of_2(r)), WIDTH=d, TOKENS=tokens,
                      PACKED=y.dtype == torch.bfloat16, num_warps=warps)  # fmt: skip
         yield (y, low, up, norm_q, norm_k), (triton.cdiv(M, tokens), h, B), sizes
@@ -158,22 +141,15 @@ if triton is not None:
 
     @triton.jit
     def _load(x, at, inside, PACKED: tl.constexpr):
-        """Pairs as they lie in memory: two bf16 as one number of 32 bits, others apart."""
+        """Even and odd values of pairs, fp32; two bf16 are read as one number of 32 bits."""
         if PACKED:
-            even = tl.load(x.to(tl.pointer_type(tl.int32)) + at, inside, 0)
-            odd = even
-        else:
-            even = tl.load(x + 2 * at, inside, 0)
-            odd = tl.load(x + 2 * at + 1, inside, 0)
-        return even, odd
-
-    @triton.jit
-    def _values(even, odd, PACKED: tl.constexpr):
-        """Even and odd values of what `_load` read, fp32."""
-        if PACKED:
-            even, odd = even << 16, odd & -65536
+            both = tl.load(x.to(tl.pointer_type(tl.int32)) + at, inside, 0)
+            even, odd = both << 16, both & -65536
             even, odd = even.to(tl.float32, bitcast=True), odd.to(tl.float32, bitcast=True)
-        return even.to(tl.float32), odd.to(tl.float32)
+        else:
+            even = tl.load(x + 2 * at, inside, 0).to(tl.float32)
+            odd = tl.load(x + 2 * at + 1, inside, 0).to(tl.float32)
+        return even, odd
 
     @triton.jit
     def _store(x, at, even, odd, inside, PACKED: tl.constexpr):
@@ -186,16 +162,17 @@ if triton is not None:
             tl.store(x + 2 * at + 1, odd, inside)
 
     @triton.jit
-    def _adapted(even, odd, low, up, row, column, inside, h, part: tl.constexpr, R: tl.constexpr,
+    def _adapted(y, low, up, row, column, inside, h, part: tl.constexpr, R: tl.constexpr,
                  RANK: tl.constexpr, WIDTH: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
-        """t of one head, even and odd; `even` and `odd` are y's, as `_load` read them."""
-        even, odd = _values(even, odd, PACKED)
+        """t of one head, even and odd."""
+        column += part * h * (WIDTH // 2)
+        even, odd = _load(y, row * (3 * h * (WIDTH // 2)) + column, inside, PACKED)
         if R > 0:
             rank = tl.arange(0, RANK)
             there = (rank < R)[:, None]
             a = tl.load(low + row * (3 * R) + part * R + rank[None, :],
                         inside & (rank < R)[None, :], 0)  # fmt: skip
-            at = 2 * (column + part * h * (WIDTH // 2)) * R + rank[:, None]
+            at = 2 * column * R + rank[:, None]
             even += tl.dot(a, tl.load(up + at, there, 0), input_precision="ieee")
             odd += tl.dot(a, tl.load(up + at + R, there, 0), input_precision="ieee")
         return even, odd
@@ -232,64 +209,45 @@ if triton is not None:
         return scale * (a_even - even * along), scale * (a_odd - odd * along)
 
     @triton.jit
-    def _angles(angles, M, first, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
+    def _angles(cos, sin, M, first, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
         """cos and sin of every pair: (TOKENS, WIDTH / 2)."""
         token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-        at = (first + token)[:, None] * (WIDTH // 2) + tl.arange(0, WIDTH // 2)[None, :]
-        both = tl.load(angles + at, (token < M)[:, None], 0)
-        cos = (both & 65535).to(tl.int16).to(tl.float16, bitcast=True)
-        sin = (both >> 16).to(tl.int16).to(tl.float16, bitcast=True)
-        return cos.to(tl.float32), sin.to(tl.float32)
-
-    # In both kernels the loads stand first: a compiler moves none of them before a store.
+        at = (first + token)[:, None] * WIDTH + 2 * tl.arange(0, WIDTH // 2)[None, :]
+        inside = (token < M)[:, None]
+        return tl.load(cos + at, inside, 0), tl.load(sin + at, inside, 0)
 
     @triton.jit
-    def _forward_kernel(y, low, up, norm_q, norm_k, angles, q, k, v, M, S, first, h,
+    def _forward_kernel(y, low, up, norm_q, norm_k, cos, sin, q, k, v, M, S, first, h,
                         EPS: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
                         WIDTH: tl.constexpr, TOKENS: tl.constexpr,
                         PACKED: tl.constexpr):  # fmt: skip
-        D = h * (WIDTH // 2)  # pairs of q in a row
+        c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
         row, column, joint, inside = _pairs(M, S, first, h, WIDTH, TOKENS)
-        at = row * (3 * D) + column
-        q_even, q_odd = _load(y, at, inside, PACKED)
-        k_even, k_odd = _load(y, at + D, inside, PACKED)
-        v_even, v_odd = _load(y, at + 2 * D, inside, PACKED)
-        c, s = _angles(angles, M, first, WIDTH, TOKENS)
-        even, odd = _adapted(q_even, q_odd, low, up, row, column, inside, h, 0, R, RANK, WIDTH,
-                             PACKED)  # fmt: skip
+        even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
         even, odd = _turned(even, odd, norm_q, c, s, EPS, WIDTH)
         _store(q, joint, even, odd, inside, PACKED)
-        even, odd = _adapted(k_even, k_odd, low, up, row, column, inside, h, 1, R, RANK, WIDTH,
-                             PACKED)  # fmt: skip
+        even, odd = _adapted(y, low, up, row, column, inside, h, 1, R, RANK, WIDTH, PACKED)
         even, odd = _turned(even, odd, norm_k, c, s, EPS, WIDTH)
         _store(k, joint, even, odd, inside, PACKED)
-        even, odd = _adapted(v_even, v_odd, low, up, row, column, inside, h, 2, R, RANK, WIDTH,
-                             PACKED)  # fmt: skip
+        even, odd = _adapted(y, low, up, row, column, inside, h, 2, R, RANK, WIDTH, PACKED)
         _store(v, joint, even, odd, inside, PACKED)
 
     @triton.jit
-    def _backward_kernel(y, low, up, norm_q, norm_k, angles, dq, dk, dv, out, M, S, first, h,
+    def _backward_kernel(y, low, up, norm_q, norm_k, cos, sin, dq, dk, dv, out, M, S, first, h,
                          EPS: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
                          WIDTH: tl.constexpr, TOKENS: tl.constexpr,
                          PACKED: tl.constexpr):  # fmt: skip
+        c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
         D = h * (WIDTH // 2)  # pairs of q in a row
         row, column, joint, inside = _pairs(M, S, first, h, WIDTH, TOKENS)
         at = row * (3 * D) + column
-        q_even, q_odd = _load(y, at, inside, PACKED)
-        gq_even, gq_odd = _load(dq, joint, inside, PACKED)
-        k_even, k_odd = _load(y, at + D, inside, PACKED)
-        gk_even, gk_odd = _load(dk, joint, inside, PACKED)
-        gv_even, gv_odd = _load(dv, joint, inside, PACKED)
-        c, s = _angles(angles, M, first, WIDTH, TOKENS)
-        even, odd = _adapted(q_even, q_odd, low, up, row, column, inside, h, 0, R, RANK, WIDTH,
-                             PACKED)  # fmt: skip
-        g_even, g_odd = _values(gq_even, gq_odd, PACKED)
+        even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
+        g_even, g_odd = _load(dq, joint, inside, PACKED)
         even, odd = _turned_back(g_even, g_odd, even, odd, norm_q, c, s, EPS, WIDTH)
         _store(out, at, even, odd, inside, PACKED)
-        even, odd = _adapted(k_even, k_odd, low, up, row, column, inside, h, 1, R, RANK, WIDTH,
-                             PACKED)  # fmt: skip
-        g_even, g_odd = _values(gk_even, gk_odd, PACKED)
+        even, odd = _adapted(y, low, up, row, column, inside, h, 1, R, RANK, WIDTH, PACKED)
+        g_even, g_odd = _load(dk, joint, inside, PACKED)
         even, odd = _turned_back(g_even, g_odd, even, odd, norm_k, c, s, EPS, WIDTH)
         _store(out, at + D, even, odd, inside, PACKED)
-        g_even, g_odd = _values(gv_even, gv_odd, PACKED)
+        g_even, g_odd = _load(dv, joint, inside, PACKED)
         _store(out, at + 2 * D, g_even, g_odd, inside, PACKED)
