@@ -126,11 +126,16 @@ def heads_apart(heads, x, detail, cells):
     return out
 
 
-def interpolate(x: torch.Tensor, times: int = 2) -> torch.Tensor:
-    return F.interpolate(x, scale_factor=times, mode="bilinear", align_corners=False)
+def interpolate(x: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-@mock.patch.multiple(decomposition, run_heads=heads_apart, _enlarge=interpolate)
+def plain_double(x, other):
+    return torch.cat([interpolate(x), other], dim=1)
+
+
+@mock.patch.multiple(decomposition, run_heads=heads_apart, double_beside=plain_double,
+                     strided_over_cells=lambda conv, image: conv(image))  # fmt: skip
 @mock.patch.object(CellKernels, "convolve", lambda cells, conv, image: conv(image))
 @mock.patch.object(fusion, "_by_pixel", lambda layers, x: layers(x).float())
 def peer_loop(model: Stage1, batches: list[dict], steps: int) -> tuple[float, float]:

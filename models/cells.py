@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+EVEN = 8  # channels of a product that GPUs compute fast are a multiple of it
+
 
 class CellKernels(nn.Module):
     """3x3 kernels over pixels as 3x3 kernels over cells of 2x2 pixels: same values, other shapes.
@@ -47,10 +49,25 @@ class CellKernels(nn.Module):
 
     def convolve(self, conv: nn.Conv2d, image: Tensor) -> Tensor:
         """F.pixel_unshuffle of `conv` (3x3, zeros around) of an image: (B, 4 C, h/2, w/2)."""
-        bias = conv.bias.repeat_interleave(4)
-        return F.conv2d(F.pixel_unshuffle(image, 2), self.of_pixels(conv.weight), bias, padding=1)
+        cells, weight = _even(F.pixel_unshuffle(image, 2), self.of_pixels(conv.weight))
+        return F.conv2d(cells, weight, conv.bias.repeat_interleave(4), padding=1)
 
     @staticmethod
     def _expand(weight: Tensor, table: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):  # it would sum in bf16
             return weight.flatten(2) @ table
+
+
+def strided_over_cells(conv: nn.Conv2d, image: Tensor) -> Tensor:
+    """`conv` (7x7, stride 2, padding 3, no bias) of an image with even sides, as 4x4 over cells."""
+    # one more tap in front, of zero: then taps 2 j and 2 j + 1 meet the two pixels of one cell
+    by_cell = F.pad(conv.weight, (1, 0, 1, 0)).unflatten(3, (4, 2)).unflatten(2, (4, 2))
+    weight = by_cell.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # (O, C * 2 * 2, 4, 4)
+    cells, weight = _even(F.pixel_unshuffle(image, 2), weight)
+    return F.conv2d(F.pad(cells, (2, 1, 2, 1)), weight)
+
+
+def _even(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with empty channels up to a multiple of 8, which GPUs compute faster."""
+    extra = -x.shape[1] % EVEN if x.is_cuda else 0
+    return F.pad(x, (0, 0, 0, 0, 0, extra)), F.pad(weight, (0, 0, 0, 0, 0, extra))

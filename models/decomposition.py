@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.cells import CellKernels
+from models.cells import EVEN, CellKernels, strided_over_cells
+from models.doubling import double_beside
 
 STRIDE = 32  # of the encoder: pixels a cell of its last map
-EVEN = 8  # channels of a product that GPUs compute fast are a multiple of it
 
 # Of the photographs that torchvision's ImageNet weights were trained on.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, h, w) -> five maps, of 1/2, 1/4, 1/8, 1/16 and 1/32 of the size."""
-        features = [F.relu(self.bn1(self.conv1(x)))]
+        features = [F.relu(self.bn1(strided_over_cells(self.conv1, x)))]
         x = self.maxpool(features[0])
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
@@ -132,7 +132,7 @@ class PlainDecoder(nn.Module):
     def forward(self, features: list[Tensor], image: Tensor) -> tuple[Tensor, None]:
         x = features[-1]  # (B, channels, h/32, w/32)
         for step in self.steps:
-            x = step(_enlarge(x))  # (B, 4 D, h/16, w/16), (B, 2 D, h/8, w/8), (B, D, h/4, w/4)
+            x = step(_enlarge(x, 2))  # (B, 4 D, h/16, w/16), (B, 2 D, h/8, w/8), (B, D, h/4, w/4)
         return _enlarge(x, 4), None  # (B, D, h, w)
 
 
@@ -161,7 +161,7 @@ class SkipDecoder(nn.Module):
     def forward(self, features: list[Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
         x = features[-1]  # (B, channels, h/32, w/32)
         for step, skip in zip(self.steps, features[-2::-1]):
-            x = step(torch.cat([_enlarge(x), skip], dim=1))
+            x = step(double_beside(x, skip))
         detail = F.relu(self.cells.convolve(self.detail, image))
         return x, detail  # (B, D, h/2, w/2), (B, 4 * 16, h/2, w/2)
 
@@ -300,49 +300,8 @@ def _check(cfg: DecompositionConfig) -> None:
             raise ValueError(f"model.{key} must be at least 1, got {getattr(cfg, key)}")
 
 
-def _enlarge(x: Tensor, times: int = 2) -> Tensor:
-    if times == 2:
-        return _Double.apply(x)
+def _enlarge(x: Tensor, times: int) -> Tensor:
     return F.interpolate(x, scale_factor=times, mode="bilinear", align_corners=False)
-
-
-class _Double(torch.autograd.Function):
-    """Bilinear doubling of which compilers make good kernels, and whose gradient is gathered.
-
-    In one dimension out[2i] = 3/4 x[i] + 1/4 x[i-1] and out[2i+1] = 3/4 x[i] + 1/4 x[i+1], so the
-    gradient of x[i] is a sum over out[2i-1 .. 2i+2] with weights 1/4, 3/4, 3/4, 1/4. torch's own
-    gradient is scattered with atomic additions, and its forward, compiled, computes every index.
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        if not torch.compiler.is_compiling():
-            return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        out = x.float()
-        for axis in (2, 3):
-            n = out.shape[axis]
-            padded = _with_edges(out, axis)
-            before, after = padded.narrow(axis, 0, n), padded.narrow(axis, 2, n)
-            pair = torch.stack([out.lerp(before, 0.25), out.lerp(after, 0.25)], dim=axis + 1)
-            out = pair.flatten(axis, axis + 1)
-        return out.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        g = gradient.float()
-        for axis in (2, 3):
-            n = g.shape[axis] // 2
-            # at an edge out sees x[0] (or the last one) for its missing neighbour too
-            first, second = _with_edges(g, axis).unflatten(axis, (n + 1, 2)).unbind(axis + 1)
-            near, far = first.lerp(second, 0.75), first.lerp(second, 0.25)
-            g = near.narrow(axis, 0, n) + far.narrow(axis, 1, n)
-        return g.to(gradient.dtype)
-
-
-def _with_edges(x: Tensor, axis: int) -> Tensor:
-    """x with its first and its last slice once more at the ends."""
-    n = x.shape[axis]
-    return torch.cat([x.narrow(axis, 0, 1), x, x.narrow(axis, n - 1, 1)], dim=axis)
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:

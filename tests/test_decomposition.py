@@ -11,7 +11,6 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from models import decomposition
 from models.decomposition import (
     DecompositionConfig,
     Encoder,
@@ -208,13 +207,3 @@ def test_no_layer_works_in_place_on_what_autograd_needs():
     visible = photographs().requires_grad_()
     (net(visible).intensity.mean() + net(visible).context.mean()).backward()
     assert visible.grad.norm() > 0
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 2, 5, 4), (2, 1, 8, 7)])
-def test_doubling_has_the_values_and_the_gradient_of_interpolate(shape):
-    x = torch.randn(shape, dtype=torch.float32, requires_grad=True)
-    ours = decomposition._enlarge(x)
-    theirs = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
-    g = torch.randn_like(theirs)
-    assert torch.equal(ours, theirs)
-    torch.testing.assert_close(*(torch.autograd.grad(y, x, g)[0] for y in (ours, theirs)))

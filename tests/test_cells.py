@@ -1,0 +1,102 @@
+"""Convolutions over cells against those over pixels, and doubling against torch's.
+
+    pytest tests/test_cells.py
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models import decomposition
+from models.cells import CellKernels, strided_over_cells
+from models.decomposition import DecompositionConfig, MultiTaskDecompositionNet
+from models.doubling import double_beside
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def kernels():
+    return CellKernels().double()
+
+
+def test_a_kernel_of_doubled_maps_is_one_of_the_map_itself(kernels):
+    x, weight = normal(2, 5, 4, 6), normal(3, 5, 3, 3)
+    with_zeros = F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear")
+    wanted = F.conv2d(with_zeros[..., 1:-1, 1:-1], weight)
+    found = F.pixel_shuffle(F.conv2d(x, kernels.of_doubled(weight), padding=1), 2)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_kernel_of_pixels_is_one_of_cells(kernels):
+    x, weight = normal(2, 5, 8, 12), normal(3, 5, 3, 3)
+    over_cells = F.conv2d(F.pixel_unshuffle(x, 2), kernels.of_pixels(weight), padding=1)
+    torch.testing.assert_close(F.pixel_shuffle(over_cells, 2), F.conv2d(x, weight, padding=1))
+
+
+def test_layers_over_cells_are_those_over_pixels(kernels):
+    image = normal(2, 3, 32, 64)
+    small = nn.Conv2d(3, 4, 3, padding=1).double()
+    found = F.pixel_shuffle(kernels.convolve(small, image), 2)
+    torch.testing.assert_close(found, small(image))
+    first = nn.Conv2d(3, 4, 7, stride=2, padding=3, bias=False).double()
+    torch.testing.assert_close(strided_over_cells(first, image), first(image))
+
+
+def test_the_whole_network_is_the_plainly_written_one(monkeypatch):
+    """Away from the border: there doubled features see the zeros around them, or do not."""
+    net = MultiTaskDecompositionNet(DecompositionConfig(backbone="resnet18", width=8)).eval()
+    for head in (net.intensity_head, net.material_head, net.context_head):
+        nn.init.normal_(head.last.weight)
+    image = torch.rand(1, 3, 64, 96)
+    ours = net(image)
+
+    def plain_heads(heads, x, detail, cells):
+        found = []
+        for head in heads:
+            y = x
+            for conv in head.hidden:
+                y = F.relu(conv(y))
+            y = F.interpolate(y, scale_factor=2, mode="bilinear")
+            found.append(head.last(torch.cat([y, detail], dim=1)))
+        return found
+
+    monkeypatch.setattr(decomposition, "run_heads", plain_heads)
+    monkeypatch.setattr(decomposition, "strided_over_cells", lambda conv, x: conv(x))
+    monkeypatch.setattr(CellKernels, "convolve", lambda cells, conv, x: conv(x))
+    for a, b in zip(ours, net(image)):
+        inside = (..., slice(2, -2), slice(2, -2))
+        torch.testing.assert_close(a[inside], b[inside], rtol=1e-4, atol=1e-4)
+        assert not torch.equal(a, b)  # another order of sums: the plain one did run
+
+
+def test_doubling_beside_another_map():
+    x, other = normal(2, 3, 5, 4).requires_grad_(), normal(2, 2, 10, 8).requires_grad_()
+    found = double_beside(x, other)
+    assert torch.equal(found[:, 3:], other)
+    assert torch.equal(found[:, :3], F.interpolate(x, scale_factor=2, mode="bilinear"))
+    assert torch.autograd.gradcheck(double_beside, (x, other))
+
+
+def test_the_kernels_of_doubling_run_by_the_interpreter():
+    pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
+    program = Path(__file__).parent / "interpreted_doubling.py"
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=200,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 3
