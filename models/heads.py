@@ -21,7 +21,7 @@ except ImportError:  # torch without CUDA comes without it
     triton = None
 
 EPS = 1e-6  # of every norm in FLUX
-FORWARD, BACKWARD = (64, 4), (16, 4)  # tokens and warps of a program, which makes one head
+FORWARD, BACKWARD = (16, 2), (16, 2)  # tokens and warps of a program, which makes one head
 WIDTHS = (16, 32, 64, 128, 256)  # of a head that the kernels are written for
 
 
