@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import learning, loader, step
+from benchmarks import compiled, learning, loader, step
 from benchmarks import pretrain as benchmark
 
 TOY = ["--preset", "demo", "--size", "32", "--device", "cpu", "--text", "8", "--batches", "1",
@@ -48,6 +48,34 @@ def test_stage_1_by_every_way_has_the_same_loss(monkeypatch, tmp_path):
     assert same == pytest.approx([rows[0].loss] * 3, rel=1e-2)
     assert rows[2].times_peer == rows[2].images_s / rows[0].images_s
     assert len(json.loads(out.read_text())["rows"]) == 4
+
+
+TINY_STEP = ["--backbone", "resnet18", "--size", "32", "--batch", "2", "--steps", "1", "--device",
+             "cpu"]  # fmt: skip
+
+
+def test_the_compiled_step_has_the_gradients_of_the_other(monkeypatch, capsys):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, options=None, **how: real(
+        f, backend="aot_eager", **how))  # fmt: skip
+    found = compiled.main(TINY_STEP)
+    assert list(found) == list(compiled.PARTS)
+    # of few pixels, BatchNorm leaves the encoder a gradient of noise
+    assert all(0 < bf16 < 0.1 for part, (bf16, _) in found.items() if part not in compiled.PARTS[:2])
+    assert "| material_head |" in capsys.readouterr().out
+
+
+def test_another_gradient_is_told(monkeypatch):
+    def wrong(function, **how):
+        def step(*args):
+            loss, parts = function(*args)
+            return 1.5 * loss, parts
+
+        return step
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    with pytest.raises(SystemExit, match="gradient of .*material_head.*compile=false"):
+        compiled.main(TINY_STEP)
 
 
 def test_every_way_of_the_loader_gives_a_row(tmp_path, capsys):
