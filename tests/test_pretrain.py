@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import pretrain
+from configs import step
 from configs.schema import PretrainConfig
 from data.materials import MATERIALS, material_table
 from data.pairs import open_pairs
@@ -234,3 +235,21 @@ def test_a_compiled_run_trains_as_one_that_is_not(made, tmp_path, monkeypatch):
     assert len(compiled) == 1
     for name in ("loss", "material_ce", "grad_norm", "val_loss", "val_psnr"):
         assert row[name] == pytest.approx(made[1][name], rel=1e-4), name
+
+
+def test_a_wrongly_compiled_step_ends_the_run(tmp_path, monkeypatch):
+    def wrong(function, **how):  # right at the first steps, as the one that was met
+        calls = []
+
+        def tampered(*args):
+            calls.append(args)
+            loss, parts = function(*args)
+            return loss * (1.01 if len(calls) > 2 else 1), parts
+
+        return tampered
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    monkeypatch.setattr(step, "COMPARE_EVERY", 3)
+    train(tmp_path / "short", "compile=true", "training.steps=3")
+    with pytest.raises(RuntimeError, match="a loss of .*, uncompiled .*train with compile=false"):
+        train(tmp_path / "long", "compile=true", "training.steps=4")
