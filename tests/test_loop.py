@@ -229,6 +229,12 @@ def test_resuming_takes_the_named_checkpoint_and_the_new_weight_decay(tmp_path):
         train(tmp_path / "third", "run.resume=nowhere.pth")
 
 
+def test_weights_alone_are_no_run_to_resume(tmp_path):
+    train(tmp_path / "first", eval_fn=lambda model: {"val_loss": 1.0})
+    with pytest.raises(ValueError, match="best_model.pth has no optimizer state"):
+        train(tmp_path / "second", f"run.resume={tmp_path / 'first/best_model.pth'}")
+
+
 def test_only_the_last_checkpoints_are_kept_if_asked(tmp_path):
     train(tmp_path, "training.save_every=1", "training.keep_last=2")
     names = sorted(path.name for path in tmp_path.glob("*.pth*"))
