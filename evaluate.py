@@ -46,6 +46,7 @@ def main() -> None:
     cfg = config.load(EvaluateConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
     stage1, translator, _, data, pairs, sampling = restore.open_all(cfg, device)
+    Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     mean = training_mean(data, cfg.batch_size).to(device)
     luma = torch.tensor(LUMA, device=device).view(1, 3, 1, 1)
     scores, rows, started = Stage1Scores(data.labels, device), [], time.perf_counter()
@@ -73,7 +74,7 @@ def main() -> None:
     rows = [row for share in dist.gather(rows) for row in share]
     facts = {
         "checkpoint": cfg.checkpoint, "data": cfg.test_data or data.path, "split": cfg.split,
-        "pairs": len({(r["source"], r["name"]) for r in rows}), "size": list(pairs.size),
+        "pairs": sum(r["method"] == "grey" for r in rows), "size": list(pairs.size),
         "seconds": round(time.perf_counter() - started, 1), "device": str(device),
         "sampling": sampling and asdict(sampling), "commit": code_version()[0],
         "stage1": scores.result(),
@@ -149,7 +150,6 @@ def write(folder: Path, rows: list[dict], facts: dict) -> None:
     lines.append(materials_sentence(stage1))
     lines.append(f"Pearson(intensity, infrared) {stage1['pearson_intensity']:.3f}")
     text = "\n".join(lines) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.md").write_text(text, encoding="utf-8")
     (folder / "results.json").write_text(json.dumps({"methods": means, **facts}, indent=1) + "\n")
     with open(folder / "per_image.csv", "w", newline="", encoding="utf-8") as file:

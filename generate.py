@@ -31,6 +31,8 @@ SUFFIXES = set(Image.registered_extensions())
 def main() -> None:
     cfg = config.load(GenerateConfig, flags=USE_FLAGS)
     paths = find_photographs(cfg.image_path)
+    folder = Path(cfg.output_dir)
+    check_output(folder, paths)
     device = dist.init(cfg.device)
     translator, trained = restore.load_translator(cfg.checkpoint, device)
     translator.eval()
@@ -39,7 +41,9 @@ def main() -> None:
         raise ValueError("--counts needs the window of the training data, and this run has none"
                          " (data.window=per_image)")  # fmt: skip
     window = make_window(*trained.window) if cfg.counts else make_window(0, 255)
-    folder = Path(cfg.output_dir)
+    if window.low < 0 or window.high > 65535:
+        raise ValueError(f"--counts writes 0 to 65535, but the window of this run's data is"
+                         f" {window.low:g} to {window.high:g}")  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
 
     # a sharded model's passes are collective: every rank makes as many, the last ones perhaps idle
@@ -78,6 +82,13 @@ def find_photographs(where: str) -> list[Path]:
             raise ValueError(f"{seen[p.stem].name} and {p.name} would both become {p.stem}.png")
         seen[p.stem] = p
     return paths
+
+
+def check_output(folder: Path, paths: list[Path]) -> None:
+    """Raises: ValueError: an image would be written over a photograph."""
+    for p in paths:
+        if (target := folder / f"{p.stem}.png").exists() and target.samefile(p):
+            raise ValueError(f"{p} would be overwritten; choose another --output_dir")
 
 
 def same_area(size: tuple[int, int], aspect: float) -> tuple[int, int]:

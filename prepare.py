@@ -12,6 +12,7 @@ Without --splits, 80/10/10 in blocks: frames of one sequence and near-duplicates
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -112,20 +113,19 @@ def find_items(args: argparse.Namespace) -> list[folders.Item]:
     return items
 
 
-def choose_splits(args, items, found) -> tuple[list[str], int]:
+def choose_splits(args, given, items, found) -> tuple[list[str], int]:
     """One split an item, and the number of near-duplicate pairs that a given file separates."""
     links = folders.similar_pairs(
         np.stack([f.visible_thumbnail for f in found]),
         np.stack([f.infrared_thumbnail for f in found]),
     )
     hashes = [(f.visible_hash, f.infrared_hash) for f in found]
-    if args.splits:
-        splits, notes = folders.read_splits(args.splits, items, args.allow_unmatched)
+    if given:
+        splits, notes = given
         folders.check_contents(items, splits, hashes)
         torn = [(i, j) for i, j in links if splits[i] != splits[j]]
-        for i, j in torn[:3]:
-            notes.append(f"near-duplicates {items[i].name} ({splits[i]}), {items[j].name} "
-                         f"({splits[j]})")
+        notes += [f"near-duplicates {items[i].name} ({splits[i]}), {items[j].name} ({splits[j]})"
+                  for i, j in torn[:3]]
         for note in notes:
             print(f"note: {note}")
         return splits, len(torn)
@@ -137,16 +137,16 @@ def choose_splits(args, items, found) -> tuple[list[str], int]:
 
 
 def prepare_folders(args: argparse.Namespace) -> dict:
+    window = inspection.given_window(args.window, args.scale, args.offset)
+    folders.check_rule(args.sequences)
     args.table = args.table or args.palette
     items = find_items(args)
+    given = args.splits and folders.read_splits(args.splits, items, args.allow_unmatched)
     options = inspection.Options(args.resize_visible, args.palette, args.table)
     tasks = [(item, options) for item in items]
     looked = inspection.in_workers(inspection.inspect, tasks, args.num_workers)
     found = list(tqdm(looked, total=len(tasks), desc="check", unit="pair"))
-    splits, torn = choose_splits(args, items, found)
-    window = None if args.window == ["auto"] else tuple(float(w) for w in args.window)
-    if (window and len(window) != 2) or args.scale <= 0:
-        raise ValueError("--window takes auto or LOW HIGH, --scale a positive number")
+    splits, torn = choose_splits(args, given, items, found)
     window = inspection.find_window(found, splits, window, args.unit, args.scale, args.offset)
     scaled = (args.scale, args.offset) != (1.0, 0.0)
     radiometry = {"ir_unit": args.unit, "ir_scale": args.scale if scaled else None,
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
     size = sum(shard["bytes"] for shard in manifest["shards"])
     print(f"written  {args.out} ({len(manifest['shards'])} shards, {size / 2**20:.1f} MiB)")
     labels = f"data.labels.material_source={manifest['table'] or 'none'}"
-    print(f"next     python pretrain.py --data_path {args.out} {labels}")
+    print(f"next     python pretrain.py --data_path {shlex.quote(str(args.out))} {labels}")
 
 
 if __name__ == "__main__":

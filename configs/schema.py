@@ -122,6 +122,10 @@ class HeldOutConfig(ModelUseConfig):
     limit: int = 0  # only so many pairs, evenly spaced; 0: all
     num_workers: int = 2
 
+    def __post_init__(self):
+        if self.limit < 0:
+            raise ValueError(f"limit must be 0 (all pairs) or more, got {self.limit}")
+
 
 @dataclass(kw_only=True)
 class EvaluateConfig(HeldOutConfig):

@@ -133,13 +133,21 @@ def similar_pairs(visible: np.ndarray, infrared: np.ndarray) -> list[tuple[int, 
     return found
 
 
+def check_rule(rule: str) -> None:
+    """Raises: ValueError: neither "auto" nor "off" nor a pattern with a group."""
+    try:
+        groups = rule in ("auto", "off") or re.compile(rule).groups
+    except re.error as error:
+        raise ValueError(f"--sequences {rule}: not a pattern ({error})") from None
+    if not groups:
+        raise ValueError(f"--sequences {rule}: the pattern needs a group (...) for the sequence")
+
+
 def sequence_of(item: Item, rule: str) -> str | None:
     """Sequence key of a name; rule "auto", "off" or a pattern whose group 1 is the sequence."""
     if rule == "off":
         return None
     found = re.match(SEQUENCE if rule == "auto" else rule, item.name)
-    if found and rule != "auto" and not found.groups():
-        raise ValueError(f"--sequences {rule}: the pattern needs a group (...) for the sequence")
     return found.group(1) if found else None
 
 
@@ -221,6 +229,9 @@ def read_splits(path: Path, items: list[Item], allow_unmatched: bool) -> tuple[l
     if flat and len(sources) > 1:
         raise ValueError(f"{path}: {len(sources)} sources need {{source: {{split: [names]}}}}")
     tables = {sources[0]: content} if flat else content
+    for source, table in tables.items():
+        if not isinstance(table, dict) or not all(isinstance(x, list) for x in table.values()):
+            raise ValueError(f"{path}: '{source}' must be {{split: [names]}}, got {table!r:.60}")
     splits, notes = {}, []
     for source in sources:
         if source not in tables:
@@ -240,7 +251,11 @@ def read_splits(path: Path, items: list[Item], allow_unmatched: bool) -> tuple[l
         notes.append(f"{path}: {_names(absent)} names of the splits have no files")
         if not allow_unmatched:
             raise ValueError(f"{notes[0]}; use --allow_unmatched to go on without them")
-    return [splits[key] for key in keys], notes
+    chosen = [splits[key] for key in keys]
+    for split in SPLITS:
+        if split not in chosen:
+            raise ValueError(f"{path}: split '{split}' would be empty; each needs a pair")
+    return chosen, notes
 
 
 def _names(keys: list[tuple[str, str]]) -> str:

@@ -124,6 +124,19 @@ def in_workers(function: Callable, tasks: list, workers: int, block: int = 256) 
             yield from pool.imap(function, tasks[first : first + block], chunksize=4)
 
 
+def given_window(words: list[str], scale: float, offset: float) -> tuple[float, float] | None:
+    """The numbers after --window, None for auto. Raises: ValueError: words that are no window."""
+    if not (0 < scale < np.inf and np.isfinite(offset)):
+        raise ValueError(f"--scale takes a positive number, --offset a number: {scale}, {offset}")
+    if words == ["auto"]:
+        return None
+    try:
+        low, high = map(float, words)
+    except ValueError:
+        raise ValueError(f"--window takes auto or LOW HIGH, got {' '.join(words)}") from None
+    return make_window(low, high)[:2]
+
+
 def find_window(
     found: list[Inspection], splits: list[str], window: tuple[float, float] | None,
     unit: str, scale: float, offset: float,

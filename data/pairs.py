@@ -148,6 +148,7 @@ class ParquetSource:
             self.notes.append(
                 f"row groups of up to {size:.0f} MiB make random rows slow; write smaller ones"
             )
+        self.only_8_bit = False  # whether the window is a guess that suits no other type
         self.window = self._find_window(cfg)
 
     def _find_window(self, cfg: DataConfig) -> Window | None:
@@ -174,6 +175,7 @@ class ParquetSource:
                 f"{self.where(0)}: {first.dtype} infrared without a manifest; set "
                 f"data.window=[low,high] in {unit} (this row spans {first.min()} to {first.max()})"
             )
+        self.only_8_bit = True
         return Window(0.0, 255.0, unit)
 
     def where(self, index: int) -> str:
@@ -202,6 +204,11 @@ class ParquetSource:
             if data[key] is None:
                 raise ValueError(f"{where}: no {key} bytes in this row")
         infrared = decode_infrared(data["infrared"], f"{where}, infrared")
+        if self.only_8_bit and infrared.dtype != np.uint8:
+            raise ValueError(
+                f"{where}: {infrared.dtype} infrared, but the first row has 8 bit and there is no "
+                f"manifest; set data.window=[low,high]"
+            )
         scale = self.rows.small["ir_scale"][row]
         offset = self.rows.small["ir_offset"][row]
         if scale not in (None, 1.0) or offset not in (None, 0.0):

@@ -168,7 +168,7 @@ class Rows:
                 small[key] += table[key].to_pylist() if key in columns else [None] * rows
         self.file_ids, self.row_ids = np.concatenate(file_ids), np.concatenate(row_ids)
         self.small = small
-        self._name_rows()
+        self._name_rows(found.base)
         self.splits, self.split_rule = self._find_splits(found.base, fractions)
 
     def _read_small(self, path: str):
@@ -180,11 +180,11 @@ class Rows:
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path}: not a readable parquet file ({error})") from None
 
-    def _name_rows(self) -> None:
+    def _name_rows(self, base: str) -> None:
         names, sources = self.small["name"], self.small["source"]
         for i, (file_id, row) in enumerate(zip(self.file_ids, self.row_ids)):
             if names[i] is None:
-                stem = posixpath.basename(self.files[file_id]).removesuffix(".parquet")
+                stem = posixpath.relpath(self.files[file_id], base).removesuffix(".parquet")
                 names[i] = f"{stem}_{row:06d}"
             names[i] = str(names[i])
             sources[i] = "" if sources[i] is None else str(sources[i])

@@ -65,6 +65,14 @@ def _loader(dataset, batches, num_workers: int, collate_fn=collate) -> DataLoade
     )
 
 
+def _one_sentence(items: Iterator) -> Iterator:
+    """The same items; a worker's ValueError without the traceback that torch puts before it."""
+    try:
+        yield from items
+    except ValueError as error:
+        raise ValueError(str(error).rpartition("\nValueError: ")[2].strip()) from error
+
+
 def _check(batch_size: int, rank: int, world_size: int, num_workers: int) -> None:
     if batch_size < 1 or num_workers < 0:
         raise ValueError(
@@ -96,7 +104,7 @@ def stream(
     if seed < 0 or first < 0:
         raise ValueError(f"seed and first must not be negative, got {seed}, {first}")
     batches = _Batches(batch_size, rank, world_size, first)
-    return iter(_loader(_Draws(dataset, seed, augment), batches, num_workers))
+    return _one_sentence(iter(_loader(_Draws(dataset, seed, augment), batches, num_workers)))
 
 
 def sequential(
@@ -111,7 +119,7 @@ def sequential(
     _check(batch_size, rank, world_size, num_workers)
     mine = evenly_spaced(len(dataset), limit)[rank::world_size]
     batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    return iter(_loader(dataset, batches, num_workers))
+    return _one_sentence(iter(_loader(dataset, batches, num_workers)))
 
 
 def in_step(dataset: Pairs, batch_size: int, rank: int = 0, world_size: int = 1,
@@ -144,7 +152,8 @@ class _Calls(torch.utils.data.Dataset):
 def in_workers(function: Callable, items: Iterable, num_workers: int = 0) -> Iterator:
     """function(item) for every item, in order, computed ahead by worker processes."""
     batches = [[item] for item in items]
-    return iter(_loader(_Calls(function), batches, num_workers, collate_fn=lambda found: found[0]))
+    found = _loader(_Calls(function), batches, num_workers, collate_fn=lambda found: found[0])
+    return _one_sentence(iter(found))
 
 
 def evenly_spaced(length: int, limit: int = 0) -> list[int]:

@@ -158,6 +158,8 @@ def decode_infrared(data: bytes, where: str) -> np.ndarray:
         raise ValueError(f"{where}: the infrared image has 1 bit a pixel, expected 8 or more")
     if image.mode == "P":
         image = image.convert("RGB")
+    if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:
+        raise ValueError(f"{where}: a 16-bit TIFF in which 0 is white; save it with 0 as black")
     return _as_counts(np.array(image), where)
 
 

@@ -7,6 +7,7 @@ every step: the infrared half always sees a visible half that is right for its t
 Source: Liu et al. 2022 (arXiv:2209.03003, Eq. 2).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +25,18 @@ class SamplingConfig:
     samples: int = 1  # average so many samples an image: closer to the mean, less sharp
     seed: int = 0
 
+    def __post_init__(self):
+        step_times(self.steps, self.shift)
+        if self.samples < 1 or not math.isfinite(self.guidance_scale):
+            raise ValueError(
+                "sampling needs samples >= 1 and a finite guidance_scale, got"
+                f" {self.samples} and {self.guidance_scale}"
+            )
+
 
 def step_times(steps: int, shift: float) -> Tensor:
     """(steps + 1,) fp32 times from 1 to 0, shifted towards noise."""
-    if steps < 1 or shift <= 0:
+    if steps < 1 or not 0 < shift < math.inf:
         raise ValueError(f"sampling needs steps >= 1 and shift > 0, got {steps} and {shift}")
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return (shift * t / (1 + (shift - 1) * t)).float()
@@ -72,8 +81,6 @@ def translate(translator: Translator, visible: Tensor, draws: list[int],
 
     Args: draws: one number a photograph; the result is a function of (cfg.seed, draw).
     """
-    if cfg.samples < 1:
-        raise ValueError(f"sampling needs samples >= 1, got {cfg.samples}")
     shape, total = tokens_shape(*visible.shape[-2:]), 0
     for k in range(cfg.samples):
         keys = [draw * cfg.samples + k for draw in draws]

@@ -229,6 +229,12 @@ def test_resuming_takes_the_named_checkpoint_and_the_new_weight_decay(tmp_path):
         train(tmp_path / "third", "run.resume=nowhere.pth")
 
 
+def test_weights_alone_are_no_run_to_resume(tmp_path):
+    train(tmp_path / "first", eval_fn=lambda model: {"val_loss": 1.0})
+    with pytest.raises(ValueError, match="best_model.pth has no optimizer state"):
+        train(tmp_path / "second", f"run.resume={tmp_path / 'first/best_model.pth'}")
+
+
 def test_only_the_last_checkpoints_are_kept_if_asked(tmp_path):
     train(tmp_path, "training.save_every=1", "training.keep_last=2")
     names = sorted(path.name for path in tmp_path.glob("*.pth*"))
@@ -433,6 +439,22 @@ def test_the_best_model_is_that_of_the_best_evaluation(tmp_path, metric, step):
 def test_a_best_metric_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(ValueError, match="best_metric is psnr, but the evaluation gives val_loss"):
         train(tmp_path, "training.best_metric=psnr", eval_fn=lambda model: {"val_loss": 1.0})
+
+
+def test_the_steps_outlive_an_evaluation_that_fails_and_it_is_made_up_for(tmp_path, capsys):
+    def broken(model):
+        raise ValueError("row 3 is damaged")
+
+    never = "training.save_every=0", "training.eval_every=0", "training.ema_decay=0"
+    with pytest.raises(ValueError, match="row 3"):
+        train(tmp_path, *never, eval_fn=broken)
+    whole = saved(tmp_path, 6)["model"]
+    train(tmp_path, *never, eval_fn=lambda model: {"val_loss": 1.0})
+    best = checkpoint.load(tmp_path / "best_model.pth")
+    torch.testing.assert_close(best["model"], whole, rtol=0, atol=0)
+    train(tmp_path, *never, eval_fn=broken)
+    assert "is finished" in capsys.readouterr().out
+    assert len([row for row in rows_of(tmp_path) if "val_loss" in row]) == 1
 
 
 def test_ema_follows_its_formula_and_swaps_back():

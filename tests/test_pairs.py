@@ -285,3 +285,19 @@ def test_large_binary_columns_are_read(tmp_path):
     columns["visible"] = pa.array(columns["visible"], pa.large_binary())
     pairs = open_pairs(config(tiny.write(tmp_path / "a.parquet", columns)), "train")
     assert np.array_equal(pairs.pair(1).visible, tiny.visible(1))
+
+
+def test_wider_infrared_after_a_first_row_of_8_bit_is_refused_with_the_row(tmp_path):
+    columns = tiny.rows(10, split=tiny.by_tens)
+    columns["infrared"][3] = tiny.png(tiny.infrared(3, dtype=np.uint16))
+    pairs = open_pairs(config(tiny.write(tmp_path / "p.parquet", columns)), "train")
+    with pytest.raises(ValueError, match=r"row 3, 'pair_0003': uint16 infrared.*data.window"):
+        pairs.get(3)
+
+
+def test_rows_without_a_name_are_told_apart_by_folder(tmp_path):
+    for folder in ("a", "b"):
+        columns = {k: x for k, x in tiny.rows(2).items() if k != "name"}
+        tiny.write(tmp_path / folder / "test-00000.parquet", columns)
+    names = open_pairs(config(tmp_path), "test").names
+    assert names == [f"{f}/test-00000_{i:06d}" for f in "ab" for i in range(2)]

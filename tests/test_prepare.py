@@ -262,8 +262,12 @@ def test_given_splits_by_source_are_followed(tmp_path):
     (lambda t: t["train"].append("b"), "1 .first: pairs/b. names of the splits have no files"),
     (lambda t: t.update(extra=[]), "unknown split 'extra'"),
     (lambda t: t.update(test=[], train=t["train"] + t["test"]), "split 'test' would be empty"),
+    (lambda t: t.update(pairs=5), "'train' must be .split: .names.., got"),
+    (lambda t: (t.clear(), t.update(pairs={"train": 5})), "'pairs' must be .* got .'train': 5"),
+    (lambda t: (t.clear(), t.update(pairs=5)), "'pairs' must be .* got 5"),
 ])
-def test_wrong_split_files_are_refused(tmp_path, change, message):
+def test_wrong_split_files_are_refused(tmp_path, change, message, monkeypatch):
+    monkeypatch.setattr(inspection, "inspect", lambda task: pytest.fail("said too late"))
     tiny.folders(tmp_path, NAMES)
     table = {"train": NAMES[:16], "val": NAMES[16:18], "test": NAMES[18:]}
     change(table)
@@ -435,3 +439,20 @@ def test_check_says_that_every_pair_is_as_it_was_written(tmp_path, capsys):
 def test_prepare_without_a_place_to_write_says_so(tmp_path):
     with pytest.raises(ValueError, match="--out datasets/mine"):
         prepare.main(["--synthetic", "10"])
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (["--window", "5", "1"], "low < high"), (["--window", "a", "b"], "LOW HIGH, got a b"),
+    (["--window", "1"], "LOW HIGH, got 1"), (["--scale", "nan"], "--scale"),
+    (["--offset", "inf"], "--offset"), (["--sequences", "("], r"--sequences \(: not a pattern"),
+    (["--sequences", "clip.*"], "needs a group"), (["--splits", "none.json"], "none.json"),
+])
+def test_wrong_arguments_are_said_before_any_image_is_read(tmp_path, wrong, message, monkeypatch):
+    monkeypatch.setattr(inspection, "inspect", lambda task: pytest.fail("said too late"))
+    with pytest.raises((ValueError, OSError), match=message):
+        run(tiny.folders(tmp_path, NAMES), *wrong)
+
+
+def test_the_next_command_is_one_that_a_shell_reads(tmp_path, capsys):
+    run(tiny.folders(tmp_path, NAMES), out="my set")
+    assert f"--data_path '{tmp_path / 'my set'}' data" in capsys.readouterr().out

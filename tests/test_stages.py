@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import tiny_data as tiny
 from tests.conftest import ROOT
 from utils import checkpoint, metrics
 
@@ -202,6 +203,8 @@ BAD = [
     ("pretrain", ["model.pretrained=missing.pth"], "missing.pth"),
     ("finetune", ["--checkpoint", "missing.pth"], "missing.pth"),
     ("evaluate", ["--checkpoint", "missing.pth"], "missing.pth"),
+    ("evaluate", ["--limit", "-1"], "limit"),
+    ("train", ["sampling.steps=0"], "sampling"),
     ("generate", ["--image_path", "missing.jpg"], "missing.jpg"),
     *([] if torch.cuda.is_available() else [("train", ["--device", "cuda"], "cuda")]),
 ]
@@ -234,3 +237,45 @@ def test_a_checkpoint_of_another_architecture_is_refused(made, tmp_path):
     with pytest.raises(ValueError, match="other.pth"):
         call("finetune", *arguments("finetune", tmp_path / "run", made),
              "--checkpoint", tmp_path / "other.pth")  # fmt: skip
+
+
+def test_evaluation_counts_every_pair_though_names_are_equal(made, tmp_path):
+    columns = tiny.rows(4, split=lambda i: ["train", "val", "test", "test"][i])
+    columns["name"] = ["a", "b", "c", "c"]
+    data = tiny.write(tmp_path / "data.parquet", columns)
+    call("evaluate", "--checkpoint", made / "pretrain", "--test_data", data, "--num_workers", 0,
+         "--output_dir", tmp_path / "out")  # fmt: skip
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    with open(tmp_path / "out" / "per_image.csv") as file:
+        rows = list(csv.DictReader(file))
+    grey = [float(row["psnr"]) for row in rows if row["method"] == "grey"]
+    assert found["pairs"] == len(grey) == 2
+    assert found["methods"]["grey"]["psnr"] == pytest.approx(sum(grey) / 2)
+
+
+def test_evaluation_finds_a_folder_that_cannot_be_written_before_the_work(made, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        call("evaluate", "--checkpoint", made / "pretrain", "--num_workers", 0,
+             "--output_dir", tmp_path / "file")  # fmt: skip
+    assert "evaluate test" not in capfd.readouterr().err
+
+
+def test_generating_never_writes_over_a_photograph(made, tmp_path):
+    photo = tmp_path / "a.png"
+    Image.fromarray(tiny.visible(0)).save(photo)
+    before = photo.read_bytes()
+    with pytest.raises(ValueError, match="a.png would be overwritten"):
+        call("generate", "--checkpoint", made / "train", "--image_path", tmp_path,
+             "--output_dir", tmp_path)  # fmt: skip
+    assert photo.read_bytes() == before
+
+
+def test_counts_are_refused_where_the_window_does_not_fit_16_bits(made, tmp_path):
+    parts = checkpoint.load(made / "train" / "best_model.pth")
+    parts["config"]["window"] = [-20.0, 120.0]
+    checkpoint.save(tmp_path / "celsius.pth", {k: v for k, v in parts.items() if k != "versions"})
+    Image.fromarray(tiny.visible(0)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="-20 to 120"):
+        call("generate", "--checkpoint", tmp_path / "celsius.pth", "--counts", "--image_path",
+             tmp_path / "a.png", "--output_dir", tmp_path / "out")  # fmt: skip

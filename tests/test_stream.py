@@ -132,6 +132,10 @@ def test_damage_found_by_a_worker_is_named(tmp_path):
     pairs = open_pairs(DataConfig(path=str(file), size=16, labels=labels), "train")
     with pytest.raises(ValueError, match="row 4, 'pair_0004', infrared"):
         take(stream(pairs, 2, seed=0, num_workers=1), 3)
+    for batches in (stream(pairs, 2, seed=0, num_workers=1), sequential(pairs, 2, num_workers=1)):
+        with pytest.raises(ValueError) as raised:
+            list(batches)
+        assert "Traceback" not in str(raised.value) and len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"num_workers": -1}, {"seed": -1},

@@ -278,3 +278,14 @@ def test_radiometric_files_decode_as_pil_reads_them(real_data):
 def test_thermal_jpeg_of_three_channels_becomes_grey(real_data):
     path = next((real_data / "pv_aerial" / "infrared").glob("*.JPG"))
     assert tf.decode_infrared(path.read_bytes(), str(path)).ndim == 2
+
+
+def test_a_16_bit_tiff_in_which_0_is_white_is_refused():
+    counts = np.arange(12, dtype="<u2").reshape(3, 4)
+    ends = {256: 4, 257: 3, 258: 16, 259: 1, 262: 0, 273: 8, 277: 1, 278: 3, 279: 24}
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in ends.items())
+    data = b"II*\0" + struct.pack("<I", 32) + counts.tobytes() + struct.pack("<H", 9) + tags
+    with pytest.raises(ValueError, match="x: a 16-bit TIFF in which 0 is white"):
+        tf.decode_infrared(data + bytes(4), "x")
+    black = data.replace(struct.pack("<HHII", 262, 4, 1, 0), struct.pack("<HHII", 262, 4, 1, 1))
+    assert np.array_equal(tf.decode_infrared(black + bytes(4), "x"), counts)

@@ -96,7 +96,7 @@ def fit(
     optimizer, ema, state = make_optimizer(cfg, trained), Ema(model, training.ema_decay), State()
     steps = total_steps(training, samples)
     state.resume(cfg, model, optimizer, ema, run)
-    if state.step >= steps:
+    if state.step >= steps and not (eval_fn and state.evaluated < state.step == steps):
         return dist.print0(f"{run.dir} is finished: step {state.step} of {steps}; "
                            "raise training.epochs or training.steps to go on")
     run.start(state.step)
@@ -111,6 +111,8 @@ def fit(
           progress_bar(state.step, steps) as bar):
         if eval_fn and due(training.eval_every) and state.evaluated < state.step:
             evaluate(cfg, model, eval_fn, autocast, ema, state, run)    # a signal came before it
+            if state.step == steps:
+                state.save(cfg, model, optimizer, ema, run)
         stream = batches(state.position // (training.batch_size * dist.world_size()))
         model.train()
         meter.begin()
@@ -157,7 +159,11 @@ def fit(
             if due(training.log_every):
                 report(run, bar, state, meter, lr, global_batch(training), model, device)
             if eval_fn and due(training.eval_every) and (not stop.agreed or state.step == steps):
-                evaluate(cfg, model, eval_fn, autocast, ema, state, run)
+                try:
+                    evaluate(cfg, model, eval_fn, autocast, ema, state, run)
+                except Exception:       # a damaged pair, no memory: the steps must not be lost too
+                    state.save(cfg, model, optimizer, ema, run)
+                    raise
                 meter.begin()
             if due(training.save_every) or stop.agreed:
                 path = state.save(cfg, model, optimizer, ema, run)
@@ -241,9 +247,9 @@ def evaluate(cfg: Any, model: nn.Module, eval_fn: Callable, autocast: Callable, 
             found = eval_fn(model)
         pictures = {tag: x for tag, x in found.items() if isinstance(x, np.ndarray)}
         values = dist.all_reduce_mean({n: x for n, x in found.items() if n not in pictures})
-        state.evaluated = state.step
         run.log(state.step, **values)
         for tag, picture in pictures.items():
             run.image(state.step, tag, picture)
         state.save_if_best(cfg, model, values, run)
+        state.evaluated = state.step
     model.train()

@@ -36,6 +36,8 @@ class State:
         """
         path = _checkpoint_of(cfg.run.resume, run.dir)
         parts = checkpoint.load(path) if path else {"state": asdict(self)}
+        if path and not {"state", "optimizer", "ema"} <= parts.keys():
+            raise ValueError(f"{path} has no optimizer state; a run goes on from checkpoint_*.pth")
         if len(set(dist.gather(parts["state"]["step"]))) > 1:
             raise ValueError(f"the ranks find different checkpoints in {run.dir}; "
                              "run.output_dir must be on storage that all machines see")
