@@ -47,7 +47,7 @@ def main() -> None:
     device = dist.init(cfg.device)
     stage1, translator, _, data, pairs, sampling = restore.open_all(cfg, device)
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)  # fails now, not after the work
-    mean = training_mean(data, cfg.batch_size).to(device)
+    mean, note = training_mean(data, cfg.batch_size, needed=not cfg.test_data)
     luma = torch.tensor(LUMA, device=device).view(1, 3, 1, 1)
     scores, rows, started = Stage1Scores(data.labels, device), [], time.perf_counter()
     measures = {name: f for name, (_, f) in METRICS.items()}
@@ -61,8 +61,8 @@ def main() -> None:
         visible, infrared = batch["visible"], batch["infrared"][:, :1]
         grey = (visible * luma).sum(1, keepdim=True).clamp(0, 1)
         seen = translator.decompose(visible) if translator else stage1(visible)
-        images = {"training mean": mean.expand_as(infrared), "grey": grey,
-                  "inverted grey": 1 - grey}  # fmt: skip
+        images = {} if mean is None else {"training mean": mean.to(device).expand_as(infrared)}
+        images |= {"grey": grey, "inverted grey": 1 - grey}
         if seen.fused is not None:
             images["fused (stage 1)"] = seen.fused.mean(1, keepdim=True).clamp(0, 1)
         if translator:
@@ -77,20 +77,28 @@ def main() -> None:
         "pairs": sum(r["method"] == "grey" for r in rows), "size": list(pairs.size),
         "seconds": round(time.perf_counter() - started, 1), "device": str(device),
         "sampling": sampling and asdict(sampling), "commit": code_version()[0],
-        "stage1": scores.result(),
+        "stage1": scores.result(), "note": note,
     }  # fmt: skip
     if dist.is_main():
         write(Path(cfg.output_dir), rows, facts)
 
 
-def training_mean(data, batch_size: int) -> Tensor:
-    """(1, 1, H, W): the mean infrared image of the training split, pixel by pixel."""
-    train = open_pairs(data, "train")
+def training_mean(data, batch_size: int, needed: bool) -> tuple[Tensor | None, str]:
+    """(1, 1, H, W), the mean infrared image of the training split pixel by pixel, and no note.
+
+    Where the training data is not at hand: no image, and a note that says so, unless `needed`.
+    """
+    try:
+        train = open_pairs(data, "train")
+    except ValueError as error:
+        if needed:
+            raise
+        return None, f"no row of the training mean, its pairs are not at hand: {error}"
     total, count = 0, 0
     for batch in sequential(train, batch_size, num_workers=data.num_workers, limit=MEAN_IMAGES):
         total = total + batch["infrared"][:, :1].double().sum(0, keepdim=True)
         count += len(batch["infrared"])
-    return (total / count).float()
+    return (total / count).float(), ""
 
 
 def score(images: dict[str, Tensor], infrared: Tensor, batch: dict, measures: dict) -> list[dict]:
@@ -147,6 +155,7 @@ def write(folder: Path, rows: list[dict], facts: dict) -> None:
               f" {facts['seconds']} s on {facts['device']}; checkpoint `{facts['checkpoint']}`"]
     if facts["sampling"]:
         lines.append("; ".join(f"{k} {v}" for k, v in facts["sampling"].items()))
+    lines += [facts["note"]] if facts["note"] else []
     lines.append(materials_sentence(stage1))
     lines.append(f"Pearson(intensity, infrared) {stage1['pearson_intensity']:.3f}")
     text = "\n".join(lines) + "\n"
