@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -62,7 +63,14 @@ def _loader(dataset, batches, num_workers: int, collate_fn=collate) -> DataLoade
         pin_memory=torch.cuda.is_available(), multiprocessing_context=context,
         prefetch_factor=4 if num_workers else None,
         generator=torch.Generator(),  # the default one would draw from the run's own randomness
+        worker_init_fn=_leave_signals_to_the_run,
     )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A scheduler signals the whole process group; the run that then saves needs its workers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _check(batch_size: int, rank: int, world_size: int, num_workers: int) -> None:

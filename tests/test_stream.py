@@ -1,5 +1,9 @@
 """Order and augmentation are functions of (seed, position): ranks, workers and resuming agree."""
 
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +54,18 @@ def test_a_stream_begun_later_continues_the_first(pairs):
 def test_workers_change_nothing(pairs):
     alone = take(stream(pairs, 3, seed=2), 8)
     helped = take(stream(pairs, 3, seed=2, num_workers=2), 8)
+    assert all(same(a, b) for a, b in zip(alone, helped))
+
+
+def test_workers_outlive_the_signal_that_the_run_answers_by_saving(pairs):
+    """SLURM, timeout and a terminal's Ctrl-C reach every process of the group."""
+    alone = take(stream(pairs, 3, seed=2), 20)
+    batches = stream(pairs, 3, seed=2, num_workers=2)
+    helped = take(batches, 2)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    helped += take(batches, 18)         # more than the workers had prepared
     assert all(same(a, b) for a, b in zip(alone, helped))
 
 
