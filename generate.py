@@ -24,6 +24,7 @@ from models.sampler import translate
 from utils import config, dist
 from utils.run import entry
 
+FEW = 16  # grey levels; a window in degrees or in [0, 1] has no use for whole numbers
 SUFFIXES = set(Image.registered_extensions())
 
 
@@ -39,7 +40,13 @@ def main() -> None:
         raise ValueError("--counts needs the window of the training data, and this run has none"
                          " (data.window=per_image)")  # fmt: skip
     window = make_window(*trained.window) if cfg.counts else make_window(0, 255)
+    if window.low < 0 or window.high > 65535 or window.high - window.low < FEW:
+        raise ValueError("--counts writes whole numbers from 0 to 65535, too few or too coarse for"
+                         f" the training data's window {window.low:g} to {window.high:g}")
     folder = Path(cfg.output_dir)
+    for path in paths:
+        if path.resolve() == folder.resolve() / f"{path.stem}.png":
+            raise ValueError(f"{path} would be overwritten; choose another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
 
     # a sharded model's passes are collective: every rank makes as many, the last ones perhaps idle
