@@ -18,14 +18,14 @@ from tqdm import tqdm
 from configs import restore
 from configs.schema import USE_FLAGS, GenerateConfig
 from data.pairs import make_window
-from data.transforms import decode_visible, encode_png, resize_visible
+from data.transforms import FORMATS, decode_visible, encode_png, resize_visible
 from models.codec import TOKEN
 from models.sampler import translate
 from utils import config, dist
 from utils.run import entry
 
 FEW = 16  # grey levels; a window in degrees or in [0, 1] has no use for whole numbers
-SUFFIXES = set(Image.registered_extensions())
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 @torch.no_grad()

@@ -18,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
+from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
 from tests import tiny_data
 from tests.conftest import ROOT
-from utils import checkpoint, metrics
+from utils import checkpoint, config, metrics
 
 SCENES = "data.synthetic_scenes={train: 12, val: 4, test: 4}"
 TINY = ["data.size=32", SCENES, "data.num_workers=0", "training.steps=4", "training.batch_size=4",
@@ -53,6 +54,14 @@ def call(script: str, *argv: str) -> None:
     finally:
         sys.argv = before
         os.chdir(folder)
+
+
+@pytest.mark.parametrize("folder", ["configs", "configs/demo", "configs/small"])
+def test_stage_3_holds_the_maps_to_the_labels_of_stage_1(folder):
+    kinds = {"pretrain": PretrainConfig, "train": TrainConfig, "finetune": FinetuneConfig}
+    read = [config.load(kind, ["--config", str(ROOT / folder / f"{stage}.yaml")])
+            for stage, kind in kinds.items()]  # fmt: skip
+    assert read[0].data.labels == read[1].data.labels == read[2].data.labels
 
 
 def torchrun(script: str, argv: list[str]) -> subprocess.CompletedProcess:
@@ -281,6 +290,25 @@ def test_stage_2_refuses_a_checkpoint_of_stage_2_as_its_decomposition(made, tmp_
     with pytest.raises(ValueError, match="pretrain"):
         call("train", *arguments("train", tmp_path / "run", made),
              "--decomposition_checkpoint", made / "train" / "best_model.pth")  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [["model.text_tokens=9"], ["--decomposition_checkpoint", "x.pth"],
+                                   ["model.inject={1: [context]}"]])  # fmt: skip
+def test_stage_3_refuses_what_its_checkpoint_decides(made, tmp_path, asked):
+    with pytest.raises(ValueError, match="which decides it here; leave it out"):
+        call("finetune", *arguments("finetune", tmp_path / "run", made, *asked))
+
+
+def test_a_random_frozen_flux_keeps_its_seed(made, tmp_path):
+    parts = checkpoint.load(made / "train" / "best_model.pth")
+    parts["config"]["model"] |= {"train_base": False}
+    parts["model"] = {n: x for n, x in parts["model"].items()
+                      if not n.startswith("flux.") or ".lora_" in n}  # fmt: skip
+    checkpoint.save(tmp_path / "frozen.pth", {k: v for k, v in parts.items() if k != "versions"})
+    argv = arguments("finetune", tmp_path / "run", made, "--checkpoint", tmp_path / "frozen.pth")
+    with pytest.raises(ValueError, match=r"frozen FLUX.*set training.seed=0 \(it is 7\)"):
+        call("finetune", *argv, "training.seed=7")
+    call("finetune", *argv, "training.steps=1")
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(made, tmp_path):
