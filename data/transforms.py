@@ -16,9 +16,8 @@ MAX_PIXELS = 100_000_000  # more is refused from the header, before any pixel is
 # Channels of a grey image that went through a JPEG differ by a few levels, palettes by tens.
 GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
 # PIL knows a hundred more, among them EPS, which it hands to Ghostscript: a program that it runs.
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 
-Image.init()  # told which formats, PIL loads no more of them by itself
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we refuse instead
 
