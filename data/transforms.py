@@ -15,7 +15,7 @@ from data.materials import decode_palette
 MAX_PIXELS = 100_000_000  # more is refused from the header, before any pixel is decoded
 # Channels of a grey image that went through a JPEG differ by a few levels, palettes by tens.
 GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
-# PIL knows a hundred more, among them EPS, which it hands to Ghostscript: a program that it runs.
+# PIL knows many more, among them EPS, which it hands to Ghostscript: a program that it runs.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
