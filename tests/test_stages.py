@@ -18,7 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+from configs import restore
 from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
+from data.pairs import open_pairs
 from tests import tiny_data
 from tests.conftest import ROOT
 from utils import checkpoint, config, metrics
@@ -151,6 +153,11 @@ def test_evaluation_writes_every_row_for_a_checkpoint_of_any_stage(stage, made, 
     grey = [float(r["rank"]) for r in table if r["method"] == "grey"]
     inverted = [float(r["rank"]) for r in table if r["method"] == "inverted grey"]
     assert np.allclose(grey, [-x for x in inverted], atol=1e-4)
+    data = restore.read(made / stage)[0].data
+    seen, held = (open_pairs(data, split) for split in ("train", "test"))
+    mean = torch.stack([seen.get(i)["infrared"][0] for i in range(len(seen))]).mean(0)
+    mae = [(held.get(i)["infrared"][0] - mean).abs().mean().item() for i in range(len(held))]
+    assert results["methods"]["training mean"]["mae"] == pytest.approx(np.mean(mae))
     out = capsys.readouterr().out
     assert "| training mean |" in out and "ln 32 = 3.466" in out
 
