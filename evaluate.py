@@ -74,7 +74,7 @@ def main() -> None:
     rows = [row for share in dist.gather(rows) for row in share]
     facts = {
         "checkpoint": cfg.checkpoint, "data": cfg.test_data or data.path, "split": cfg.split,
-        "pairs": sum(r["method"] == "grey" for r in rows), "size": list(pairs.size),
+        "pairs": sum(row["method"] == "grey" for row in rows), "size": list(pairs.size),
         "seconds": round(time.perf_counter() - started, 1), "device": str(device),
         "sampling": sampling and asdict(sampling), "commit": code_version()[0],
         "stage1": scores.result(), "note": note,
@@ -160,12 +160,20 @@ def write(folder: Path, rows: list[dict], facts: dict) -> None:
     lines.append(f"Pearson(intensity, infrared) {stage1['pearson_intensity']:.3f}")
     text = "\n".join(lines) + "\n"
     (folder / "results.md").write_text(text, encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps({"methods": means, **facts}, indent=1) + "\n")
+    numbers = json.dumps(finite({"methods": means, **facts}), indent=1)
+    (folder / "results.json").write_text(numbers + "\n")
     with open(folder / "per_image.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
     print(text + f"written to {folder}: results.md, results.json, per_image.csv")
+
+
+def finite(value):
+    """The same nested values with None for NaN and infinity, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: finite(x) for key, x in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def materials_sentence(stage1: dict) -> str:

@@ -8,10 +8,25 @@ meaningful. The architecture is that of the checkpoint. To resume, run the same 
 """
 
 from configs import restore
-from configs.schema import FLAGS, FinetuneConfig
+from configs.schema import FLAGS, FinetuneConfig, TrainConfig
+from models.translator import TranslatorConfig
 from train import train
 from utils import config, dist
 from utils.run import entry
+
+
+def refuse_what_is_fixed(cfg: FinetuneConfig, trained: TrainConfig, free: tuple[str, ...]) -> None:
+    """Raises: ValueError: a value that the checkpoint decides was set to another one."""
+    usual = TranslatorConfig()
+    for name, asked in vars(cfg.model).items():
+        found = getattr(trained.model, name)
+        if name not in free and asked not in (getattr(usual, name), found):
+            raise ValueError(f"model.{name} is {found} in {cfg.checkpoint}, which decides it here;"
+                             f" leave it out (it is {asked})")  # fmt: skip
+    drawn = trained.model.preset and not trained.model.train_base
+    if drawn and cfg.training.seed != trained.training.seed:
+        raise ValueError(f"{cfg.checkpoint} has a random frozen FLUX, drawn from its seed; set"
+                         f" training.seed={trained.training.seed} (it is {cfg.training.seed})")
 
 
 def main() -> None:
@@ -23,6 +38,7 @@ def main() -> None:
     chosen = {name: getattr(cfg.model, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     model, trained = restore.load_translator(cfg.checkpoint, device, **chosen)
+    refuse_what_is_fixed(cfg, trained, names)
     cfg.model = trained.model
     train(cfg, model, device)
 

@@ -18,13 +18,14 @@ from tqdm import tqdm
 from configs import restore
 from configs.schema import USE_FLAGS, GenerateConfig
 from data.pairs import make_window
-from data.transforms import decode_visible, encode_png, resize_visible
+from data.transforms import FORMATS, decode_visible, encode_png, resize_visible
 from models.codec import TOKEN
 from models.sampler import translate
 from utils import config, dist
 from utils.run import entry
 
-SUFFIXES = set(Image.registered_extensions())
+FEW = 16  # grey levels; a window in degrees or in [0, 1] has no use for whole numbers
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 @torch.no_grad()
@@ -41,9 +42,9 @@ def main() -> None:
         raise ValueError("--counts needs the window of the training data, and this run has none"
                          " (data.window=per_image)")  # fmt: skip
     window = make_window(*trained.window) if cfg.counts else make_window(0, 255)
-    if window.low < 0 or window.high > 65535:
-        raise ValueError(f"--counts writes 0 to 65535, but the window of this run's data is"
-                         f" {window.low:g} to {window.high:g}")  # fmt: skip
+    if window.low < 0 or window.high > 65535 or window.high - window.low < FEW:
+        raise ValueError("--counts writes whole numbers from 0 to 65535, too few or too coarse for"
+                         f" the training data's window {window.low:g} to {window.high:g}")
     folder.mkdir(parents=True, exist_ok=True)
 
     # a sharded model's passes are collective: every rank makes as many, the last ones perhaps idle

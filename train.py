@@ -124,7 +124,7 @@ def make_loss(cfg: TrainConfig, predict):
         loss_B, t, out = predict(model, batch, group, training.seed)
         loss = training.lambda_generation * loss_B.mean()
         parts = {"generation": loss_B.detach().mean(), **by_time(loss_B, t)}
-        if weight:
+        if not cfg.model.freeze_decomposition:  # of weight 0 too: DDP needs all that is trained
             labels = prepare_pseudo_labels(
                 batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
             )

@@ -8,6 +8,7 @@ curves.png: how the fusion was learnt, where metrics.jsonl lies beside the check
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from utils.run import entry
 from utils.scenes import scene_cells, scene_figure
 
 DEFAULT_SCENES = 12
+UNSAFE = re.compile(r"[^\w.-]+")
 NAMES = [material.name for material in MATERIALS]
 
 
@@ -75,7 +77,8 @@ def draw_scenes(cfg: HeldOutConfig, opened: restore.Opened, folder: Path, device
             heading = f"{source}  {name}" if source else name
             ids = [seen] if trained else []
             picture = scene_figure([cell], [name], NAMES, colors, ids, heading)
-            panels.save_png(folder / f"{source or 'scene'}_{name}.png", picture)
+            file = UNSAFE.sub("_", f"{source or 'scene'}_{name}")  # a name may be a path
+            panels.save_png(folder / f"{file}.png", picture)
 
 
 def count_materials(

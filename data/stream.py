@@ -1,7 +1,9 @@
 """Which pair comes when: order and augmentation are functions of (seed, position) alone."""
 
+import atexit
 import math
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -62,6 +64,7 @@ def _loader(dataset, batches, num_workers: int, collate_fn=collate) -> DataLoade
         pin_memory=torch.cuda.is_available(), multiprocessing_context=context,
         prefetch_factor=4 if num_workers else None,
         generator=torch.Generator(),  # the default one would draw from the run's own randomness
+        worker_init_fn=_leave_signals_to_the_run,
     )
 
 
@@ -71,6 +74,20 @@ def _one_sentence(items: Iterator) -> Iterator:
         yield from items
     except ValueError as error:
         raise ValueError(str(error).rpartition("\nValueError: ")[2].strip()) from error
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A scheduler signals the whole process group; the run that then saves needs its workers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """After an error Python would send them SIGTERM, which they ignore, and wait for their end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _check(batch_size: int, rank: int, world_size: int, num_workers: int) -> None:

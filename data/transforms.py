@@ -15,7 +15,8 @@ from data.materials import decode_palette
 MAX_PIXELS = 100_000_000  # more is refused from the header, before any pixel is decoded
 # Channels of a grey image that went through a JPEG differ by a few levels, palettes by tens.
 GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
-GREY_MODES = ("L", "LA", "I", "F", "1")
+# PIL knows many more, among them EPS, which it hands to Ghostscript: a program that it runs.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we refuse instead
@@ -84,7 +85,7 @@ class AugmentConfig:
 def _open(data: bytes, where: str) -> Image.Image:
     """Header only: sizes are checked here, pixels are decoded by `load`."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ValueError(f"{where}: more than {MAX_PIXELS:,} pixels, not decoded") from None
     except Exception as error:  # PIL raises a dozen types on foreign bytes

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import FluxFillPipeline
 
+from models import attention
 from models import flux as fluxes
 from models.guidance import SemanticGuidance
 from tests.test_lora import flux_inputs
@@ -48,6 +49,21 @@ def test_our_attention_is_upstreams_attention(dtype):
     inputs = {k: v.to(dtype) if torch.is_tensor(v) and k not in ("img_ids", "txt_ids", "timestep")
               else v for k, v in flux_inputs(flux).items()}  # fmt: skip
     assert torch.equal(flux(**inputs)[0], original(**inputs)[0])
+
+
+def test_attention_gets_a_contiguous_gradient_also_of_a_slice(monkeypatch):
+    """cuDNN's backward on Hopper crashes otherwise, see models/attention.py."""
+    seen, kernel = [], attention.F.scaled_dot_product_attention
+
+    def spy(*heads):
+        out = kernel(*heads)  # (B, h, S, d)
+        out.register_hook(lambda g: seen.append(g.transpose(1, 2).is_contiguous()))
+        return out
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", spy)
+    q, k, v = (torch.randn(2, 5, 2, 8, requires_grad=True) for _ in range(3))
+    attention.attend(q, k, v).backward(torch.randn(2, 5, 80)[..., :16])
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

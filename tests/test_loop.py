@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils import checkpoint, config, dist
+from utils import checkpoint, config, dist, progress
 from utils.ema import Ema
 from utils.loop import TrainingConfig, fit, total_steps
 from utils.optimizer import AdamWParams, OptimizerConfig, learning_rate, make_optimizer
@@ -159,7 +159,7 @@ def test_a_run_stopped_by_sigterm_saves_exits_0_and_goes_on_to_the_same_weights(
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "to go on, run the same command again" in out
-    step = checkpoint._step_of(checkpoint.latest(tmp_path / "parts"))
+    step = checkpoint.step_of(checkpoint.latest(tmp_path / "parts"))
     assert 0 < step < 60
 
     resumed, _ = train(tmp_path / "parts", "noise=1", "training.steps=60")
@@ -178,6 +178,21 @@ def test_a_signal_stops_one_step_later_and_the_run_goes_on_to_the_same_weights(t
     resumed, _ = train(tmp_path / "parts", "noise=1", *QUIET)
     whole, _ = train(tmp_path / "whole", "noise=1", *QUIET)
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_signals_that_follow_at_once_are_one_and_a_much_later_one_interrupts(tmp_path, monkeypatch):
+    def as_torchrun_sends_them(micro):
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM) if micro == 2 else ():
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path / "one", *QUIET, on_loss=as_torchrun_sends_them)
+    assert stop.value.code == 0 and saved(tmp_path / "one", 4)["state"]["step"] == 4
+
+    monkeypatch.setattr(progress.StopSignal, "GRACE", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "two", *QUIET, on_loss=as_torchrun_sends_them)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_run_killed_while_it_saves_loses_only_the_steps_since_the_save_before(tmp_path):
@@ -229,10 +244,19 @@ def test_resuming_takes_the_named_checkpoint_and_the_new_weight_decay(tmp_path):
         train(tmp_path / "third", "run.resume=nowhere.pth")
 
 
-def test_weights_alone_are_no_run_to_resume(tmp_path):
-    train(tmp_path / "first", eval_fn=lambda model: {"val_loss": 1.0})
-    with pytest.raises(ValueError, match="best_model.pth has no optimizer state"):
-        train(tmp_path / "second", f"run.resume={tmp_path / 'first/best_model.pth'}")
+def test_resuming_from_weights_alone_or_from_before_what_was_saved_is_refused(tmp_path, capsys):
+    train(tmp_path / "a", "training.eval_every=3", eval_fn=lambda model: {"val_loss": 1.0})
+    with pytest.raises(ValueError, match=r"best_model.pth, which holds weights alone"):
+        train(tmp_path / "b", f"run.resume={tmp_path}/a/best_model.pth")
+    # the same command twice: the second time it would lose what the first one saved
+    resumed = f"run.resume={tmp_path}/a/checkpoint_00000003.pth"
+    with pytest.raises(SystemExit):
+        train(tmp_path / "b", resumed, *QUIET, on_loss=signal_at(3))
+    assert "run the same command again without --resume" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"checkpoint_00000005.pth is newer: leave out --resume"):
+        train(tmp_path / "b", resumed, *QUIET)
+    train(tmp_path / "b", *QUIET)
+    assert saved(tmp_path / "b", 6)["state"]["step"] == 6
 
 
 def test_only_the_last_checkpoints_are_kept_if_asked(tmp_path):

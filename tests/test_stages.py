@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests import tiny_data as tiny
+from configs import restore
+from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
+from data.pairs import open_pairs
+from tests import tiny_data
 from tests.conftest import ROOT
-from utils import checkpoint, metrics
+from utils import checkpoint, config, metrics
 
 SCENES = "data.synthetic_scenes={train: 12, val: 4, test: 4}"
 TINY = ["data.size=32", SCENES, "data.num_workers=0", "training.steps=4", "training.batch_size=4",
@@ -54,6 +58,22 @@ def call(script: str, *argv: str) -> None:
         os.chdir(folder)
 
 
+@pytest.mark.parametrize("folder", ["configs", "configs/demo", "configs/small"])
+def test_stage_3_holds_the_maps_to_the_labels_of_stage_1(folder):
+    kinds = {"pretrain": PretrainConfig, "train": TrainConfig, "finetune": FinetuneConfig}
+    read = [config.load(kind, ["--config", str(ROOT / folder / f"{stage}.yaml")])
+            for stage, kind in kinds.items()]  # fmt: skip
+    assert read[0].data.labels == read[1].data.labels == read[2].data.labels
+
+
+def torchrun(script: str, argv: list[str]) -> subprocess.CompletedProcess:
+    """Run a script with two ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+               "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"{script}.py"]  # fmt: skip
+    return subprocess.run([*command, *argv], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
     """All three stages trained for four steps, in the folders pretrain, train and finetune."""
@@ -85,12 +105,17 @@ def test_a_resumed_stage_ends_bit_equal_to_the_uninterrupted_one(stage, made, tm
 @pytest.mark.parametrize("stage", STAGE)
 def test_two_ranks_give_the_losses_of_one(stage, made, tmp_path):
     argv = arguments(stage, tmp_path / "two", made, "training.batch_size=2")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"{stage}.py"]  # fmt: skip
-    done = subprocess.run([*command, *argv], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = torchrun(stage, argv)
     assert done.returncode == 0, done.stderr[-2000:]
     torch.testing.assert_close(losses(tmp_path / "two"), losses(made / stage), rtol=2e-4, atol=1e-5)
+
+
+def test_two_ranks_train_a_decomposition_that_no_loss_term_holds(made, tmp_path):
+    """The consistency term is in the graph at weight 0 too: DDP waits for every gradient."""
+    argv = arguments("finetune", tmp_path / "two", made, "training.batch_size=2",
+                     "training.lambda_decomposition_consistency=0")  # fmt: skip
+    done = torchrun("finetune", argv)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("stage", STAGE)
@@ -128,8 +153,35 @@ def test_evaluation_writes_every_row_for_a_checkpoint_of_any_stage(stage, made, 
     grey = [float(r["rank"]) for r in table if r["method"] == "grey"]
     inverted = [float(r["rank"]) for r in table if r["method"] == "inverted grey"]
     assert np.allclose(grey, [-x for x in inverted], atol=1e-4)
+    data = restore.read(made / stage)[0].data
+    seen, held = (open_pairs(data, split) for split in ("train", "test"))
+    mean = torch.stack([seen.get(i)["infrared"][0] for i in range(len(seen))]).mean(0)
+    mae = [(held.get(i)["infrared"][0] - mean).abs().mean().item() for i in range(len(held))]
+    assert results["methods"]["training mean"]["mae"] == pytest.approx(np.mean(mae))
     out = capsys.readouterr().out
     assert "| training mean |" in out and "ln 32 = 3.466" in out
+
+
+def test_rows_without_names_are_averaged_and_no_name_leaves_the_folder(made, tmp_path):
+    """Unnamed rows of two files get equal names; a name from a file may be a path."""
+    columns = tiny_data.rows(4, split=lambda i: ["train", "test", "test", "val"][i])
+    evil = {**columns, "name": ["../../a", "../../b", "../../c", "d"]}
+    evil["source"] = [f"{tmp_path}/x"] * 4
+    tiny_data.write(tmp_path / "evil" / "a.parquet", evil)
+    del columns["name"]
+    for folder in ("a", "b"):
+        tiny_data.write(tmp_path / "unnamed" / folder / "part.parquet", columns)
+    common = ["--checkpoint", made / "pretrain", "--device", "cpu", "--num_workers", "0"]
+    call("evaluate", *common, "--test_data", tmp_path / "unnamed", "--output_dir", tmp_path / "out")
+    text = (tmp_path / "out" / "results.json").read_text()
+    assert "NaN" not in text and json.loads(text)["stage1"]["material_ce"] is None  # no labels
+    assert json.loads(text)["pairs"] == 4
+    found = list(csv.DictReader((tmp_path / "out" / "per_image.csv").open()))
+    grey = [float(row["psnr"]) for row in found if row["method"] == "grey"]
+    assert json.loads(text)["methods"]["grey"]["psnr"] == pytest.approx(np.mean(grey))
+    call("visualize", *common, "--test_data", tmp_path / "evil", "--output_dir", tmp_path / "draw")
+    assert len(list((tmp_path / "draw").glob("*_x_.._.._*.png"))) == 2
+    assert {p.parent for p in tmp_path.rglob("*.png")} == {tmp_path / "draw"}
 
 
 def test_lpips_is_a_column_where_it_is_asked_for(made, tmp_path, monkeypatch, capsys):
@@ -170,6 +222,25 @@ def test_generated_images_have_the_photographs_sizes_and_names(made, tmp_path, k
     out = {p.stem: Image.open(p) for p in (tmp_path / "out").glob("*.png")}
     assert {name: image.size for name, image in out.items()} == sizes
     assert all(image.mode == "L" for image in out.values())
+
+
+def test_generate_neither_overwrites_a_photograph_nor_wraps_counts(made, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (32, 32)).save(photo)
+    argv = ["--image_path", photo, "--steps", "1", "--device", "cpu", "--checkpoint"]
+    before = photo.read_bytes()
+    with pytest.raises(ValueError, match="photo.png would be overwritten"):
+        call("generate", *argv, made / "train" / "export", "--output_dir", tmp_path)
+    assert photo.read_bytes() == before
+    folder = shutil.copytree(made / "train" / "export", tmp_path / "celsius")
+    notes = json.loads((folder / "thermaflux.json").read_text())
+    for window, fits in (([-20.0, 60.0], False), ([0.0, 1.0], False), ([20000.0, 30000.0], True)):
+        notes["config"]["window"] = window
+        (folder / "thermaflux.json").write_text(json.dumps(notes))
+        with nullcontext() if fits else pytest.raises(ValueError, match="--counts writes whole"):
+            call("generate", *argv, folder, "--output_dir", tmp_path / "out", "--counts")
+    counts = np.asarray(Image.open(tmp_path / "out" / "photo.png"))
+    assert counts.dtype == np.uint16 and 20000 <= counts.min() <= counts.max() <= 30000
 
 
 def test_an_exported_folder_generates_what_its_checkpoint_generates(made, tmp_path):
@@ -230,6 +301,25 @@ def test_stage_2_refuses_a_checkpoint_of_stage_2_as_its_decomposition(made, tmp_
              "--decomposition_checkpoint", made / "train" / "best_model.pth")  # fmt: skip
 
 
+@pytest.mark.parametrize("asked", [["model.text_tokens=9"], ["--decomposition_checkpoint", "x.pth"],
+                                   ["model.inject={1: [context]}"]])  # fmt: skip
+def test_stage_3_refuses_what_its_checkpoint_decides(made, tmp_path, asked):
+    with pytest.raises(ValueError, match="which decides it here; leave it out"):
+        call("finetune", *arguments("finetune", tmp_path / "run", made, *asked))
+
+
+def test_a_random_frozen_flux_keeps_its_seed(made, tmp_path):
+    parts = checkpoint.load(made / "train" / "best_model.pth")
+    parts["config"]["model"] |= {"train_base": False}
+    parts["model"] = {n: x for n, x in parts["model"].items()
+                      if not n.startswith("flux.") or ".lora_" in n}  # fmt: skip
+    checkpoint.save(tmp_path / "frozen.pth", {k: v for k, v in parts.items() if k != "versions"})
+    argv = arguments("finetune", tmp_path / "run", made, "--checkpoint", tmp_path / "frozen.pth")
+    with pytest.raises(ValueError, match=r"frozen FLUX.*set training.seed=0 \(it is 7\)"):
+        call("finetune", *argv, "training.seed=7")
+    call("finetune", *argv, "training.steps=1")
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(made, tmp_path):
     parts = checkpoint.load(made / "train" / "best_model.pth")
     parts["config"]["model"]["preset"] = "small"
@@ -240,9 +330,9 @@ def test_a_checkpoint_of_another_architecture_is_refused(made, tmp_path):
 
 
 def test_evaluation_counts_every_pair_though_names_are_equal(made, tmp_path):
-    columns = tiny.rows(4, split=lambda i: ["train", "val", "test", "test"][i])
+    columns = tiny_data.rows(4, split=lambda i: ["train", "val", "test", "test"][i])
     columns["name"] = ["a", "b", "c", "c"]
-    data = tiny.write(tmp_path / "data.parquet", columns)
+    data = tiny_data.write(tmp_path / "data.parquet", columns)
     call("evaluate", "--checkpoint", made / "pretrain", "--test_data", data, "--num_workers", 0,
          "--output_dir", tmp_path / "out")  # fmt: skip
     found = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -263,7 +353,7 @@ def test_evaluation_finds_a_folder_that_cannot_be_written_before_the_work(made, 
 
 def test_generating_never_writes_over_a_photograph(made, tmp_path):
     photo = tmp_path / "a.png"
-    Image.fromarray(tiny.visible(0)).save(photo)
+    Image.fromarray(tiny_data.visible(0)).save(photo)
     before = photo.read_bytes()
     with pytest.raises(ValueError, match="a.png would be overwritten"):
         call("generate", "--checkpoint", made / "train", "--image_path", tmp_path,
@@ -275,7 +365,7 @@ def test_counts_are_refused_where_the_window_does_not_fit_16_bits(made, tmp_path
     parts = checkpoint.load(made / "train" / "best_model.pth")
     parts["config"]["window"] = [-20.0, 120.0]
     checkpoint.save(tmp_path / "celsius.pth", {k: v for k, v in parts.items() if k != "versions"})
-    Image.fromarray(tiny.visible(0)).save(tmp_path / "a.png")
+    Image.fromarray(tiny_data.visible(0)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="-20 to 120"):
         call("generate", "--checkpoint", tmp_path / "celsius.pth", "--counts", "--image_path",
              tmp_path / "a.png", "--output_dir", tmp_path / "out")  # fmt: skip

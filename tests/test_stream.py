@@ -1,5 +1,11 @@
 """Order and augmentation are functions of (seed, position): ranks, workers and resuming agree."""
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +13,7 @@ import torch
 from data.pairs import DataConfig, LabelConfig, open_pairs
 from data.stream import evenly_spaced, in_step, sequential, stream
 from tests import tiny_data as tiny
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module", params=["ram", "none"])
@@ -51,6 +58,34 @@ def test_workers_change_nothing(pairs):
     alone = take(stream(pairs, 3, seed=2), 8)
     helped = take(stream(pairs, 3, seed=2, num_workers=2), 8)
     assert all(same(a, b) for a, b in zip(alone, helped))
+
+
+def test_workers_outlive_the_signal_that_the_run_answers_by_saving(pairs):
+    """SLURM, timeout and a terminal's Ctrl-C reach every process of the group."""
+    alone = take(stream(pairs, 3, seed=2), 20)
+    batches = stream(pairs, 3, seed=2, num_workers=2)
+    helped = take(batches, 2)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    helped += take(batches, 18)         # more than the workers had prepared
+    assert all(same(a, b) for a, b in zip(alone, helped))
+
+
+def test_an_error_ends_the_process_although_workers_ignore_sigterm():
+    program = """
+from data.pairs import DataConfig, open_pairs
+from data.stream import stream
+scenes = {"train": 40, "val": 1, "test": 1}
+batches = stream(open_pairs(DataConfig(size=32, synthetic_scenes=scenes), "train"), 2, 0,
+                 num_workers=2)
+next(batches)
+raise RuntimeError("in the loop")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True,
+                          text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "RuntimeError: in the loop"
 
 
 def test_an_epoch_holds_every_pair_once_and_epochs_differ(pairs):

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from data import transforms as tf
 from data.materials import PALETTES
@@ -160,6 +160,14 @@ def test_a_billion_pixels_are_refused_from_the_header(decode, monkeypatch):
     for width, height in ((40000, 25000), (11000, 10000)):
         with pytest.raises(ValueError, match=r"big: .*pixels"):
             decode(png_of(width, height), "big")
+
+
+@pytest.mark.parametrize("decode", [tf.decode_visible, tf.decode_infrared, tf.decode_semantic])
+def test_no_image_makes_pil_run_a_program(decode, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript ran"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
+    with pytest.raises(ValueError, match="x: not a readable image"):
+        decode(eps, "x")
 
 
 def test_a_billion_values_of_npy_are_refused_from_the_header():

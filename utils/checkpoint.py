@@ -91,7 +91,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def latest(directory: str | Path) -> Path | None:
     """The newest intact checkpoint in a folder; a damaged one is named and passed over."""
-    for path in sorted(Path(directory).glob(PATTERN), key=_step_of, reverse=True):
+    for path in sorted(Path(directory).glob(PATTERN), key=step_of, reverse=True):
         damage = damaged(path)
         if not damage:
             return path
@@ -101,7 +101,7 @@ def latest(directory: str | Path) -> Path | None:
 
 def prune(directory: str | Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints of a folder; 0 keeps all."""
-    found = sorted(Path(directory).glob(PATTERN), key=_step_of)
+    found = sorted(Path(directory).glob(PATTERN), key=step_of)
     for path in found[:-keep] if keep else []:
         path.unlink(missing_ok=True)
 
@@ -139,7 +139,8 @@ def _write(path: Path, parts: dict[str, Any], keep: int) -> None:
     prune(path.parent, keep)
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The number in a checkpoint's name; -1 if it has none."""
     digits = path.stem.rpartition("_")[2]
     return int(digits) if digits.isdigit() else -1
 

@@ -169,7 +169,8 @@ def fit(
                 path = state.save(cfg, model, optimizer, ema, run)
     if stop.agreed and state.step < steps:
         dist.print0(f"stopped by a signal after step {state.step} of {steps}; saved {path}; "
-                    "to go on, run the same command again")
+                    "to go on, run the same command again"
+                    f"{' without --resume' if cfg.run.resume else ''}")
         raise SystemExit(0)
 
 

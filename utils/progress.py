@@ -36,13 +36,14 @@ class State:
         """
         path = _checkpoint_of(cfg.run.resume, run.dir)
         parts = checkpoint.load(path) if path else {"state": asdict(self)}
-        if path and not {"state", "optimizer", "ema"} <= parts.keys():
-            raise ValueError(f"{path} has no optimizer state; a run goes on from checkpoint_*.pth")
         if len(set(dist.gather(parts["state"]["step"]))) > 1:
             raise ValueError(f"the ranks find different checkpoints in {run.dir}; "
                              "run.output_dir must be on storage that all machines see")
         if path is None:
             return
+        if "optimizer" not in parts:
+            raise ValueError(f"run.resume is {path}, which holds weights alone (a best model does);"
+                             f" name a {checkpoint.PATTERN} beside it")
         _check_same_model(parts.get("config", {}), config.to_dict(cfg), path)
         checkpoint.load_into(model, parts["model"], path)
         # what the command line says now about lr, decay, betas goes before what was saved
@@ -93,6 +94,10 @@ def _checkpoint_of(resume: str | None, directory: Path) -> Path | None:
         path = checkpoint.latest(path)
     if path is None or not path.is_file():
         raise ValueError(f"run.resume is {resume}, but there is no intact checkpoint")
+    own = checkpoint.latest(directory)
+    if own and checkpoint.step_of(own) > checkpoint.step_of(path):
+        raise ValueError(f"run.resume is {resume}, but {own} is newer: leave out --resume to go on "
+                         "from it, or choose another run.output_dir")
     return path
 
 
@@ -176,9 +181,13 @@ class Meter:
 
 
 class StopSignal:
-    """Within the block the first SIGTERM or SIGINT is only noted; a second one acts as usual."""
+    """Within the block the first SIGTERM or SIGINT is only noted; one much later acts as usual.
+
+    torchrun passes on what its ranks got already: after a Ctrl-C each has three in half a second.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    GRACE = 5.0                         # seconds in which another one is no second thought
 
     def __init__(self):
         self.received: str | None = None
@@ -191,8 +200,11 @@ class StopSignal:
         return self
 
     def _note(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number).name
-        self._restore()
+        if self.received is None:
+            self.received, self._since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._since > self.GRACE:
+            self._restore()
+            signal.raise_signal(number)
 
     def __exit__(self, *error: Any) -> None:
         self._restore()
