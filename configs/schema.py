@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.materials import NUM_MATERIALS
 from data.pairs import DataConfig
+from data.pseudo_labels import CONTEXT_CHANNELS
 from losses.pretrain import PretrainLossConfig
 from models.decomposition import DecompositionConfig
 from models.sampler import SamplingConfig
@@ -54,6 +56,10 @@ class PretrainConfig:
         if self.data.latents is not None:
             raise ValueError("data.latents is for train.py and finetune.py: stage 1 encodes nothing"
                              f"; leave it null here (it is {self.data.latents})")  # fmt: skip
+        labelled = NUM_MATERIALS, len(CONTEXT_CHANNELS)
+        if (found := (self.model.num_materials, self.model.num_context_channels)) != labelled:
+            raise ValueError("model.num_materials and model.num_context_channels must be those of"
+                             f" the labels, {labelled}, got {found}")  # fmt: skip
 
 
 @dataclass(kw_only=True)

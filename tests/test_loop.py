@@ -259,6 +259,12 @@ def test_resuming_from_weights_alone_or_from_before_what_was_saved_is_refused(tm
     assert saved(tmp_path / "b", 6)["state"]["step"] == 6
 
 
+@pytest.mark.parametrize("wrong", ["weight_decay=nan", "weight_decay=-1", "eps=0"])
+def test_values_that_no_optimizer_can_use_are_refused_at_start(tmp_path, wrong):
+    with pytest.raises(ValueError, match="weight_decay >= 0 and eps > 0"):
+        train(tmp_path, f"optimizer.params.{wrong}")
+
+
 def test_only_the_last_checkpoints_are_kept_if_asked(tmp_path):
     train(tmp_path, "training.save_every=1", "training.keep_last=2")
     names = sorted(path.name for path in tmp_path.glob("*.pth*"))

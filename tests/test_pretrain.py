@@ -253,3 +253,22 @@ def test_a_wrongly_compiled_step_ends_the_run(tmp_path, monkeypatch):
     train(tmp_path / "short", "compile=true", "training.steps=3")
     with pytest.raises(RuntimeError, match="a loss of .*, uncompiled .*train with compile=false"):
         train(tmp_path / "long", "compile=true", "training.steps=4")
+
+
+@pytest.mark.parametrize("wrong", ["model.num_context_channels=3", "model.num_materials=31"])
+def test_maps_without_labels_are_refused_at_start(wrong):
+    with pytest.raises(ValueError, match=r"must be those of the labels, \(32, 8\)"):
+        configured(wrong)
+
+
+def test_validation_sees_the_validation_split_alone(tmp_path, monkeypatch):
+    seen = []
+
+    def spied(pairs, *args):
+        for batch in sequential(pairs, *args):
+            seen.extend(batch["name"])
+            yield batch
+
+    monkeypatch.setattr(pretrain, "sequential", spied)
+    train(tmp_path)
+    assert sorted(seen) == sorted(open_pairs(configured().data, "val").names)

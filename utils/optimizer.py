@@ -25,13 +25,19 @@ class OptimizerConfig:
 def make_optimizer(cfg: Any, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW; biases, norms and scales (fewer than two dimensions) do not decay.
 
-    Raises: ValueError: nothing to train, or training.lr_min above the learning rate.
+    Raises:
+        ValueError: nothing to train, training.lr_min above the learning rate, a value out of range.
     """
     params, lr_min = cfg.optimizer.params, cfg.training.lr_min
     if not trained:
         raise ValueError("no parameter of the model requires grad: there is nothing to train")
     if cfg.training.schedule == "cosine" and lr_min > params.lr:
         raise ValueError(f"training.lr_min {lr_min} is above optimizer.params.lr {params.lr}")
+    if not (0 <= params.weight_decay < math.inf and 0 < params.eps < math.inf):
+        raise ValueError(
+            "optimizer.params needs weight_decay >= 0 and eps > 0, both finite, got "
+            f"{params.weight_decay} and {params.eps}"
+        )
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": params.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
