@@ -224,6 +224,22 @@ def test_generated_images_have_the_photographs_sizes_and_names(made, tmp_path, k
     assert all(image.mode == "L" for image in out.values())
 
 
+def test_evaluating_on_other_data_needs_no_training_pairs(made, tmp_path):
+    """They are only behind the row of the training mean; without them a note stands there."""
+    parts = checkpoint.load(made / "pretrain" / "best_model.pth")
+    parts["config"]["data"]["path"] = str(tmp_path / "gone")
+    torch.save(parts, tmp_path / "moved.pth")
+    columns = tiny_data.rows(3, split=lambda i: ["train", "val", "test"][i])
+    data = tiny_data.write(tmp_path / "other.parquet", columns)
+    argv = ["--checkpoint", tmp_path / "moved.pth", "--device", "cpu", "--num_workers", 0]
+    call("evaluate", *argv, "--test_data", data, "--output_dir", tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["methods"]) == ["grey", "inverted grey", "fused (stage 1)"]
+    assert "no row of the training mean" in (tmp_path / "out" / "results.md").read_text()
+    with pytest.raises(ValueError, match="gone"):
+        call("evaluate", *argv, "--output_dir", tmp_path / "own")
+
+
 def test_generate_neither_overwrites_a_photograph_nor_wraps_counts(made, tmp_path):
     photo = tmp_path / "photo.png"
     Image.new("RGB", (32, 32)).save(photo)
