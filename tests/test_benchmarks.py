@@ -70,7 +70,7 @@ def test_another_gradient_is_told(monkeypatch):
     def wrong(function, **how):
         def step(*args):
             loss, parts = function(*args)
-            return 1.5 * loss, parts
+            return loss + 0.5 * (loss - loss.detach()), parts  # the same value
 
         return step
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import time
 import os
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def test_resuming_drops_the_rows_after_the_step_and_half_a_line(tmp_path):
     run.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "lo')
+    time.sleep(1.1)  # TensorBoard reads files in the order of their names, which hold the second
     run = Run(tmp_path, ToyConfig())
     run.start(2)
     run.log(3, loss=30)
