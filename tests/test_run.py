@@ -4,10 +4,10 @@
 """
 
 import json
-import time
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
