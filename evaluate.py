@@ -3,9 +3,9 @@
     python evaluate.py --checkpoint runs/train/best_model.pth
     python evaluate.py --checkpoint runs/train/export --test_data datasets/other --split all
 
-Rows: training mean (per pixel), grey, inverted grey, stage 1's fused image, and ours; --lpips adds
-a column. Writes results.md, results.json and per_image.csv to --output_dir. Takes a checkpoint of
-any stage.
+Rows: training mean (per pixel; where its pairs are not at hand, a note), grey, inverted grey,
+stage 1's fused image, and ours; --lpips adds a column. Writes results.md, results.json and
+per_image.csv to --output_dir. Takes a checkpoint of any stage.
 """
 
 import csv

@@ -6,8 +6,9 @@
 `peer` is a plain loop: fp32, labels made sample by sample, `.item()` of every loss term at every
 step, and the network written plainly: every head by itself, torch's own doubling. The other rows
 are this project's own loop (utils/loop.py: fit) with one more of its means each; the last is what a
-GPU gets by default. The same weights, scenes and losses everywhere. `peer, plain decoder` is the
-peer with the reference decoder (DecompositionConfig.decoder: plain), whose heads run at full size.
+GPU gets by default. The same weights, scenes and losses everywhere (at the border the plain last
+layer differs: it meets zeros after doubling, ours before). `peer, plain decoder` is the peer with
+the reference decoder (DecompositionConfig.decoder: plain), whose heads run at full size.
 The scenes lie on the device: the data path does not count (benchmarks/loader.py times that).
 Prints markdown, writes JSON.
 """

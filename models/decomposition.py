@@ -183,7 +183,7 @@ class Head(nn.Module):
 
 
 def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None,
-              cells: CellKernels) -> list[Tensor]:  # fmt: skip
+              cells: CellKernels | None) -> list[Tensor]:  # fmt: skip
     """What each head makes of the features; first and last layers of all heads are one product.
 
     Apart, the last ones have few channels (one, for intensity), which GPUs compute slowly.
@@ -191,6 +191,7 @@ def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None,
     Args:
         detail: (B, 4 C, h, w), the cells of a map of twice the size of x (B, D, h, w), which is
             also the size of what is returned; or None: then that size is x's.
+        cells: needed where there is detail.
     """
     first = [head.hidden[0] for head in heads]
     weight, bias = (torch.cat([getattr(c, n) for c in first]) for n in ("weight", "bias"))

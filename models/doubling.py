@@ -87,7 +87,7 @@ if triton is not None:
         return sample.to(tl.int64), i, j, c, (j < w) & (c < C)
 
     @triton.jit
-    def _row(x, at, w, C, before, j, after, c, inside):
+    def _row(x, at, C, before, j, after, c, inside):
         """A row's cells with their neighbours: three (CELLS, CHANNELS) fp32."""
         return (tl.load(x + (at + before) * C + c, inside, 0).to(tl.float32),
                 tl.load(x + (at + j) * C + c, inside, 0).to(tl.float32),
@@ -108,9 +108,9 @@ if triton is not None:
         top = (sample * h + tl.maximum(i - 1, 0)) * w
         middle = (sample * h + i) * w
         bottom = (sample * h + tl.minimum(i + 1, h - 1)) * w
-        b0, m0, a0 = _row(x, top, w, C, before, j, after, c, inside)
-        b1, m1, a1 = _row(x, middle, w, C, before, j, after, c, inside)
-        b2, m2, a2 = _row(x, bottom, w, C, before, j, after, c, inside)
+        b0, m0, a0 = _row(x, top, C, before, j, after, c, inside)
+        b1, m1, a1 = _row(x, middle, C, before, j, after, c, inside)
+        b2, m2, a2 = _row(x, bottom, C, before, j, after, c, inside)
         at = (sample * 2 * h + 2 * i) * 2 * w
         _pair(0.75 * b1 + 0.25 * b0, 0.75 * m1 + 0.25 * m0, 0.75 * a1 + 0.25 * a0,
               out, at, D, j, c, inside)  # fmt: skip

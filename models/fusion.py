@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.cells import EVEN
+
 # where the learnt scalars start; alpha and beta before their sigmoid
 POWER, ALPHA, BETA = 2.5, 0.7, 0.3
-EVEN = 8  # channels of a product that GPUs compute fast are a multiple of it
 DARKEST = 1e-6  # below it the derivative of a power is no longer bounded
 
 

@@ -3,16 +3,12 @@
     pytest tests/test_cells.py
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.pretrain import heads_apart
 from models import decomposition
 from models.cells import CellKernels, strided_over_cells
 from models.decomposition import DecompositionConfig, MultiTaskDecompositionNet
@@ -64,17 +60,7 @@ def test_the_whole_network_is_the_plainly_written_one(monkeypatch):
     image = torch.rand(1, 3, 64, 96)
     ours = net(image)
 
-    def plain_heads(heads, x, detail, cells):
-        found = []
-        for head in heads:
-            y = x
-            for conv in head.hidden:
-                y = F.relu(conv(y))
-            y = F.interpolate(y, scale_factor=2, mode="bilinear")
-            found.append(head.last(torch.cat([y, detail], dim=1)))
-        return found
-
-    monkeypatch.setattr(decomposition, "run_heads", plain_heads)
+    monkeypatch.setattr(decomposition, "run_heads", heads_apart)
     monkeypatch.setattr(decomposition, "strided_over_cells", lambda conv, x: conv(x))
     monkeypatch.setattr(CellKernels, "convolve", lambda cells, conv, x: conv(x))
     for a, b in zip(ours, net(image)):
@@ -89,14 +75,3 @@ def test_doubling_beside_another_map():
     assert torch.equal(found[:, 3:], other)
     assert torch.equal(found[:, :3], F.interpolate(x, scale_factor=2, mode="bilinear"))
     assert torch.autograd.gradcheck(double_beside, (x, other))
-
-
-def test_the_kernels_of_doubling_run_by_the_interpreter():
-    pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
-    program = Path(__file__).parent / "interpreted_doubling.py"
-    done = subprocess.run(
-        [sys.executable, program], capture_output=True, text=True, timeout=200,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == 3
