@@ -49,7 +49,7 @@ class CellKernels(nn.Module):
 
     def convolve(self, conv: nn.Conv2d, image: Tensor) -> Tensor:
         """F.pixel_unshuffle of `conv` (3x3, zeros around) of an image: (B, 4 C, h/2, w/2)."""
-        cells, weight = _even(F.pixel_unshuffle(image, 2), self.of_pixels(conv.weight))
+        cells, weight = for_product(F.pixel_unshuffle(image, 2), self.of_pixels(conv.weight))
         return F.conv2d(cells, weight, conv.bias.repeat_interleave(4), padding=1)
 
     @staticmethod
@@ -63,11 +63,19 @@ def strided_over_cells(conv: nn.Conv2d, image: Tensor) -> Tensor:
     # one more tap in front, of zero: then taps 2 j and 2 j + 1 meet the two pixels of one cell
     by_cell = F.pad(conv.weight, (1, 0, 1, 0)).unflatten(3, (4, 2)).unflatten(2, (4, 2))
     weight = by_cell.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # (O, C * 2 * 2, 4, 4)
-    cells, weight = _even(F.pixel_unshuffle(image, 2), weight)
+    cells, weight = for_product(F.pixel_unshuffle(image, 2), weight)
     return F.conv2d(F.pad(cells, (2, 1, 2, 1)), weight)
 
 
-def _even(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with empty channels up to a multiple of 8, which GPUs compute faster."""
-    extra = -x.shape[1] % EVEN if x.is_cuda else 0
-    return F.pad(x, (0, 0, 0, 0, 0, extra)), F.pad(weight, (0, 0, 0, 0, 0, extra))
+def for_product(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """An input and its kernel as GPUs convolve them fastest: the same values in another layout.
+
+    Channels last, and filled up with empty ones to a multiple of 8.
+    """
+    if not x.is_cuda:
+        return x, weight
+    extra = -x.shape[1] % EVEN
+    return tuple(
+        F.pad(y, (0, 0, 0, 0, 0, extra)).contiguous(memory_format=torch.channels_last)
+        for y in (x, weight)
+    )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.cells import EVEN, CellKernels, strided_over_cells
+from models.cells import EVEN, CellKernels, for_product, strided_over_cells
 from models.doubling import double_beside
 
 STRIDE = 32  # of the encoder: pixels a cell of its last map
@@ -213,8 +213,8 @@ def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None,
         weight = torch.cat([cells.of_doubled(weight), cells.of_pixels(torch.cat(of_detail))], dim=1)
         bias = bias.repeat_interleave(4)
     made, extra = len(bias), -len(bias) % EVEN
-    out = F.conv2d(torch.cat(parts, dim=1), F.pad(weight, (0, 0, 0, 0, 0, 0, 0, extra)),
-                   F.pad(bias, (0, extra)), padding=1)[:, :made]  # fmt: skip
+    x, weight = for_product(torch.cat(parts, dim=1), F.pad(weight, (0, 0, 0, 0, 0, 0, 0, extra)))
+    out = F.conv2d(x, weight, F.pad(bias, (0, extra)), padding=1)[:, :made]
     if detail is not None:
         out = F.pixel_shuffle(out, 2)
     return list(out.split(sizes, dim=1))
