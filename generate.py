@@ -49,9 +49,10 @@ def main() -> None:
 
     # a sharded model's passes are collective: every rank makes as many, the last ones perhaps idle
     mine = range(dist.rank(), len(paths) + -len(paths) % dist.world_size(), dist.world_size())
+    faults: list[str] = []
     for draw in tqdm(mine, desc="generate", unit="image", disable=not dist.is_main()):
         path = paths[draw % len(paths)]
-        photograph = decode_visible(path.read_bytes(), str(path))
+        photograph, fault = read(path)
         H, W = photograph.shape[:2]
         size = trained.data.height_width()
         if cfg.keep_aspect:
@@ -61,11 +62,26 @@ def main() -> None:
         infrared = translate(translator, visible, [draw], sampling)
         if draw >= len(paths):
             continue
+        if fault:
+            faults.append(fault)
+            continue
         infrared = F.interpolate(infrared, (H, W), mode="bicubic", antialias=True).clamp(0, 1)
         values = window.restore(infrared[0, 0].cpu().numpy())
         image = np.rint(values).astype(np.uint16 if cfg.counts else np.uint8)
         (folder / f"{path.stem}.png").write_bytes(encode_png(image))
-    dist.print0(f"{len(paths)} infrared images in {folder}")
+    faults = [fault for each in dist.gather(faults) for fault in each]
+    dist.print0(f"{len(paths) - len(faults)} infrared images in {folder}")
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ValueError(f"{faults[0]}{more}")
+
+
+def read(path: Path) -> tuple[np.ndarray, str | None]:
+    """A photograph; or black, and what is wrong with the file: the others are made nevertheless."""
+    try:
+        return decode_visible(path.read_bytes(), str(path)), None
+    except (ValueError, OSError) as error:
+        return np.zeros((TOKEN, TOKEN, 3), np.uint8), str(error)
 
 
 def find_photographs(where: str) -> list[Path]:

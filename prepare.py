@@ -11,7 +11,6 @@ Without --splits, 80/10/10 in blocks: frames of one sequence and near-duplicates
 """
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 
@@ -23,10 +22,6 @@ from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
 from data.pairs import SCENES_PER_SPLIT, DataConfig, open_pairs
 from utils.run import entry
-
-
-def available() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,12 +52,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, help="folder to write, such as datasets/mine")
     add("--check", metavar="PATH", help="only decode a prepared data set and compare its hashes")
     add("--overwrite", action="store_true", help="replace a data set that is there")
-    add("--num_workers", type=int, default=available(), help="processes that decode")
+    add("--num_workers", type=int, default=inspection.available(), help="processes that decode")
     return parser.parse_args(argv)
 
 
 def prepare_synthetic(args: argparse.Namespace) -> dict:
     """The same scenes as data.path=synthetic renders, 80/10/10."""
+    folders_of = ("visible", "infrared", "semantic", "source", "splits", "palette", "table")
+    if given := [f"--{name}" for name in folders_of if getattr(args, name)]:
+        raise ValueError(f"--synthetic renders its own scenes; leave out {', '.join(given)}")
     if args.synthetic < len(SPLITS) or len(args.size) > 2:
         raise ValueError("--synthetic needs at least 3 scenes, --size a side or height and width")
     small = max(1, args.synthetic // 10)

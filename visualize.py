@@ -9,6 +9,7 @@ curves.png: how the fusion was learnt, where metrics.jsonl lies beside the check
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ def draw_scenes(cfg: HeldOutConfig, opened: restore.Opened, folder: Path, device
     stage1, translator, _, data, pairs, sampling = opened
     colors, ranks = material_colors(), (dist.rank(), dist.world_size())
     limit = cfg.limit or DEFAULT_SCENES
+    files = file_names(pairs.names, pairs.sources)
     batches = in_step(pairs, cfg.batch_size, *ranks, cfg.num_workers, limit)
     for batch in tqdm(batches, desc="draw", unit="batch", disable=ranks[0] > 0):
         batch = to_device(batch, device)
@@ -73,12 +75,20 @@ def draw_scenes(cfg: HeldOutConfig, opened: restore.Opened, folder: Path, device
             context=context, fused=fused, generated=ours, infrared=infrared,
         )  # fmt: skip
         maps = material.argmax(1).cpu().numpy()
-        for cell, name, source, seen in zip(cells, batch["name"], batch["source"], maps):
+        for cell, name, source, draw, seen in zip(
+            cells, batch["name"], batch["source"], batch["draw"], maps
+        ):
             heading = f"{source}  {name}" if source else name
             ids = [seen] if trained else []
             picture = scene_figure([cell], [name], NAMES, colors, ids, heading)
-            file = UNSAFE.sub("_", f"{source or 'scene'}_{name}")  # a name may be a path
-            panels.save_png(folder / f"{file}.png", picture)
+            panels.save_png(folder / f"{files[draw]}.png", picture)
+
+
+def file_names(names: list[str], sources: list[str]) -> list[str]:
+    """One file name a pair, each different; a pair's name may be a path, or another's too."""
+    files = [UNSAFE.sub("_", f"{s or 'scene'}_{n}") for n, s in zip(names, sources)]
+    often = {file for file, count in Counter(files).items() if count > 1}
+    return [f"{file}_{i}" if file in often else file for i, file in enumerate(files)]
 
 
 def count_materials(

@@ -1,6 +1,7 @@
 """One full look at every pair before anything is written: sizes, ranges, hashes, classes."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -112,6 +113,11 @@ def inspect(task: tuple[Item, Options]) -> Inspection:
         thumbnail(pair.visible), thumbnail(infrared),
         pair.resized,
     )
+
+
+def available() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def in_workers(function: Callable, tasks: list, workers: int, block: int = 256) -> Iterator:

@@ -1,5 +1,6 @@
 """Pairs of visible and infrared images by index, from parquet shards or rendered on the fly."""
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -246,6 +247,8 @@ class Pairs(torch.utils.data.Dataset):
         self.window: Window | None = self.source.window
         self.notes = list(self.source.notes)
         self.num_classes = self._check_table()
+        if not 0 <= cfg.cache_gib < math.inf:
+            raise ValueError(f"data.cache_gib must be a number of GiB, got {cfg.cache_gib}")
         max_bytes = int(cfg.cache_gib * 2**30) if cfg.cache == "ram" else 0
         self.cache = PairCache(len(self.names), max_bytes) if max_bytes else None
         self.latents: Latents | None = None  # set by a run that caches them

@@ -17,6 +17,7 @@ MAX_PIXELS = 100_000_000  # more is refused from the header, before any pixel is
 GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
 # PIL knows many more, among them EPS, which it hands to Ghostscript: a program that it runs.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
+INFRARED_MODES = ("L", "LA", "RGB", "RGBA", "I", "F")  # of PIL, and I;16 in its byte orders
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we refuse instead
@@ -159,6 +160,8 @@ def decode_infrared(data: bytes, where: str) -> np.ndarray:
         raise ValueError(f"{where}: the infrared image has 1 bit a pixel, expected 8 or more")
     if image.mode == "P":
         image = image.convert("RGB")
+    if image.mode not in INFRARED_MODES and not image.mode.startswith("I;16"):
+        raise ValueError(f"{where}: an infrared image in {image.mode}, expected one channel")
     if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:
         raise ValueError(f"{where}: a 16-bit TIFF in which 0 is white; save it with 0 as black")
     return _as_counts(np.array(image), where)

@@ -169,11 +169,14 @@ class ShardWriter:
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Raises: ValueError: `out` exists and may not be replaced."""
+    """Raises: ValueError: `out` exists and may not be replaced, or cannot be made."""
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists; choose another --out or add --overwrite")
     if out.exists() and not (out / "manifest.json").is_file():
         raise ValueError(f"{out} exists and is no prepared data set; it is not overwritten")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"{out} cannot be made: {above} is no folder that can be written to")
 
 
 @contextlib.contextmanager

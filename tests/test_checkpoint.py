@@ -96,6 +96,24 @@ def test_a_failure_between_writing_and_renaming_leaves_the_old_file(tmp_path, mo
     assert sorted(os.listdir(tmp_path)) == [path.name, next_path.name]
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_is_named_with_the_file_and_leaves_the_last_one(
+    tmp_path, monkeypatch, background
+):
+    path = tmp_path / "checkpoint_00000001.pth"
+    write(path, 1.0)
+
+    def save(parts, file):
+        file.write(b"half")
+        raise RuntimeError("unexpected pos 64 vs 0")        # torch's words for a full disk
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match=r"checkpoint_00000001.pth was not written, \d+ MiB are free"):
+        checkpoint.save(path, {"model": {}}, background=background)
+        checkpoint.wait()
+    assert value_in(path) == 1.0 and os.listdir(tmp_path) == [path.name]
+
+
 def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):

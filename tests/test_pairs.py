@@ -221,6 +221,12 @@ def test_cache_stops_at_its_bound_and_changes_nothing(file):
     assert (small.cache.entries[:, 0] > 0).sum() == 1
 
 
+@pytest.mark.parametrize("gib", [float("nan"), float("inf"), -1.0])
+def test_a_cache_of_no_size_is_refused(file, gib):
+    with pytest.raises(ValueError, match="cache_gib must be a number of GiB"):
+        open_pairs(config(file, cache_gib=gib), "train")
+
+
 def test_cached_pairs_are_not_decoded_again(file, monkeypatch):
     pairs = open_pairs(config(file), "train")
     first = pairs.get(5)

@@ -400,6 +400,7 @@ def test_exif_turned_photographs_match_their_infrared(tmp_path):
     ["--visible", "v", "--infrared", "i", "--semantic", "s", "--out", "o"],
     ["--visible", "v", "--infrared", "i", "--palette", "msrs", "--out", "o"],
     ["--synthetic", "2", "--out", "o"], ["--out", "o"],
+    ["--synthetic", "10", "--visible", "v", "--infrared", "i", "--out", "o"],
     ["--visible", "v", "--infrared", "i", "--out", "o"],
 ])
 def test_arguments_that_do_not_fit_are_one_sentence(tmp_path, argv, monkeypatch):
@@ -434,6 +435,14 @@ def test_check_says_that_every_pair_is_as_it_was_written(tmp_path, capsys):
     run(tiny.folders(tmp_path, NAMES))
     prepare.main(["--check", str(tmp_path / "out")])
     assert "20 pairs are as they were written" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_to_is_said_before_any_image_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection, "inspect", lambda task: pytest.fail("said too late"))
+    tiny.folders(tmp_path, NAMES)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/out cannot be made: .*file is no folder"):
+        run(tmp_path, out="file/out")
 
 
 def test_prepare_without_a_place_to_write_says_so(tmp_path):

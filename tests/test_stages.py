@@ -163,9 +163,9 @@ def test_evaluation_writes_every_row_for_a_checkpoint_of_any_stage(stage, made, 
 
 
 def test_rows_without_names_are_averaged_and_no_name_leaves_the_folder(made, tmp_path):
-    """Unnamed rows of two files get equal names; a name from a file may be a path."""
+    """Unnamed rows of two files get equal names; a name may be a path, two one file's name."""
     columns = tiny_data.rows(4, split=lambda i: ["train", "test", "test", "val"][i])
-    evil = {**columns, "name": ["../../a", "../../b", "../../c", "d"]}
+    evil = {**columns, "name": ["../../a", "../../b", "../.._b", "d"]}
     evil["source"] = [f"{tmp_path}/x"] * 4
     tiny_data.write(tmp_path / "evil" / "a.parquet", evil)
     del columns["name"]
@@ -222,6 +222,18 @@ def test_generated_images_have_the_photographs_sizes_and_names(made, tmp_path, k
     out = {p.stem: Image.open(p) for p in (tmp_path / "out").glob("*.png")}
     assert {name: image.size for name, image in out.items()} == sizes
     assert all(image.mode == "L" for image in out.values())
+
+
+def test_a_damaged_photograph_is_named_and_the_others_are_generated(made, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "abc":
+        Image.effect_noise((32, 32), 50).convert("RGB").save(photos / f"{name}.png")
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:-60])
+    with pytest.raises(ValueError, match=r"b\.png: damaged or truncated image"):
+        call("generate", "--checkpoint", made / "train" / "export", "--image_path", photos,
+             "--output_dir", tmp_path / "out", "--steps", "1", "--device", "cpu")  # fmt: skip
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "c.png"}
 
 
 def test_evaluating_on_other_data_needs_no_training_pairs(made, tmp_path):

@@ -101,6 +101,13 @@ def test_grey_infrared_in_three_channels_becomes_one():
     assert decoded.shape == grey.shape and np.abs(decoded.astype(int) - grey).mean() < 3
 
 
+def test_infrared_in_printing_colours_is_refused_by_its_name():
+    buffer = io.BytesIO()
+    Image.new("CMYK", (8, 8)).save(buffer, "TIFF")
+    with pytest.raises(ValueError, match="x: an infrared image in CMYK, expected one channel"):
+        tf.decode_infrared(buffer.getvalue(), "x")
+
+
 def test_false_colour_infrared_is_refused_with_the_reason():
     ramp = np.arange(256, dtype=np.uint8)
     colour = np.tile(np.stack([ramp, np.roll(ramp, 80), 255 - ramp], axis=1), (8, 1, 1))

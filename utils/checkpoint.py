@@ -5,6 +5,7 @@
 
 import os
 import platform
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -126,10 +127,15 @@ def _write(path: Path, parts: dict[str, Any], keep: int) -> None:
     for stale in path.parent.glob("*.pth.tmp"):         # of a process that was killed here
         stale.unlink(missing_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(parts, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(parts, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:            # torch's writer says what only it knows
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise OSError(f"{path} was not written, {free:.0f} MiB are free there: {error}") from error
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)          # the new name must survive a power cut too
     try:
