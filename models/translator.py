@@ -28,12 +28,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # What `memory` stands for, where the config does not say otherwise. One H200, 12 B, guidance and
 # LoRA r16, 512 x 1024, 512 text tokens, whole step:     batch  peak GiB  s/step
 #     24g                                               1      13.2   0.49
+#     48g                                               2      35.3   0.38
 #     80g and 140g                                      4      66.1*  0.64
 #     the same with base_dtype: fp8                     4      66.2*  0.45
 #     140g                                              8     114.7   1.19
 #     140g with base_dtype: fp8                         8     114.6   0.84
 # * before q, k and v were one kernel, which keeps about 4 GiB more; not measured since.
-# 48g is not measured: half of the recomputation of 24g on a bf16 base of 22.5 GiB.
 MEMORY = {
     "24g": dict(base_dtype="fp8-small", gradient_checkpointing=1, compile=True),
     "48g": dict(base_dtype="bf16", gradient_checkpointing=2, compile=True),
