@@ -31,7 +31,7 @@ class Item(NamedTuple):
 
 def natural(name: str) -> list:
     """Sort key in which frame_10 follows frame_9."""
-    return [(1, int(w), w) if w.isdigit() else (0, 0, w) for w in re.split(r"(\d+)", name) if w]
+    return [(1, int(w), w) if w.isdecimal() else (0, 0, w) for w in re.split(r"(\d+)", name) if w]
 
 
 def image_files(folder: Path, suffix: str = "") -> tuple[dict[str, Path], int]:

@@ -149,9 +149,17 @@ def find_window(
 ) -> Window:
     """The window of a data set in its unit: given, 0..255 for 8 bit, else from the training split.
 
-    Raises: ValueError: 8-bit and wider infrared mixed, or constant infrared.
+    Raises: ValueError: 8-bit and wider infrared mixed, constant infrared, or images outside of it.
     """
     if window is not None:
+        low, high = sorted((x - offset) / scale for x in window)  # in counts
+        outside = [f for f in found if f.high < low or f.low > high]
+        if outside:
+            raise ValueError(
+                f"{len(outside)} of {len(found)} infrared images lie wholly outside --window"
+                f" {window[0]:g} {window[1]:g}, the first from {outside[0].low * scale + offset:g}"
+                f" to {outside[0].high * scale + offset:g} {unit}"
+            )
         return make_window(*window, unit)
     types = sorted({f.dtype for f in found})
     if types == ["uint8"]:

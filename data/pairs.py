@@ -32,6 +32,7 @@ from data.transforms import (
 
 # Scene numbers of the splits never meet, however many scenes are asked for.
 SCENES_PER_SPLIT = 10**9
+LOOKED = 5  # pairs, when a set is opened
 SYNTHETIC_WINDOW = Window(0.0, 1.0, "normalised radiance")
 PREPARE = "prepare.py makes such a data set from folders"
 
@@ -149,6 +150,9 @@ class ParquetSource:
             self.notes.append(
                 f"row groups of up to {size:.0f} MiB make random rows slow; write smaller ones"
             )
+        if None in self.rows.small["sha256"]:
+            self.notes.append("no hashes (prepare.py writes them): images that are in two splits"
+                              " are not found")  # fmt: skip
         self.only_8_bit = False  # whether the window is a guess that suits no other type
         self.window = self._find_window(cfg)
 
@@ -161,6 +165,12 @@ class ParquetSource:
         if cfg.window != "auto":
             raise ValueError(
                 f"data.window must be [low, high], auto or per_image, got {cfg.window}"
+            )
+        folders = {str(Path(file).parent) for file in self.rows.files}
+        if 0 < len(self.manifests) < len(folders):
+            raise ValueError(
+                f"data.path {cfg.path}: {len(self.manifests)} of {len(folders)} folders have a"
+                " manifest, so what the others' counts mean is unknown; set data.window"
             )
         stored = _agreed(self.manifests, lambda m: m["window"], "window")
         if stored is not None:
@@ -252,7 +262,21 @@ class Pairs(torch.utils.data.Dataset):
         max_bytes = int(cfg.cache_gib * 2**30) if cfg.cache == "ram" else 0
         self.cache = PairCache(len(self.names), max_bytes) if max_bytes else None
         self.latents: Latents | None = None  # set by a run that caches them
-        self.pair(0)  # a set that cannot be read fails here, before training starts
+        self._check_window()  # a set that cannot be read fails here, before training starts
+
+    def _check_window(self) -> None:
+        """Raises: ValueError: of the pairs looked at, none has a value inside the window."""
+        number, outside = min(LOOKED, len(self)), []
+        for index in (i * len(self) // number for i in range(number)):
+            values = self.pair(index).infrared
+            low, high = values.min(), values.max()
+            if self.window is None or (high >= self.window.low and low <= self.window.high):
+                return  # as a rule the first one
+            outside.append(f"{self.where(index)} has {low:g} to {high:g}")
+        raise ValueError(
+            f"no infrared value of {number} pairs lies inside the window {self.window.low:g} to"
+            f" {self.window.high:g} (data.window, of an evaluated run too): {outside[0]}"
+        )
 
     def _check_table(self) -> int | None:
         """Number of class ids, None if the semantic images are not used or not there."""

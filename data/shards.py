@@ -1,6 +1,7 @@
 """Parquet files of encoded pairs: find them, know their rows and splits, read one row fast."""
 
 import fnmatch
+import math
 import os
 import posixpath
 import re
@@ -134,6 +135,22 @@ class Columns(dict):
                         f"the columns are {', '.join(schema.names)}"
                     )
         self.update({key: key for key in SMALL if key in schema.names})
+        for key in SMALL:
+            if key in schema.names:
+                self._check_small(schema.field(key), where)
+
+    @staticmethod
+    def _check_small(column: pa.Field, where: str) -> None:
+        kind, numbers = column.type, column.name in ("ir_scale", "ir_offset")
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+        named = column.name in ("name", "source") and number  # becomes text
+        if not (pa.types.is_null(kind) or (number if numbers else text or named)):
+            expected = "numbers" if numbers else "text"
+            raise ValueError(
+                f"{where}: column '{column.name}' holds {column.type}, expected {expected}"
+            )
 
     @staticmethod
     def _check_bytes(column: pa.Field, where: str) -> None:
@@ -169,6 +186,7 @@ class Rows:
         self.file_ids, self.row_ids = np.concatenate(file_ids), np.concatenate(row_ids)
         self.small = small
         self._name_rows(found.base)
+        self._check_numbers()
         self.splits, self.split_rule = self._find_splits(found.base, fractions)
 
     def _read_small(self, path: str):
@@ -188,6 +206,12 @@ class Rows:
                 names[i] = f"{stem}_{row:06d}"
             names[i] = str(names[i])
             sources[i] = "" if sources[i] is None else str(sources[i])
+
+    def _check_numbers(self) -> None:
+        for key in ("ir_scale", "ir_offset"):
+            for i, x in enumerate(self.small[key]):
+                if x is not None and (not math.isfinite(x) or (key == "ir_scale" and x == 0)):
+                    raise ValueError(f"{self.where(i)}: {key} is {x}")
 
     def where(self, i: int) -> str:
         return f"{self.files[self.file_ids[i]]}, row {self.row_ids[i]}, '{self.small['name'][i]}'"
@@ -214,6 +238,12 @@ class Rows:
             raise ValueError(f"data.split_fractions needs three shares, got {list(fractions)}")
         total = len(self.file_ids)
         ends = np.round(np.cumsum(fractions) / np.sum(fractions) * total).astype(int)
+        counts, wanted = np.diff(ends, prepend=0), np.array(fractions) > 0
+        if total >= wanted.sum():  # of few rows, one for each split that is wanted
+            for empty in np.flatnonzero(wanted & (counts == 0)):
+                counts[counts.argmax()] -= 1
+                counts[empty] = 1
+        ends = np.cumsum(counts)
         splits = np.empty(total, dtype="U5")
         for split, first, last in zip(mf.SPLITS, [0, *ends], ends):
             splits[first:last] = split

@@ -17,6 +17,7 @@ MAX_PIXELS = 100_000_000  # more is refused from the header, before any pixel is
 GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
 # PIL knows many more, among them EPS, which it hands to Ghostscript: a program that it runs.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
+PNG = b"\x89PNG\r\n\x1a\n"
 INFRARED_MODES = ("L", "LA", "RGB", "RGBA", "I", "F")  # of PIL, and I;16 in its byte orders
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -153,7 +154,7 @@ def decode_infrared(data: bytes, where: str) -> np.ndarray:
     """
     if _is_npy(data):
         return _as_counts(_decode_npy(data, where), where)
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
+    if data[:8] == PNG and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
         return _as_counts(_decode_wide_png(data, where), where)
     image = _load(data, where)
     if image.mode == "1":
@@ -162,6 +163,9 @@ def decode_infrared(data: bytes, where: str) -> np.ndarray:
         image = image.convert("RGB")
     if image.mode not in INFRARED_MODES and not image.mode.startswith("I;16"):
         raise ValueError(f"{where}: an infrared image in {image.mode}, expected one channel")
+    bits = max(getattr(image, "tag_v2", {}).get(258, (8,)))  # PIL keeps 8 of several channels' 16
+    if bits > 8 and len(image.getbands()) > 1:
+        raise ValueError(f"{where}: an infrared TIFF of {bits} bits a channel; save it with one")
     if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:
         raise ValueError(f"{where}: a 16-bit TIFF in which 0 is white; save it with 0 as black")
     return _as_counts(np.array(image), where)
@@ -273,7 +277,11 @@ def decode_semantic(data: bytes, where: str, palette: str | None = None) -> np.n
                 return decode_palette(np.array(image.convert("RGB")), palette)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
+        if image.format == "JPEG":
+            raise ValueError(f"{where}: class ids in a JPEG, which changes them; save them as PNG")
         array = np.array(image)
+        if data[:8] == PNG and data[25] == 0 and data[24] in (2, 4):
+            array = array // (255 // (2 ** data[24] - 1))  # PIL spreads few bits over 0 to 255
     if array.ndim == 3 and array.shape[2] == 3:
         if (array[:, :, 0] != array[:, :, 1]).any() or (array[:, :, 0] != array[:, :, 2]).any():
             raise ValueError(f"{where}: the semantic image is coloured; name its palette")
@@ -298,17 +306,11 @@ def make_pair(visible, infrared, semantic, where: str) -> Pair:
     return Pair(visible, infrared, semantic)
 
 
-# ---------------------------------------------------------------------------- encoding
-
-
 def encode_png(array: np.ndarray) -> bytes:
     """(H,W,3) uint8, (H,W) uint8 or (H,W) uint16 to PNG bytes, without loss."""
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()
-
-
-# ---------------------------------------------------------------------------- the pair
 
 
 def augment(

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import prepare
 from data import shards
 from data.pairs import DataConfig, LabelConfig, describe, open_pairs
 from data.transforms import AugmentConfig
@@ -307,3 +308,39 @@ def test_rows_without_a_name_are_told_apart_by_folder(tmp_path):
         tiny.write(tmp_path / folder / "test-00000.parquet", columns)
     names = open_pairs(config(tmp_path), "test").names
     assert names == [f"{f}/test-00000_{i:06d}" for f in "ab" for i in range(2)]
+
+
+def test_a_window_that_no_image_reaches_is_refused(tmp_path):
+    file = tiny.write(tmp_path / "a.parquet", tiny.rows(6, split=lambda i: "train"))
+    with pytest.raises(ValueError, match="no infrared value of 5 pairs .* 7000 to 1"):
+        open_pairs(config(file, window=[7000, 10000]), "train")
+    assert len(open_pairs(config(file, window=[-100, 100]), "train")) == 6
+
+
+def test_a_folder_without_a_manifest_does_not_get_anothers_window(tmp_path):
+    prepare.main(["--synthetic", "10", "--size", "32", "--out", str(tmp_path / "sets" / "a")])
+    columns = {**tiny.rows(4, split=lambda i: "train"), "source": ["b"] * 4}
+    (tmp_path / "sets" / "b").mkdir()
+    tiny.write(tmp_path / "sets" / "b" / "b.parquet", columns)
+    with pytest.raises(ValueError, match="1 of 2 folders have a manifest.* set data.window"):
+        open_pairs(config(tmp_path / "sets"), "train")
+
+
+@pytest.mark.parametrize("column, values, message", [
+    ("ir_unit", [1, 2, 1], "'ir_unit' holds int64, expected text"),
+    ("ir_offset", ["a", "b", "c"], "'ir_offset' holds string, expected numbers"),
+    ("split", [["train"]] * 3, "'split' holds list.*, expected text"),
+    ("ir_scale", [1.0, float("nan"), 1.0], "row 1, 'pair_0001': ir_scale is nan"),
+    ("ir_scale", [1.0, 1.0, 0.0], "row 2, 'pair_0002': ir_scale is 0"),
+])
+def test_columns_of_another_kind_are_refused_by_name(tmp_path, column, values, message):
+    file = tiny.write(tmp_path / "a.parquet", {**tiny.rows(3), column: values})
+    with pytest.raises(ValueError, match=message):
+        open_pairs(config(file), "train")
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 6])
+def test_of_few_rows_every_split_gets_one(tmp_path, count):
+    file = tiny.write(tmp_path / "a.parquet", tiny.rows(count))
+    found = [len(open_pairs(config(file), split)) for split in ("train", "val", "test")]
+    assert found == [count - 2, 1, 1]

@@ -462,6 +462,20 @@ def test_wrong_arguments_are_said_before_any_image_is_read(tmp_path, wrong, mess
         run(tiny.folders(tmp_path, NAMES), *wrong)
 
 
+def test_names_with_digits_that_are_no_decimals_are_names(tmp_path):
+    names = [*"①②③④⑤⑥", "x²"]
+    run(tiny.folders(tmp_path, names))
+    assert len(opened(tmp_path / "out", "train")) == 5
+
+
+def test_images_outside_a_given_window_are_refused(tmp_path):
+    tiny.folders(tmp_path, NAMES)
+    flat = np.full((24, 32), 7300, np.uint16)
+    (tmp_path / "infrared" / "a_4.png").write_bytes(tiny.png(flat))
+    with pytest.raises(ValueError, match="1 of 20 infrared images lie wholly outside --window"):
+        run(tmp_path, "--window", "0", "255")
+
+
 def test_the_next_command_is_one_that_a_shell_reads(tmp_path, capsys):
     run(tiny.folders(tmp_path, NAMES), out="my set")
     assert f"--data_path '{tmp_path / 'my set'}' data" in capsys.readouterr().out
