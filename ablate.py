@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from configs.ablation import AblateConfig, command_of
+from configs.ablation import AblateConfig, cell, command_of, read_json, with_files
 from utils import config
 from utils.run import entry
 
@@ -79,9 +79,10 @@ def plan(cfg: AblateConfig) -> dict[tuple[str, int], list[Step]]:
                 folders[stage] = str(chain[-1].folder)
             runs[variant, seed] = chain
     for step in shared.values():
-        made = read_json(step.folder / "ablate.json").get("command", step.arguments)
-        if made != step.arguments:
-            changed = [x for x in [*step.arguments, *made] if (x in made) != (x in step.arguments)]
+        now = with_files(step.arguments)
+        made = read_json(step.folder / "ablate.json").get("command", now)
+        if made != now:
+            changed = [x for x in [*now, *made] if (x in made) != (x in now)]
             raise ValueError(f"{step.folder} was made with other values ({', '.join(changed)});"
                              " remove it, or choose another --output_dir")  # fmt: skip
     return runs
@@ -109,7 +110,8 @@ def run(step: Step, title: str) -> str | None:
         print(f"{title}: finished before", flush=True)
         return None
     step.folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({"command": step.arguments, "finished": False}) + "\n")
+    command = with_files(step.arguments)
+    marker.write_text(json.dumps({"command": command, "finished": False}) + "\n")
     print(f"{title}: started, log in {log}", flush=True)
     started = time.perf_counter()
     script = Path(__file__).resolve().parent / step.arguments[0]
@@ -122,7 +124,7 @@ def run(step: Step, title: str) -> str | None:
     if code or STOPPED in last:
         print(f"{title}: FAILED after {seconds}", flush=True)
         return f"{step.name} (exit code {code}, {log}): {last}"
-    marker.write_text(json.dumps({"command": step.arguments, "finished": True}) + "\n")
+    marker.write_text(json.dumps({"command": command, "finished": True}) + "\n")
     print(f"{title}: done in {seconds}", flush=True)
     return None
 
@@ -181,18 +183,6 @@ def write(cfg: AblateConfig, runs: dict[tuple[str, int], list[Step]]) -> None:
     facts = {"variants": table, "config": config.to_dict(cfg), "commit": commits}
     (folder / "table.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(f"\n{text}written to {folder}: table.md, table.json")
-
-
-def cell(mean: float | None, std: float | None, values: list) -> str:
-    """`0.812 ± 0.004`, fewer decimals for large numbers; - where nothing was measured."""
-    if mean is None:
-        return "-"
-    digits = 3 if abs(mean) < 10 else 2 if abs(mean) < 100 else 1
-    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 if __name__ == "__main__":

@@ -7,22 +7,29 @@ Stage 2 with the decomposition trained too; the consistency term (stage 1's loss
 meaningful. The architecture is that of the checkpoint. To resume, run the same command again.
 """
 
+from dataclasses import is_dataclass
+
 from configs import restore
 from configs.schema import FLAGS, FinetuneConfig, TrainConfig
-from models.translator import TranslatorConfig
 from train import train
 from utils import config, dist
 from utils.run import entry
 
 
-def refuse_what_is_fixed(cfg: FinetuneConfig, trained: TrainConfig, free: tuple[str, ...]) -> None:
-    """Raises: ValueError: a value that the checkpoint decides was set to another one."""
-    usual = TranslatorConfig()
-    for name, asked in vars(cfg.model).items():
-        found = getattr(trained.model, name)
-        if name not in free and asked not in (getattr(usual, name), found):
-            raise ValueError(f"model.{name} is {found} in {cfg.checkpoint}, which decides it here;"
-                             f" leave it out (it is {asked})")  # fmt: skip
+def refuse_what_is_fixed(cfg: FinetuneConfig, given: dict, trained: TrainConfig,
+                         free: tuple[str, ...]) -> None:  # fmt: skip
+    """Raises: ValueError: a value that the checkpoint decides was `given` as another one."""
+
+    def compare(given: dict, asked, found, path: str) -> None:
+        for name, value in given.items():
+            key, pair = f"{path}.{name}", (getattr(asked, name), getattr(found, name))
+            if isinstance(value, dict) and is_dataclass(pair[0]):
+                compare(value, *pair, key)
+            elif key.removeprefix("model.") not in free and pair[0] != pair[1]:
+                raise ValueError(f"{key} is {pair[1]} in {cfg.checkpoint}, which decides it here;"
+                                 f" leave it out (it is {pair[0]})")  # fmt: skip
+
+    compare(given.get("model") or {}, cfg.model, trained.model, "model")
     drawn = trained.model.preset and not trained.model.train_base
     if drawn and cfg.training.seed != trained.training.seed:
         raise ValueError(f"{cfg.checkpoint} has a random frozen FLUX, drawn from its seed; set"
@@ -30,7 +37,8 @@ def refuse_what_is_fixed(cfg: FinetuneConfig, trained: TrainConfig, free: tuple[
 
 
 def main() -> None:
-    cfg = config.load(FinetuneConfig, flags=FLAGS, default="configs/finetune.yaml")
+    source = dict(flags=FLAGS, default="configs/finetune.yaml")
+    cfg, (given, _) = (read(FinetuneConfig, **source) for read in (config.load, config.given))
     device = dist.init(cfg.run.device, cfg.run.deterministic)
     # how it is trained is this run's choice; what it is comes from the checkpoint
     names = ("freeze_decomposition", "train_batchnorm", "memory", "base_dtype", "compile",
@@ -38,7 +46,7 @@ def main() -> None:
     chosen = {name: getattr(cfg.model, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     model, trained = restore.load_translator(cfg.checkpoint, device, **chosen)
-    refuse_what_is_fixed(cfg, trained, names)
+    refuse_what_is_fixed(cfg, given, trained, names)
     cfg.model = trained.model
     train(cfg, model, device)
 

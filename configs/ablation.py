@@ -1,7 +1,11 @@
 """What ablate.py can be told: stages, and variants of them that differ in a few values."""
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 
 from configs.schema import (
     FLAGS,
@@ -104,3 +108,26 @@ def command_of(
     except (ValueError, OSError) as error:
         raise ValueError(f"variant {variant}, stage {stage}: {error}") from error
     return [chosen.script, *arguments]
+
+
+def with_files(arguments: list[str]) -> list[str]:
+    """A command with the contents of the file after --config: another file is another run."""
+    files = [x for flag, x in pairwise(arguments) if flag == "--config" and Path(x).is_file()]
+    hashes = [hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] for file in files]
+    return [*arguments, *(f"{file} with sha256 {h}" for file, h in zip(files, hashes))]
+
+
+def read_json(path: Path) -> dict:
+    """{} where there is no file. Raises: ValueError: damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it to run this again") from None
+
+
+def cell(mean: float | None, std: float | None, values: list) -> str:
+    """`0.812 ± 0.004`, fewer decimals for large numbers; - where nothing was measured."""
+    if mean is None:
+        return "-"
+    digits = 3 if abs(mean) < 10 else 2 if abs(mean) < 100 else 1
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")

@@ -14,6 +14,8 @@ from utils.loop import TrainingConfig
 from utils.optimizer import OptimizerConfig
 from utils.run import RunConfig
 
+MOST_MEAN = 20  # of flow.mean: beyond it the sigmoid is 0 or 1 in fp32
+
 # The short flags people type; a script offers those whose key its configuration has.
 FLAGS = {
     "data_path": "data.path",
@@ -71,6 +73,13 @@ class FlowConfig:
     shift: float = 1.0  # resolution shift; 1: none
     visible_weight: float = 0.0  # of the visible panel's velocity error; 0: infrared panel only
 
+    def __post_init__(self):
+        if self.std <= 0 or self.shift <= 0 or self.visible_weight < 0:
+            raise ValueError("flow needs std > 0, shift > 0 and visible_weight >= 0, got"
+                             f" {self.std}, {self.shift} and {self.visible_weight}")  # fmt: skip
+        if abs(self.mean) > MOST_MEAN:
+            raise ValueError(f"flow.mean is {self.mean}: nearly every time would be 0 or 1")
+
 
 @dataclass(kw_only=True)
 class TranslatorTrainingConfig(TrainingConfig):
@@ -80,6 +89,13 @@ class TranslatorTrainingConfig(TrainingConfig):
     ema_decay: float = 0.999
     lambda_generation: float = 1.0  # of the velocity error
     lambda_decomposition_consistency: float = 0.0  # of stage 1's loss on the maps; stage 3: 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        weights = self.lambda_generation, self.lambda_decomposition_consistency
+        if min(weights) < 0 or not max(weights) > 0:
+            raise ValueError("lambda_generation and lambda_decomposition_consistency must not be"
+                             " negative, and one above 0, got {} and {}".format(*weights))
 
 
 @dataclass(kw_only=True)

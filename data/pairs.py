@@ -58,6 +58,8 @@ class DataConfig:
     labels: LabelConfig = field(default_factory=LabelConfig)
 
     def __post_init__(self):
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
         change = self.augment
         exact = list(change.crop_scale) == [1, 1] and change.brightness == change.contrast == 0
         if self.latents is not None and not exact:

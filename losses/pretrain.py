@@ -51,6 +51,8 @@ class MultiTaskPretrainLoss:
     """
 
     def __init__(self, cfg: PretrainLossConfig, frequency: Tensor | None = None):
+        if not any(weight for name, weight in asdict(cfg).items() if name != "balance"):
+            raise ValueError("every weight of loss is 0: there is nothing to learn")
         for name, weight in asdict(cfg).items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"loss.{name} must be at least 0 and finite, got {weight}")

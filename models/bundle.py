@@ -51,9 +51,11 @@ def read_bundle(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
         state = load_file(str(folder / STATE_FILE))
         adapters = load_file(str(folder / LORA_FILE)) if (folder / LORA_FILE).exists() else {}
         lora = config["model"]["lora_config"]
+        for key, tensor in adapters.items():
+            scale = lora["lora_alpha"] / lora["r"] if ".lora_B." in key else 1.0
+            state["flux." + key.removeprefix("transformer.")] = tensor / scale
     except Exception as error:  # safetensors raises its own kinds for a damaged file
-        raise ValueError(f"{folder} is no exported model: {error}") from error
-    for key, tensor in adapters.items():
-        scale = lora["lora_alpha"] / lora["r"] if ".lora_B." in key else 1.0
-        state["flux." + key.removeprefix("transformer.")] = tensor / scale
+        raise ValueError(
+            f"{folder} is no exported model: {type(error).__name__}: {error}"
+        ) from error
     return config, state

@@ -78,7 +78,12 @@ def add_lora(model: nn.Module, cfg: LoraConfig) -> list[str]:
 
 def _matches(name: str, targets: list[str] | str) -> bool:
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
+        try:
+            return re.fullmatch(targets, name) is not None
+        except re.error as error:
+            raise ValueError(
+                f"lora_config.target_modules={targets!r} is no regular expression: {error}"
+            ) from None
     return any(name == t or name.endswith("." + t) for t in targets)
 
 

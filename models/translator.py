@@ -199,7 +199,8 @@ class Translator(nn.Module):
 
     @property
     def base_dtype(self) -> torch.dtype:
-        return self.flux.context_embedder.weight.dtype
+        embedder = self.flux.context_embedder
+        return getattr(embedder, "base", embedder).weight.dtype  # it may have an adapter
 
     def round_time(self, t: Tensor) -> Tensor:
         """t as FLUX will see it: diffusers rounds it to the activations' dtype, bf16 or fp32.

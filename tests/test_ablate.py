@@ -182,6 +182,24 @@ def test_a_folder_with_other_values_is_refused(scripts, monkeypatch, capsys):
     assert "high/seed_1/pretrain was made with other values (optimizer.params.lr=11" in said
 
 
+def test_an_edited_config_of_a_stage_and_a_damaged_note_are_named(
+    scripts, monkeypatch, capsys, tmp_path
+):
+    file = tmp_path / "stage.yaml"
+    file.write_text("training: {steps: 1}")
+    grid = GRID.replace("pretrain.py,", f"pretrain.py, config: {file},")
+    assert call(monkeypatch, scripts, grid) == 0
+    assert call(monkeypatch, scripts, grid) == 0
+    file.write_text("training: {steps: 3}")
+    assert call(monkeypatch, scripts, grid) == 2
+    assert re.search(r"made with other values \(\S*stage.yaml with sha256", capsys.readouterr().err)
+    file.write_text("training: {steps: 1}")
+    note = next(scripts.rglob("ablate.json"))
+    note.write_text('{"comm')
+    assert call(monkeypatch, scripts, grid) == 2
+    assert f"{note} is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change, said", [
     (("stages:", "stage:"), "unknown key stage in .*did you mean stages"),
     (("low: []\n  high: [optimizer.params.lr=10]", "{}"), "need at least one entry"),

@@ -27,6 +27,7 @@ from utils import checkpoint, config, dist, progress
 from utils.ema import Ema
 from utils.loop import TrainingConfig, fit, total_steps
 from utils.optimizer import AdamWParams, OptimizerConfig, learning_rate, make_optimizer
+from utils.progress import State
 from utils.run import Run, RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -234,6 +235,30 @@ def test_resuming_names_what_differs_in_the_model(tmp_path):
         train(tmp_path, "model.width=5")
 
 
+def test_the_best_model_of_another_metric_or_folder_is_none_of_this_run(tmp_path, capsys):
+    def score(model):
+        return {"val_loss": 1.0, "val_psnr": 20.0}
+
+    train(tmp_path / "a", "training.best_metric=-val_psnr", eval_fn=score)
+    best = tmp_path / "a" / "best_model.pth"
+    first = checkpoint.load(best)["state"]
+    train(tmp_path / "a", "training.steps=9", eval_fn=score)        # 1.0 is no better than -20.0
+    assert first["best"] == -20.0 and checkpoint.load(best)["state"]["step"] == 9
+    train(tmp_path / "b", f"run.resume={tmp_path / 'a'}", "training.steps=12", eval_fn=score)
+    assert checkpoint.load(tmp_path / "b" / "best_model.pth")["state"]["step"] == 12
+    assert capsys.readouterr().out.count("the best model is chosen anew") == 2
+    train(tmp_path / "b", "training.steps=15", eval_fn=score)       # nothing else changed: kept
+    assert checkpoint.load(tmp_path / "b" / "best_model.pth")["state"]["step"] == 12
+
+
+def test_a_resumed_run_may_run_otherwise_but_not_be_another_model():
+    there = {"model": {"memory": None, "gradient_checkpointing": 0, "width": 4}}
+    here = {"model": {"memory": "24g", "gradient_checkpointing": 1, "width": 4}}
+    progress._check_same_model(there, here, Path("x.pth"))
+    with pytest.raises(ValueError, match="model.width is 4 there and 5 here; restore"):
+        progress._check_same_model(there, {"model": here["model"] | {"width": 5}}, Path("x.pth"))
+
+
 def test_resuming_takes_the_named_checkpoint_and_the_new_weight_decay(tmp_path):
     train(tmp_path / "first")
     path = tmp_path / "first/checkpoint_00000003.pth"
@@ -259,9 +284,12 @@ def test_resuming_from_weights_alone_or_from_before_what_was_saved_is_refused(tm
     assert saved(tmp_path / "b", 6)["state"]["step"] == 6
 
 
-@pytest.mark.parametrize("wrong", ["weight_decay=nan", "weight_decay=-1", "eps=0"])
-def test_values_that_no_optimizer_can_use_are_refused_at_start(tmp_path, wrong):
-    with pytest.raises(ValueError, match="weight_decay >= 0 and eps > 0"):
+@pytest.mark.parametrize("wrong, message", [
+    ("weight_decay=nan", "weight_decay .*expected a finite number"), ("lr=-1", "lr must not be"),
+    ("weight_decay=-1", "weight_decay >= 0 and eps > 0"), ("eps=0", "and eps > 0"),
+])
+def test_values_that_no_optimizer_can_use_are_refused_at_start(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
         train(tmp_path, f"optimizer.params.{wrong}")
 
 
@@ -328,7 +356,16 @@ def test_epochs_become_steps_rounded_up():
         total_steps(training, samples=0)
 
 
-@pytest.mark.parametrize("value", [{"batch_size": 0}, {"ema_decay": 1.0}, {"seed": -1}])
+def test_epochs_count_samples_where_a_resumed_run_has_another_batch():
+    before = State(step=8, position=32)                 # 2 epochs of 16, 4 a step
+    assert total_steps(TrainingConfig(epochs=4, batch_size=8, gradient_accumulation_steps=1), 16,
+                       before) == 12
+    assert total_steps(TrainingConfig(epochs=2, batch_size=8, gradient_accumulation_steps=1), 16,
+                       before) == 8
+
+
+@pytest.mark.parametrize("value", [{"batch_size": 0}, {"ema_decay": 1.0}, {"seed": -1},
+                                   {"seed": 2**63}])
 def test_impossible_training_values_are_refused(value):
     with pytest.raises(ValueError, match=next(iter(value))):
         TrainingConfig(**value)

@@ -33,6 +33,11 @@ def test_the_adapted_model_starts_equal_to_the_original():
     assert torch.equal(flux(**flux_inputs(flux))[0], before)
 
 
+def test_a_broken_regular_expression_is_named():
+    with pytest.raises(ValueError, match=r"target_modules='\(' is no regular expression"):
+        add_lora(tiny_flux(), LoraConfig(target_modules="("))
+
+
 def test_targets_may_be_one_regular_expression():
     names = add_lora(tiny_flux(), LoraConfig(target_modules=r"single_.*\.proj_mlp"))
     assert names == ["single_transformer_blocks.0.proj_mlp", "single_transformer_blocks.1.proj_mlp"]

@@ -21,6 +21,7 @@ from PIL import Image
 from configs import restore
 from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
 from data.pairs import open_pairs
+from models.bundle import read_bundle
 from tests import tiny_data
 from tests.conftest import ROOT
 from utils import checkpoint, config, metrics
@@ -330,10 +331,34 @@ def test_stage_2_refuses_a_checkpoint_of_stage_2_as_its_decomposition(made, tmp_
 
 
 @pytest.mark.parametrize("asked", [["model.text_tokens=9"], ["--decomposition_checkpoint", "x.pth"],
-                                   ["model.inject={1: [context]}"]])  # fmt: skip
+                                   ["model.inject={1: [context]}"], ["model.train_base=false"],
+                                   ["model.lora_config.r=16"]])  # fmt: skip
 def test_stage_3_refuses_what_its_checkpoint_decides(made, tmp_path, asked):
     with pytest.raises(ValueError, match="which decides it here; leave it out"):
         call("finetune", *arguments("finetune", tmp_path / "run", made, *asked))
+
+
+@pytest.mark.parametrize("asked, message", [
+    ("training.lambda_generation=-1", "must not be negative"),
+    ("training.lambda_generation=0", "one above 0"), ("flow.std=0", "std > 0"),
+    ("flow.visible_weight=-5", "visible_weight >= 0"), ("flow.mean=1e9", "0 or 1"),
+    ("flow.mean=nan", "expected a finite number"), ("data.num_workers=-1", "num_workers"),
+    ("run.output_dir=", "output_dir is empty"), ("training.grad_clip=.nan", "finite number"),
+])
+def test_values_that_train_towards_nothing_are_refused_at_start(made, tmp_path, asked, message):
+    with pytest.raises(ValueError, match=message):
+        call("train", *arguments("train", tmp_path / "run", made), asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_edited_export_is_one_sentence(made, tmp_path):
+    folder = shutil.copytree(made / "train" / "export", tmp_path / "export")
+    notes = json.loads((folder / "thermaflux.json").read_text())
+    for r in (0, "x"):
+        notes["config"]["model"]["lora_config"]["r"] = r
+        (folder / "thermaflux.json").write_text(json.dumps(notes))
+        with pytest.raises(ValueError, match="export is no exported model"):
+            read_bundle(folder)
 
 
 def test_a_random_frozen_flux_keeps_its_seed(made, tmp_path):

@@ -8,6 +8,7 @@ Later values win: dataclass defaults, then the file, then the command line from 
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 from collections.abc import Iterator
@@ -46,6 +47,12 @@ def load(
         OSError: the file cannot be read.
         SystemExit: after -h.
     """
+    return from_dict(cls, *given(cls, argv, flags, default))
+
+
+def given(cls: type, argv: list[str] | None = None, flags: dict[str, str] | None = None,
+          default: str | None = None) -> tuple[dict, str]:
+    """What `load` reads before defaults fill it up, and where it is from; the same arguments."""
     argv = sys.argv[1:] if argv is None else argv
     known = {key: hint for key, hint, _ in keys(cls)}
     flags = {f: key for f, key in {**RUN_FLAGS, **(flags or {})}.items() if key in known}
@@ -61,7 +68,7 @@ def load(
             raw = _assign(cls, raw, key.split("."), text, key, MISSING)
     except _UnknownKeyError as error:
         raise ValueError(error.explain(cls)) from None
-    return from_dict(cls, raw, f"in {file}" if file else ARGV)
+    return raw, f"in {file}" if file else ARGV
 
 
 def from_dict(cls: type[Config], raw: dict, where: str = "in the configuration") -> Config:
@@ -220,6 +227,8 @@ def _convert(hint: Any, value: Any, key: str, where: str, default: Any = MISSING
             return tuple(_convert(a, v, f"{key}[{i}]", where)
                          for i, (a, v) in enumerate(zip(each, value)))
     simple = _simple(hint, value)
+    if hint is float and simple is not None and not math.isfinite(simple):
+        raise ValueError(f"{key} {where}: expected a finite number, got {value}")
     if simple is not None or (hint in (None, type(None)) and value is None):
         return simple
     got = "nothing" if value is None else f"{value!r} ({type(value).__name__})"

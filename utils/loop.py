@@ -62,6 +62,8 @@ class TrainingConfig:
                      "keep_last", "seed", "skip_nonfinite", "lr_min"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
@@ -94,8 +96,9 @@ def fit(
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer, ema, state = make_optimizer(cfg, trained), Ema(model, training.ema_decay), State()
-    steps = total_steps(training, samples)
+    total_steps(training, samples)      # says at once what is missing
     state.resume(cfg, model, optimizer, ema, run)
+    steps = total_steps(training, samples, state)
     if state.step >= steps and not (eval_fn and state.evaluated < state.step == steps):
         return dist.print0(f"{run.dir} is finished: step {state.step} of {steps}; "
                            "raise training.epochs or training.steps to go on")
@@ -197,13 +200,18 @@ def global_batch(training: TrainingConfig) -> int:
     return training.batch_size * training.gradient_accumulation_steps * dist.world_size()
 
 
-def total_steps(training: TrainingConfig, samples: int) -> int:
-    """training.steps, or the steps that training.epochs of `samples` items take, rounded up."""
+def total_steps(training: TrainingConfig, samples: int, state: State | None = None) -> int:
+    """training.steps, or the steps that training.epochs of `samples` items take, rounded up.
+
+    Steps of another batch than now's (`state`, of a resumed run) count as the samples they took.
+    """
     if training.steps:
         return training.steps
     if not samples:
         raise ValueError("training.steps is 0 and the number of samples in an epoch is not known")
-    return math.ceil(training.epochs * samples / global_batch(training))
+    state = state or State()
+    left = training.epochs * samples - state.position
+    return state.step + max(0, math.ceil(left / global_batch(training)))
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:

@@ -31,6 +31,8 @@ def make_optimizer(cfg: Any, trained: list[nn.Parameter]) -> torch.optim.Optimiz
     params, lr_min = cfg.optimizer.params, cfg.training.lr_min
     if not trained:
         raise ValueError("no parameter of the model requires grad: there is nothing to train")
+    if params.lr < 0:
+        raise ValueError(f"optimizer.params.lr must not be negative, got {params.lr}")
     if cfg.training.schedule == "cosine" and lr_min > params.lr:
         raise ValueError(f"training.lr_min {lr_min} is above optimizer.params.lr {params.lr}")
     if not (0 <= params.weight_decay < math.inf and 0 < params.eps < math.inf):

@@ -17,6 +17,11 @@ from utils import checkpoint, config, dist
 from utils.ema import Ema
 from utils.run import Run
 
+# what a run may change on resuming and stay the same run
+HOW_IT_RUNS = ("memory", "base_dtype", "compile", "gradient_checkpointing", "shard_base",
+               "decomposition_checkpoint")
+HOW_DATA_ARE_READ = ("cache", "cache_gib", "latents", "num_workers")
+
 
 @dataclass
 class State:
@@ -53,7 +58,20 @@ class State:
         for name, value in parts["state"].items():
             setattr(self, name, value)
         dist.print0(f"resumed from {path} at step {self.step}")
+        if self.best is not None and not self._best_stands(parts["config"], cfg, run):
+            self.best = None
+            dist.print0("the best model is chosen anew: its file, metric, data or loss is another")
         _tell_changes(parts["config"]["training"], parts["world_size"], cfg.training)
+
+    @staticmethod
+    def _best_stands(saved: dict, cfg: Any, run: Run) -> bool:
+        """Whether `best` is the value of a best_model.pth here, and comparable with new ones."""
+        now = config.to_dict(cfg)
+        same = [saved["training"]["best_metric"] == cfg.training.best_metric]
+        for section in ("data", "loss", "flow"):
+            there, here = (c.get(section, {}) for c in (saved, now))
+            same += [there.get(key) == here[key] for key in here if key not in HOW_DATA_ARE_READ]
+        return all(same) and (run.dir / "best_model.pth").is_file()
 
     def save(self, cfg: Any, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> Path:
         """Begin to write this step's checkpoint (rank 0). Returns its path."""
@@ -104,7 +122,11 @@ def _checkpoint_of(resume: str | None, directory: Path) -> Path | None:
 def _check_same_model(saved: dict, current: dict, path: Path) -> None:
     if "model" not in saved or "model" not in current:
         return
-    there, here = (dict(_leaves(cfg["model"], "model")) for cfg in (saved, current))
+    there, here = (
+        {key: x for key, x in _leaves(cfg["model"], "model")
+         if key.split(".")[1] not in HOW_IT_RUNS}
+        for cfg in (saved, current)
+    )
     differ = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
               for key in {**there, **here} if there.get(key) != here.get(key)]
     if differ:

@@ -30,6 +30,10 @@ class RunConfig:
     images: int = 4                 # scenes drawn at every evaluation
     deterministic: bool = False     # on a GPU: the same bits in every run, by slower kernels
 
+    def __post_init__(self):
+        if not self.output_dir.strip():
+            raise ValueError("output_dir is empty; name a folder")
+
 
 class Run:
     """Writes one run's directory from rank 0; on other ranks every method does nothing.
