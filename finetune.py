@@ -13,6 +13,7 @@ from configs import restore
 from configs.schema import FLAGS, FinetuneConfig, TrainConfig
 from train import train
 from utils import config, dist
+from utils.progress import HOW_IT_RUNS
 from utils.run import entry
 
 
@@ -38,11 +39,11 @@ def refuse_what_is_fixed(cfg: FinetuneConfig, given: dict, trained: TrainConfig,
 
 def main() -> None:
     source = dict(flags=FLAGS, default="configs/finetune.yaml")
-    cfg, (given, _) = (read(FinetuneConfig, **source) for read in (config.load, config.given))
+    cfg = config.load(FinetuneConfig, **source)
+    given, _ = config.given(FinetuneConfig, **source)
     device = dist.init(cfg.run.device, cfg.run.deterministic)
     # how it is trained is this run's choice; what it is comes from the checkpoint
-    names = ("freeze_decomposition", "train_batchnorm", "memory", "base_dtype", "compile",
-             "gradient_checkpointing", "shard_base")  # fmt: skip
+    names = ("freeze_decomposition", "train_batchnorm", *HOW_IT_RUNS)
     chosen = {name: getattr(cfg.model, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     model, trained = restore.load_translator(cfg.checkpoint, device, **chosen)

@@ -277,7 +277,7 @@ class Pairs(torch.utils.data.Dataset):
             outside.append(f"{self.where(index)} has {low:g} to {high:g}")
         raise ValueError(
             f"no infrared value of {number} pairs lies inside the window {self.window.low:g} to"
-            f" {self.window.high:g} (data.window, of an evaluated run too): {outside[0]}"
+            f" {self.window.high:g} (data.window, or that of the run in use): {outside[0]}"
         )
 
     def _check_table(self) -> int | None:

@@ -18,8 +18,7 @@ from utils.ema import Ema
 from utils.run import Run
 
 # what a run may change on resuming and stay the same run
-HOW_IT_RUNS = ("memory", "base_dtype", "compile", "gradient_checkpointing", "shard_base",
-               "decomposition_checkpoint")
+HOW_IT_RUNS = ("memory", "base_dtype", "compile", "gradient_checkpointing", "shard_base")
 HOW_DATA_ARE_READ = ("cache", "cache_gib", "latents", "num_workers")
 
 
@@ -122,9 +121,9 @@ def _checkpoint_of(resume: str | None, directory: Path) -> Path | None:
 def _check_same_model(saved: dict, current: dict, path: Path) -> None:
     if "model" not in saved or "model" not in current:
         return
+    free = (*HOW_IT_RUNS, "decomposition_checkpoint")   # stage 1's weights are in the file
     there, here = (
-        {key: x for key, x in _leaves(cfg["model"], "model")
-         if key.split(".")[1] not in HOW_IT_RUNS}
+        {key: x for key, x in _leaves(cfg["model"], "model") if key.split(".")[1] not in free}
         for cfg in (saved, current)
     )
     differ = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
