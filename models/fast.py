@@ -27,11 +27,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import attend, rotate
-from models.fp8 import COMPILED_ROW, Frozen, Matrix, linear, linear_of_few, mlp
+from models.fp8 import COMPILED_ROW, Frozen, Matrix, linear, linear_of_few
 from models.guidance import SemanticGuidance
 from models.heads import EPS, HeadStream, can_fuse, heads
 from models.kernels import gelu
 from models.lora import LoraLinear
+from models.products import choose, gated_mlp, gated_sum
 from models.shard import place
 
 BACKEND = "inductor"
@@ -113,12 +114,12 @@ def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor], 
         q, x, x_BSD = (_only(y, wanted) for y in (q, x, x_BSD))
     out = attend(q, k, v)
     if w.adapters["up"] is None and w.adapters["out"] is None:
-        y = linear(out, w.out) + mlp(x, w.up, w.down)
-    else:
-        (h,) = _adapted([linear(x, w.up)], x, [w.adapters["up"]])
-        h = gelu(h)
-        y = linear(out, w.out) + linear(h, w.down)
-        (y,) = _adapted([y], torch.cat([out, h], dim=-1), [w.adapters["out"]])
+        x_BSD = gated_sum(x_BSD, gate, out, w.out)
+        return gated_mlp(x_BSD, gate, x, w.up, w.down)
+    (h,) = _adapted([linear(x, w.up)], x, [w.adapters["up"]])
+    h = gelu(h)
+    y = linear(out, w.out) + linear(h, w.down)
+    (y,) = _adapted([y], torch.cat([out, h], dim=-1), [w.adapters["out"]])
     return x_BSD + gate[:, None] * y
 
 
@@ -170,11 +171,14 @@ def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: 
     """The rest of one stream of a double block: output projection, MLP, both residuals."""
     _, _, gate, shift_mlp, scale_mlp, gate_mlp = modulation
     out = out.contiguous()
-    (y,) = _adapted([linear(out, w.out)], out, [w.adapters["out"]])
-    x = x + gate[:, None] * y
+    if w.adapters["out"] is None:
+        x = gated_sum(x, gate, out, w.out)
+    else:
+        (y,) = _adapted([linear(out, w.out)], out, [w.adapters["out"]])
+        x = x + gate[:, None] * y
     h = _modulated(x, shift_mlp, scale_mlp)
     if w.adapters["up"] is None and w.adapters["down"] is None:
-        return x + gate_mlp[:, None] * mlp(h, w.up, w.down)
+        return gated_mlp(x, gate_mlp, h, w.up, w.down)
     (h,) = _adapted([linear(h, w.up)], h, [w.adapters["up"]])
     h = gelu(h)
     (y,) = _adapted([linear(h, w.down)], h, [w.adapters["down"]])
@@ -272,6 +276,9 @@ def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
     double, single = double_block, single_block
     if compiled:
         double, single = _compiled(double, BACKEND), _compiled(single, BACKEND)
+        up = flux.transformer_blocks[0].frozen["image_up"].matrix()
+        if up.weight_OI.dtype == torch.bfloat16:
+            choose(up.weight_OI.device)
     for block in flux.transformer_blocks:
         block.forward = partial(_run_double, block, double)
     for block in flux.single_transformer_blocks:
