@@ -16,6 +16,16 @@ CONFIG = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_
 CHOSEN = dict(config=CONFIG, tuned=False)
 
 
+@gemm_epilogue()
+def bare(acc):
+    return {"D": acc}
+
+
+@gemm_epilogue()
+def with_bias(acc, bias):
+    return {"D": acc + bias}
+
+
 @gemm_epilogue(outputs=("after",))
 def with_gelu(acc, bias):
     before = acc + bias
