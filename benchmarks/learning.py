@@ -1,7 +1,8 @@
-"""Does an fp8 base learn as a bf16 one does? The `small` FLUX on a made-up task, same seeds.
+"""Do the fast ways learn as plain bf16 does? The `small` FLUX on a made-up task, same seeds.
 
 First the whole small model is trained on one task (a frozen random base would have nothing to
-adapt), then adapters and guidance learn another: once on its bf16 base, once on that base in fp8.
+adapt), then adapters and guidance learn another: on its bf16 base with plain blocks, on that base
+in fp8, and, where quack-kernels runs, on the bf16 base with fused products.
 """
 
 from copy import deepcopy
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from losses import flow
 from models import codec as codecs
-from models import fast
+from models import fast, products
 from models.decomposition import DecompositionConfig
 from models.lora import LoraConfig
 from models.stage1 import Stage1
@@ -24,7 +25,7 @@ INJECT = {0: ["intensity"], 1: ["intensity", "material", "context"]}
 
 
 def learning_gap(steps: int, device: str, preset: str = "small") -> dict[str, float]:
-    """Mean losses over the last quarter of `steps`, bf16 and fp8, and fp8's relative difference."""
+    """Mean losses over the last quarter of `steps`, and the fast ways' relative differences."""
     cfg = TranslatorConfig(preset=preset, text_tokens=16, train_base=True, inject=INJECT,
                            lora_config=LoraConfig(r=16))  # fmt: skip
     torch.manual_seed(0)
@@ -33,24 +34,26 @@ def learning_gap(steps: int, device: str, preset: str = "small") -> dict[str, fl
     base_losses = train(whole, steps, device, lr=1e-3, task=0)
     result = dict(steps=steps, base_first=base_losses[:5].mean().item(),
                   base_last=base_losses[-len(base_losses) // LAST :].mean().item())  # fmt: skip
-    for dtype in ("bf16", "fp8"):
-        adapted = replace(cfg, train_base=False, base_dtype=dtype)
-        losses = train(adapt(whole, adapted, stage1, device), steps, device, lr=1e-3, task=1)
-        result[f"{dtype}_first"] = losses[:5].mean().item()
-        result[dtype] = losses[-max(steps // LAST, 1) :].mean().item()
-        result[f"{dtype}_curve"] = [round(x, 5) for x in losses[:: max(steps // 10, 1)].tolist()]
-    result["difference"] = result["fp8"] / result["bf16"] - 1
+    for way in ("bf16", "fp8", "fused"):
+        if way == "fused" and not products.choose(torch.device(device)):
+            continue
+        adapted = replace(cfg, train_base=False, base_dtype="bf16")
+        losses = train(adapt(whole, adapted, way, stage1, device), steps, device, lr=1e-3, task=1)
+        result[f"{way}_first"] = losses[:5].mean().item()
+        result[way] = losses[-max(steps // LAST, 1) :].mean().item()
+        result[f"{way}_curve"] = [round(x, 5) for x in losses[:: max(steps // 10, 1)].tolist()]
+        result[f"{way}_difference"] = result[way] / result["bf16"] - 1
     return result
 
 
-def adapt(whole: Translator, cfg: TranslatorConfig, stage1: Stage1, device) -> Translator:
-    """`whole`'s base, frozen as `cfg` says, with the same fresh adapters every time."""
+def adapt(whole: Translator, cfg: TranslatorConfig, way: str, stage1: Stage1, device) -> Translator:
+    """`whole`'s base, frozen as `way` says, with the same fresh adapters every time."""
     torch.manual_seed(1)
-    plain = build_translator(replace(cfg, base_dtype="bf16"), deepcopy(stage1), device=device)
+    plain = build_translator(cfg, deepcopy(stage1), device=device)
     state = {n: x for n, x in whole.state_dict().items() if "lora" not in n}
     plain.load_state_dict(state, strict=False)
-    if cfg.base_dtype == "fp8":
-        fast.freeze(plain.flux, device, "fp8")
+    if way != "bf16":
+        fast.freeze(plain.flux, device, "fp8" if way == "fp8" else "bf16")
         fast.install(plain.flux, plain.guidance, compiled=False)
     return plain
 

@@ -3,7 +3,7 @@
     python benchmarks/step.py                                        one H200, 12 B, several minutes
     python benchmarks/step.py --preset demo --size 32 --device cpu   toy size, seconds
     python benchmarks/step.py --ways fp8 --batches 4 --text 512      one row
-    python benchmarks/step.py --learn 200                            does fp8 learn as bf16 does?
+    python benchmarks/step.py --learn 200                            the fast ways' losses
 
 Ways: `peer` is diffusers' transformer with PEFT's LoRA, eager, gradient checkpointing, bf16
 autocast, latents given. `bf16` and `fp8` are this project's whole step: both encodings, stage 1,
@@ -69,6 +69,7 @@ class Row:
     mfu: float  # of the measured bf16 GEMM
     peak_gib: float
     attention: str  # kernels that ran
+    products: str  # of bf16 matrices: torch's, or quack-kernels' with GELU and gates inside
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
@@ -239,20 +240,20 @@ def measure(step: Callable, way: str, batch: int, text: int, flops: float, gemm:
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     tflops = batch * flops / seconds / 1e12
     return Row(way, batch, text, seconds, batch / seconds, tflops, tflops / gemm, peak,
-               attention_kernels(step, device))  # fmt: skip
+               *kernels_that_ran(step, device))  # fmt: skip
 
 
-def attention_kernels(step: Callable, device: torch.device) -> str:
-    """Which attention kernels one more step runs, read from the profiler and not from a setting."""
+def kernels_that_ran(step: Callable, device: torch.device) -> tuple[str, str]:
+    """Attention's and the products' in one more step, from the profiler and not from a setting."""
     if device.type != "cuda":
-        return "cpu"
+        return "cpu", "torch"
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         synchronize(device)
     names = {event.key.lower() for event in profile.key_averages()}
     families = {"cudnn": ("cudnn", "sdpa"), "flash": ("flash_fwd",), "efficient": ("fmha_cutlass",)}
     found = [k for k, marks in families.items() if any(all(m in n for m in marks) for n in names)]
-    return "+".join(found) or "math"
+    return "+".join(found) or "math", "quack" if any("quack" in n for n in names) else "torch"
 
 
 def gemm_rate(device: torch.device, n: int) -> float:
@@ -307,11 +308,11 @@ def release(device: torch.device) -> None:
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    lines = ["| way | batch | text | s | img/s | model TFLOP/s | MFU | peak GiB | attention |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| way | batch | text | s | img/s | model TFLOP/s | MFU | peak GiB | attention |"
+             " products |", "|---" * 10 + "|"]  # fmt: skip
     lines += [
         f"| {r.way} | {r.batch} | {r.text} | {r.seconds:.4f} | {r.images_s:.2f} | {r.tflops:.0f} |"
-        f" {100 * r.mfu:.0f} % | {r.peak_gib:.1f} | {r.attention} |"
+        f" {100 * r.mfu:.0f} % | {r.peak_gib:.1f} | {r.attention} | {r.products} |"
         for r in rows
     ]
     return "\n".join(lines)

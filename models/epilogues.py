@@ -7,6 +7,7 @@ the same place, `gate` and `bias` belong to the column.
 
 from quack.activation import dgelu_tanh_approx, gelu_tanh_approx
 from quack.epilogue import gemm_epilogue
+from quack.epilogue.ops import RowVecLoad
 from quack.gemm_config import GemmConfig
 
 # Two groups of warps take turns: one multiplies while the other finishes its 128 x 192 numbers, so
@@ -14,19 +15,11 @@ from quack.gemm_config import GemmConfig
 CONFIG = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_n=1,
                     device_capacity=9, is_dynamic_persistent=False)  # fmt: skip
 CHOSEN = dict(config=CONFIG, tuned=False)
+# said, because a square result does not show whether a vector belongs to columns or rows
+BIAS, GATE = RowVecLoad("bias"), RowVecLoad("gate")
 
 
-@gemm_epilogue()
-def bare(acc):
-    return {"D": acc}
-
-
-@gemm_epilogue()
-def with_bias(acc, bias):
-    return {"D": acc + bias}
-
-
-@gemm_epilogue(outputs=("after",))
+@gemm_epilogue(outputs=("after",), ops={"bias": BIAS})
 def with_gelu(acc, bias):
     before = acc + bias
     return {"D": before, "after": gelu_tanh_approx(before)}
@@ -38,6 +31,6 @@ def times_slope(acc, c):
     return {"D": through_gelu}
 
 
-@gemm_epilogue()
+@gemm_epilogue(ops={"bias": BIAS, "gate": GATE})
 def gated(acc, c, gate, bias):
     return {"D": c + gate * (acc + bias)}

@@ -27,12 +27,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import attend, rotate
-from models.fp8 import COMPILED_ROW, Frozen, Matrix, linear_of_few
+from models.fp8 import COMPILED_ROW, Frozen, Matrix, linear, linear_of_few
 from models.guidance import SemanticGuidance
 from models.heads import EPS, HeadStream, can_fuse, heads
 from models.kernels import gelu
 from models.lora import LoraLinear
-from models.products import choose, gated_mlp, gated_sum, linear
+from models.products import choose, gated_mlp, gated_sum
 from models.shard import place
 
 BACKEND = "inductor"

@@ -1,14 +1,12 @@
 """Frozen bf16 products that do what follows them before they write: GELU, its slope, gated sums.
 
-    product_bias    x W^T + b
-    product_back    g W
-    product_gelu    h = x W^T + b         and gelu(h)
-    product_slope   dh = (g W) gelu'(h)
-    product_gated   x + gate (h W^T + b)
+    linear_gelu     h = x W^T + b        and gelu(h)
+    linear_slope    dh = (g W) gelu'(h)
+    linear_gated    x + gate (h W^T + b)
 
-Apart, the last three read and write again what a product has just written. On Hopper GPUs
+Apart, each of these passes reads and writes what the product has just written. On Hopper GPUs
 quack-kernels (`pip install ".[hopper]"`) compiles them into the product; `choose` tries it once
-at the start. Elsewhere, and for e4m3 matrices, `linear`, `gated_sum` and `gated_mlp` are plain.
+at the start. Elsewhere, and for e4m3 matrices, `gated_sum` and `gated_mlp` are the plain sums.
 
 Dimension key:  B batch   S tokens   N = B S   I input width   O output width   D model
 """
@@ -20,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import fp8
-from models.fp8 import Matrix
+from models.fp8 import Matrix, linear, mlp
 from models.kernels import gelu
 
 log = logging.getLogger(__name__)
@@ -30,44 +27,23 @@ TOLERANCE = 1e-2  # relative, of bf16 results: the plain way rounds once more
 enabled = False  # whether quack-kernels makes the products; see `choose`
 
 
-def linear(x: Tensor, m: Matrix) -> Tensor:
-    """x (..., I) -> (..., O) in x's dtype."""
-    if _fits(x, m):
-        y = _Linear.apply(x.flatten(0, -2), m.weight_OI, m.bias_O)
-        return y.unflatten(0, x.shape[:-1])
-    return fp8.linear(x, m)
-
-
 def gated_sum(x_BSD: Tensor, gate_BD: Tensor, h_BSI: Tensor, m: Matrix) -> Tensor:
     """x + gate * (h W^T + b)."""
-    if _fits(h_BSI, m) and not gate_BD.requires_grad:
+    if _fits(h_BSI, gate_BD, m):
         return _GatedLinear.apply(x_BSD, gate_BD, h_BSI, m.weight_OI, m.bias_O)
     return x_BSD + gate_BD[:, None] * linear(h_BSI, m)
 
 
 def gated_mlp(x_BSD: Tensor, gate_BD: Tensor, h_BSD: Tensor, up: Matrix, down: Matrix) -> Tensor:
     """x + gate * down(gelu(up(h)))."""
-    if _fits(h_BSD, up) and not gate_BD.requires_grad:
+    if _fits(h_BSD, gate_BD, up):
         return _GatedMlp.apply(x_BSD, gate_BD, h_BSD, up.weight_OI, up.bias_O, down.weight_OI,
                                down.bias_O)  # fmt: skip
-    return x_BSD + gate_BD[:, None] * fp8.mlp(h_BSD, up, down)
+    return x_BSD + gate_BD[:, None] * mlp(h_BSD, up, down)
 
 
-def _fits(x: Tensor, m: Matrix) -> bool:
-    return enabled and x.dtype == torch.bfloat16 and m.scale_O is None
-
-
-class _Linear(torch.autograd.Function):
-    """Keeps nothing: the matrix is frozen."""
-
-    @staticmethod
-    def forward(ctx, x_NI, weight_OI, bias_O):
-        ctx.save_for_backward(weight_OI)
-        return product_bias(x_NI, weight_OI, bias_O)
-
-    @staticmethod
-    def backward(ctx, g_NO):
-        return product_back(g_NO, *ctx.saved_tensors), None, None
+def _fits(h: Tensor, gate: Tensor, m: Matrix) -> bool:
+    return enabled and h.dtype == torch.bfloat16 and m.scale_O is None and not gate.requires_grad
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -76,14 +52,12 @@ class _GatedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BSD, gate_BD, h_BSI, weight_DI, bias_D):
         ctx.save_for_backward(gate_BD, weight_DI)
-        return product_gated(x_BSD, gate_BD, h_BSI, weight_DI, bias_D)
+        return linear_gated(x_BSD, gate_BD, h_BSI, weight_DI, bias_D)
 
     @staticmethod
     def backward(ctx, g_BSD):
         gate_BD, weight_DI = ctx.saved_tensors
-        g_ND = (g_BSD * gate_BD[:, None]).flatten(0, 1)
-        dh_BSI = product_back(g_ND, weight_DI).unflatten(0, g_BSD.shape[:2])
-        return g_BSD, None, dh_BSI, None, None
+        return g_BSD, None, (g_BSD * gate_BD[:, None]) @ weight_DI, None, None
 
 
 class _GatedMlp(torch.autograd.Function):
@@ -91,47 +65,24 @@ class _GatedMlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_BSD, gate_BD, h_BSD, up_ID, up_bias_I, down_DI, down_bias_D):
-        before_NI, after_NI = product_gelu(h_BSD.flatten(0, 1), up_ID, up_bias_I)
+        before_NI, after_NI = linear_gelu(h_BSD.flatten(0, 1), up_ID, up_bias_I)
         ctx.save_for_backward(gate_BD, before_NI, up_ID, down_DI)
         after_BSI = after_NI.unflatten(0, h_BSD.shape[:2])
-        return product_gated(x_BSD, gate_BD, after_BSI, down_DI, down_bias_D)
+        return linear_gated(x_BSD, gate_BD, after_BSI, down_DI, down_bias_D)
 
     @staticmethod
     def backward(ctx, g_BSD):
         gate_BD, before_NI, up_ID, down_DI = ctx.saved_tensors
         g_ND = (g_BSD * gate_BD[:, None]).flatten(0, 1)
-        dh_ND = product_back(product_slope(g_ND, down_DI, before_NI), up_ID)
+        dh_ND = linear_slope(g_ND, down_DI, before_NI) @ up_ID
         return g_BSD, None, dh_ND.view_as(g_BSD), None, None, None, None
 
 
 # ---- the products
 
 
-@torch.library.custom_op("thermaflux::product_bias", mutates_args=())
-def product_bias(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """(N, O)."""
-    if not x_NI.is_cuda:
-        return F.linear(x_NI, weight_OI, bias_O)
-    from models import epilogues
-
-    if bias_O is None:
-        return epilogues.bare(x_NI, weight_OI.t(), **epilogues.CHOSEN)["D"]
-    done = epilogues.with_bias(x_NI, weight_OI.t(), bias=bias_O[None], **epilogues.CHOSEN)
-    return done["D"]
-
-
-@torch.library.custom_op("thermaflux::product_back", mutates_args=())
-def product_back(g_NO: Tensor, weight_OI: Tensor) -> Tensor:
-    """(N, I)."""
-    if not g_NO.is_cuda:
-        return g_NO @ weight_OI
-    from models import epilogues
-
-    return epilogues.bare(g_NO.contiguous(), weight_OI, **epilogues.CHOSEN)["D"]
-
-
-@torch.library.custom_op("thermaflux::product_gelu", mutates_args=())
-def product_gelu(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("thermaflux::linear_gelu", mutates_args=())
+def linear_gelu(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> tuple[Tensor, Tensor]:
     """h and gelu(h), both (N, O)."""
     if not x_NI.is_cuda:
         before = F.linear(x_NI, weight_OI, bias_O)
@@ -142,8 +93,8 @@ def product_gelu(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> tuple[Tenso
     return done["D"], done["after"]
 
 
-@torch.library.custom_op("thermaflux::product_slope", mutates_args=())
-def product_slope(g_NO: Tensor, weight_OI: Tensor, before_NI: Tensor) -> Tensor:
+@torch.library.custom_op("thermaflux::linear_slope", mutates_args=())
+def linear_slope(g_NO: Tensor, weight_OI: Tensor, before_NI: Tensor) -> Tensor:
     """(N, I)."""
     if not g_NO.is_cuda:
         return torch.ops.aten.gelu_backward(g_NO @ weight_OI, before_NI, approximate="tanh")
@@ -152,8 +103,8 @@ def product_slope(g_NO: Tensor, weight_OI: Tensor, before_NI: Tensor) -> Tensor:
     return epilogues.times_slope(g_NO, weight_OI, before_NI, **epilogues.CHOSEN)["D"]
 
 
-@torch.library.custom_op("thermaflux::product_gated", mutates_args=())
-def product_gated(x_BSO: Tensor, gate_BO: Tensor, h_BSI: Tensor, weight_OI: Tensor,
+@torch.library.custom_op("thermaflux::linear_gated", mutates_args=())
+def linear_gated(x_BSO: Tensor, gate_BO: Tensor, h_BSI: Tensor, weight_OI: Tensor,
                  bias_O: Tensor | None) -> Tensor:  # fmt: skip
     """(B, S, O)."""
     if not x_BSO.is_cuda:
@@ -168,27 +119,17 @@ def product_gated(x_BSO: Tensor, gate_BO: Tensor, h_BSI: Tensor, weight_OI: Tens
     )["D"]  # fmt: skip
 
 
-@product_bias.register_fake
-def _(x_NI, weight_OI, bias_O):
-    return x_NI.new_empty(len(x_NI), len(weight_OI))
-
-
-@product_back.register_fake
-def _(g_NO, weight_OI):
-    return g_NO.new_empty(len(g_NO), weight_OI.shape[1])
-
-
-@product_gelu.register_fake
+@linear_gelu.register_fake
 def _(x_NI, weight_OI, bias_O):
     return tuple(x_NI.new_empty(len(x_NI), len(weight_OI)) for _ in range(2))
 
 
-@product_slope.register_fake
+@linear_slope.register_fake
 def _(g_NO, weight_OI, before_NI):
     return torch.empty_like(before_NI)
 
 
-@product_gated.register_fake
+@linear_gated.register_fake
 def _(x_BSO, gate_BO, h_BSI, weight_OI, bias_O):
     return torch.empty_like(x_BSO)
 
@@ -203,11 +144,11 @@ def choose(device: torch.device) -> bool:
     """
     global enabled
     try:
-        said, enabled = f"quack-kernels {_try(device)}, GELU and gates inside", True
+        said, enabled = f"inside the products (quack-kernels {_try(device)})", True
     except Exception as error:  # of a compiler: anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        said, enabled = f"torch, GELU and gates apart ({reason})", False
-    log.info("products: %s", said)
+        said, enabled = f"apart from the products ({reason})", False
+    log.info("GELU and gates: %s", said)
     return enabled
 
 
@@ -219,7 +160,7 @@ def _try(device: torch.device) -> str:
     try:
         found = version("quack-kernels")
     except PackageNotFoundError:
-        raise RuntimeError('pip install ".[hopper]" brings faster ones') from None
+        raise RuntimeError('pip install ".[hopper]" puts them inside') from None
     B, S, D, width = 2, 128, 256, 512
     generator = torch.Generator(device).manual_seed(0)
 
@@ -230,13 +171,11 @@ def _try(device: torch.device) -> str:
     up, down, up_bias = normal(width, D) / D**0.5, normal(D, width) / width**0.5, normal(width)
     before = F.linear(x, up, up_bias).flatten(0, 1)
     for result, plain in (
-        (product_bias(before, down, g[0]), F.linear(before, down, g[0])),
-        (product_back(g, down), g @ down),
-        (product_gelu(x.flatten(0, 1), up, up_bias)[1], gelu(before)),
-        (product_slope(g, down, before),
+        (linear_gelu(x.flatten(0, 1), up, up_bias)[1], gelu(before)),
+        (linear_slope(g, down, before),
          torch.ops.aten.gelu_backward(g @ down, before, approximate="tanh")),
-        (product_gated(x, gate, h, down, None), x + gate[:, None] * F.linear(h, down)),
-        (product_gated(x, gate, h, down, g[0]), x + gate[:, None] * F.linear(h, down, g[0])),
+        (linear_gated(x, gate, h, down, None), x + gate[:, None] * F.linear(h, down)),
+        (linear_gated(x, gate, h, down, g[0]), x + gate[:, None] * F.linear(h, down, g[0])),
     ):  # fmt: skip
         gap = float((result - plain).float().norm() / plain.float().norm())
         if not gap < TOLERANCE:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models import fp8, products
-from models.products import gated_mlp, gated_sum, linear
+from models.products import gated_mlp, gated_sum
 from tests.test_fast import adapted, assert_close, speed_up, step
 
 B, S, D, WIDTH = 2, 5, 8, 24
@@ -18,7 +18,7 @@ B, S, D, WIDTH = 2, 5, 8, 24
 @pytest.fixture
 def fused(monkeypatch):
     """As where the library is, on the plain arithmetic that the products fall back to on a CPU."""
-    monkeypatch.setattr(products, "_fits", lambda *a: True)
+    monkeypatch.setattr(products, "_fits", lambda h, gate, m: not gate.requires_grad)
 
 
 def inputs():
@@ -38,8 +38,7 @@ def matrices():
 
 def block(x, gate, out, h):
     m = matrices()
-    x = gated_mlp(gated_sum(x, gate, out, m["out"]), gate, h, m["up"], m["down"])
-    return linear(x, m["up"])
+    return gated_mlp(gated_sum(x, gate, out, m["out"]), gate, h, m["up"], m["down"])
 
 
 def result_and_gradients():
@@ -52,8 +51,8 @@ def result_and_gradients():
 
 def test_fused_products_and_their_gradients_are_the_plain_ones(fused, monkeypatch):
     called = []
-    real = products.product_slope
-    monkeypatch.setattr(products, "product_slope", lambda *a: called.append(1) or real(*a))
+    real = products.linear_slope
+    monkeypatch.setattr(products, "linear_slope", lambda *a: called.append(1) or real(*a))
     found = result_and_gradients()
     assert called
     monkeypatch.setattr(products, "_fits", lambda *a: False)
@@ -79,20 +78,20 @@ def test_the_fast_blocks_are_the_same_with_fused_products(
 
 
 def test_only_bf16_matrices_are_fused_and_only_where_it_works(monkeypatch):
-    h = torch.zeros(1, dtype=torch.bfloat16)
+    h, gate = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)
     plain, rounded = (fp8.Frozen(torch.randn(32, 16), None, e4m3).matrix() for e4m3 in (0, 1))
-    assert not products._fits(h, plain)
+    assert not products._fits(h, gate, plain)
     monkeypatch.setattr(products, "enabled", True)
-    assert products._fits(h, plain)
-    assert not products._fits(h, rounded)
-    assert not products._fits(h.float(), plain)
+    assert products._fits(h, gate, plain)
+    assert not products._fits(h, gate, rounded)
+    assert not products._fits(h.float(), gate, plain)
 
 
 def test_without_the_library_the_reason_is_logged_and_the_plain_sums_are_used(caplog, monkeypatch):
     monkeypatch.setattr(products, "enabled", True)
     caplog.set_level(logging.INFO)
     assert products.choose(torch.device("cpu")) is False and products.enabled is False
-    assert "products: torch, GELU and gates apart (not a Hopper GPU)" in caplog.text
+    assert "GELU and gates: apart from the products (not a Hopper GPU)" in caplog.text
 
 
 def on_a_hopper_gpu() -> bool:
@@ -105,6 +104,6 @@ def test_on_a_hopper_gpu_wrong_products_are_noticed(caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(products, "enabled", False)
     assert products.choose(torch.device("cuda"))
-    real = products.product_gated
-    monkeypatch.setattr(products, "product_gated", lambda *a: 1.05 * real(*a))
+    real = products.linear_gated
+    monkeypatch.setattr(products, "linear_gated", lambda *a: 1.05 * real(*a))
     assert not products.choose(torch.device("cuda")) and "differs from torch" in caplog.text
