@@ -19,6 +19,7 @@ from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import collate, evenly_spaced, in_step, stream
 from losses import flow
 from losses.pretrain import MultiTaskPretrainLoss
+from models import products
 from models.attention import choose_kernel
 from models.bundle import save_bundle
 from models.codec import in_infrared_panel, tokens_shape
@@ -61,6 +62,8 @@ def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
         tokens = tokens_shape(*train_set.size)[0] + cfg.model.text_tokens
         kernel = choose_kernel(device, training.batch_size, tokens, heads, width)
         dist.print0(f"attention kernel: {kernel}")
+        if products.said:
+            dist.print0(products.said)
     predict = make_predict(cfg, model, train_set.size, device)
     loss_fn = make_loss(cfg, predict)
 

@@ -4,8 +4,8 @@
     linear_slope    dh = (g W) gelu'(h)
     linear_gated    x + gate (h W^T + b)
 
-Apart, each of these passes reads and writes what the product has just written. On Hopper GPUs
-quack-kernels (`pip install ".[hopper]"`) compiles them into the product; `choose` tries it once
+Apart, what follows reads and writes again what a product has just written. On Hopper GPUs
+quack-kernels (`pip install ".[hopper]"`) compiles it into the product; `choose` tries that once,
 at the start. Elsewhere, and for e4m3 matrices, `gated_sum` and `gated_mlp` are the plain sums.
 
 Dimension key:  B batch   S tokens   N = B S   I input width   O output width   D model
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 HOPPER = (9, 0)
 TOLERANCE = 1e-2  # relative, of bf16 results: the plain way rounds once more
 enabled = False  # whether quack-kernels makes the products; see `choose`
+said = ""  # by the last `choose`
 
 
 def gated_sum(x_BSD: Tensor, gate_BD: Tensor, h_BSI: Tensor, m: Matrix) -> Tensor:
@@ -138,17 +139,17 @@ def _(x_BSO, gate_BO, h_BSI, weight_OI, bias_O):
 
 
 def choose(device: torch.device) -> bool:
-    """Try the fused products on `device`; from now on use them, or not. Returns which, and logs it.
+    """Try the fused products on `device`; from now on use them, or not. Returns which, and says it.
 
     A library that is missing, cannot compile or is wrong costs speed, not the run.
     """
-    global enabled
+    global enabled, said
     try:
-        said, enabled = f"inside the products (quack-kernels {_try(device)})", True
+        said, enabled = f"GELU and gates: inside products (quack-kernels {_try(device)})", True
     except Exception as error:  # of a compiler: anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        said, enabled = f"apart from the products ({reason})", False
-    log.info("GELU and gates: %s", said)
+        said, enabled = f"GELU and gates: apart from products ({reason})", False
+    log.info(said)
     return enabled
 
 

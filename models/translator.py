@@ -31,7 +31,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 #     48g                                               2      35.3   0.38
 #     80g and 140g                                      4      66.1*  0.64
 #     the same with base_dtype: fp8                     4      66.2*  0.45
-#     140g                                              8     114.7   1.19
+#     140g                                              8     114.7   1.19, or 1.14 with
+#                                                       the products of models/products.py
 #     140g with base_dtype: fp8                         8     114.6   0.84
 # * before q, k and v were one kernel, which keeps about 4 GiB more; not measured since.
 MEMORY = {
