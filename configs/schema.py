@@ -6,6 +6,7 @@ from typing import Literal
 from data.materials import NUM_MATERIALS
 from data.pairs import DataConfig
 from data.pseudo_labels import CONTEXT_CHANNELS
+from losses.flow import TIME_BINS
 from losses.pretrain import PretrainLossConfig
 from models.decomposition import DecompositionConfig
 from models.sampler import SamplingConfig
@@ -15,6 +16,15 @@ from utils.optimizer import OptimizerConfig
 from utils.run import RunConfig
 
 MOST_MEAN = 20  # of flow.mean: beyond it the sigmoid is 0 or 1 in fp32
+
+# What an evaluation gives, so that a misspelt training.best_metric is said before the first step.
+# Add what you add to an eval_fn.
+OF_MAPS = ["val_loss", "val_intensity", "val_material", "val_context", "val_consistency",
+           "val_separation", "val_material_ce", "val_accuracy", "val_miou", "val_pearson",
+           "val_rank", "val_edge_sharpness"]  # fmt: skip
+OF_FUSED = ["val_physics", "val_reconstruction", "val_psnr", "val_ssim", "val_fused_edge_sharpness"]
+OF_VELOCITY = ["val_loss", *(f"val_loss_t{i}" for i in range(TIME_BINS))]
+OF_SAMPLES = ["val_psnr", "val_ssim"]
 
 # The short flags people type; a script offers those whose key its configuration has.
 FLAGS = {
@@ -41,6 +51,12 @@ USE_FLAGS = {
 }  # fmt: skip
 
 
+def _check_best(training: TrainingConfig, given: list[str]) -> None:
+    if training.best_metric.removeprefix("-") not in given:
+        raise ValueError(f"training.best_metric is {training.best_metric}; this run's evaluations"
+                         f" give {', '.join(given)}")  # fmt: skip
+
+
 @dataclass(kw_only=True)
 class PretrainConfig:
     """Stage 1, pretrain.py."""
@@ -62,6 +78,7 @@ class PretrainConfig:
         if (found := (self.model.num_materials, self.model.num_context_channels)) != labelled:
             raise ValueError("model.num_materials and model.num_context_channels must be those of"
                              f" the labels, {labelled}, got {found}")  # fmt: skip
+        _check_best(self.training, OF_MAPS + (OF_FUSED if self.physics else []))
 
 
 @dataclass(kw_only=True)
@@ -111,6 +128,9 @@ class TrainConfig:
     training: TranslatorTrainingConfig = field(default_factory=TranslatorTrainingConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(output_dir="runs/train"))
     window: list[float] | None = None  # counts of infrared 0 and 1; filled from the data set
+
+    def __post_init__(self):
+        _check_best(self.training, OF_VELOCITY + (OF_SAMPLES if self.run.images else []))
 
 
 @dataclass(kw_only=True)

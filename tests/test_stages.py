@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from configs import restore
+from configs import restore, schema
 from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
 from data.pairs import open_pairs
 from models.bundle import read_bundle
@@ -30,6 +30,7 @@ SCENES = "data.synthetic_scenes={train: 12, val: 4, test: 4}"
 TINY = ["data.size=32", SCENES, "data.num_workers=0", "training.steps=4", "training.batch_size=4",
         "training.log_every=1", "training.eval_every=2", "training.save_every=2",
         "run.images=2", "--device", "cpu"]  # fmt: skip
+KINDS = {"pretrain": PretrainConfig, "train": TrainConfig, "finetune": FinetuneConfig}
 STAGE = {
     "pretrain": ["--config", "configs/demo/pretrain.yaml", "model.width=8"],
     "train": ["--config", "configs/demo/train.yaml", "sampling.steps=2"],
@@ -61,9 +62,8 @@ def call(script: str, *argv: str) -> None:
 
 @pytest.mark.parametrize("folder", ["configs", "configs/demo", "configs/small"])
 def test_stage_3_holds_the_maps_to_the_labels_of_stage_1(folder):
-    kinds = {"pretrain": PretrainConfig, "train": TrainConfig, "finetune": FinetuneConfig}
     read = [config.load(kind, ["--config", str(ROOT / folder / f"{stage}.yaml")])
-            for stage, kind in kinds.items()]  # fmt: skip
+            for stage, kind in KINDS.items()]  # fmt: skip
     assert read[0].data.labels == read[1].data.labels == read[2].data.labels
 
 
@@ -131,6 +131,25 @@ def test_a_stage_trains_what_it_should_and_writes_a_full_record(stage, made):
     moved = {n.split(".")[0] for n in first if not torch.equal(first[n], last[n])}
     assert moved == {"pretrain": {"decomposition", "fusion"}, "train": {"flux", "guidance"},
                      "finetune": {"flux", "guidance", "stage1"}}[stage]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGE)
+def test_the_best_model_can_be_chosen_by_what_an_evaluation_gives_and_by_nothing_else(
+    stage, made, tmp_path
+):
+    rows = [json.loads(line) for line in (made / stage / "metrics.jsonl").read_text().splitlines()]
+    given = {name for row in rows for name in row if name.startswith("val_")}
+    given = {n for n in given if not n.startswith("val_loss_t")}  # an empty bin has no value
+    known = (schema.OF_MAPS + schema.OF_FUSED if stage == "pretrain" else
+             schema.OF_VELOCITY[:1] + schema.OF_SAMPLES)  # fmt: skip
+    assert given - {"val_labelled", "val_commonest"} == set(known)
+    for chosen in known:
+        config.load(KINDS[stage], [*STAGE[stage], f"training.best_metric=-{chosen}"])
+    with pytest.raises(ValueError, match=r"best_metric is val_lose; .* give val_loss, "):
+        call(stage, *arguments(stage, tmp_path, made, "training.best_metric=val_lose"))
+    with pytest.raises(ValueError, match="best_metric is val_psnr"):
+        no_images = {"pretrain": "physics=false"}.get(stage, "run.images=0")
+        config.load(KINDS[stage], [*STAGE[stage], "training.best_metric=val_psnr", no_images])
 
 
 def test_stage_2_starts_from_the_weights_of_stage_1(made):
