@@ -114,10 +114,11 @@ def linear_gated(x_BSO: Tensor, gate_BO: Tensor, h_BSI: Tensor, weight_OI: Tenso
 
     B = len(x_BSO)
     bias_O = gate_BO.new_zeros(len(weight_OI)) if bias_O is None else bias_O
-    return epilogues.gated(
-        h_BSI, weight_OI.t().expand(B, -1, -1), x_BSO, gate=gate_BO, bias=bias_O.expand(B, -1),
-        **epilogues.CHOSEN,
-    )["D"]  # fmt: skip
+    done = epilogues.gated(
+        h_BSI.contiguous(), weight_OI.t().expand(B, -1, -1), x_BSO.contiguous(),
+        gate=gate_BO.contiguous(), bias=bias_O.expand(B, -1), **epilogues.CHOSEN,
+    )  # fmt: skip
+    return done["D"]
 
 
 @linear_gelu.register_fake
@@ -168,7 +169,8 @@ def _try(device: torch.device) -> str:
     def normal(*shape):
         return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
 
-    x, h, gate, g = normal(B, S, D), normal(B, S, width), normal(B, D), normal(B * S, D)
+    x, h, g = normal(B, S, D), normal(B, S, width), normal(B * S, D)
+    gate = normal(B, 3 * D).chunk(3, dim=1)[1]  # a part of a modulation, as in the blocks
     up, down, up_bias = normal(width, D) / D**0.5, normal(D, width) / width**0.5, normal(width)
     before = F.linear(x, up, up_bias).flatten(0, 1)
     for result, plain in (

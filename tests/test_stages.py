@@ -152,6 +152,12 @@ def test_the_best_model_can_be_chosen_by_what_an_evaluation_gives_and_by_nothing
         config.load(KINDS[stage], [*STAGE[stage], "training.best_metric=val_psnr", no_images])
 
 
+def test_another_stage_in_the_same_folder_is_refused_in_one_sentence(made, tmp_path):
+    shutil.copytree(made / "pretrain", tmp_path / "run")
+    with pytest.raises(ValueError, match="another script trains; choose another run.output_dir$"):
+        call("train", *arguments("train", tmp_path / "run", made))
+
+
 def test_stage_2_starts_from_the_weights_of_stage_1(made):
     stage1, stage2 = last_weights(made / "pretrain"), None
     best = checkpoint.load(made / "pretrain" / "best_model.pth")["model"]

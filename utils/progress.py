@@ -121,6 +121,9 @@ def _checkpoint_of(resume: str | None, directory: Path) -> Path | None:
 def _check_same_model(saved: dict, current: dict, path: Path) -> None:
     if "model" not in saved or "model" not in current:
         return
+    if not saved["model"].keys() & current["model"].keys():
+        raise ValueError(f"{path} is of a model that another script trains; choose another"
+                         " run.output_dir")  # fmt: skip
     free = (*HOW_IT_RUNS, "decomposition_checkpoint")   # stage 1's weights are in the file
     there, here = (
         {key: x for key, x in _leaves(cfg["model"], "model") if key.split(".")[1] not in free}
