@@ -7,13 +7,14 @@
 
 Ways: `peer` is diffusers' transformer with PEFT's LoRA, eager, gradient checkpointing, bf16
 autocast, latents given. `bf16` and `fp8` are this project's whole step: both encodings, stage 1,
-guidance, LoRA, loss, clipping, AdamW; bf16 with quack-kernels' products where they are installed
-(the last column says so; models/products.py). `24g` and `48g` are the presets of that name. `sample` is the
-sampler, seconds an image. Weights are random: they cost what the real ones cost. A step's model
-FLOPs are those of forward plus the gradients that are needed (Translator.step_flops, which also
-counts the 0.8 % that the last block leaves out); recomputation earns no credit. MFU is against the
-bf16 product of 8192 x 8192 that this run measures first (a short burst: in long runs the card's
-power limit holds every way below it). Prints markdown, writes JSON.
+guidance, LoRA, loss, clipping, AdamW. `24g` and `48g` are the presets of that name. `sample` is the
+sampler, seconds an image. bf16 ways use quack-kernels' products where they are installed
+(models/products.py): the last column says so. Weights are random: they cost what the real ones
+cost. A step's model FLOPs are those of forward plus the gradients that are needed
+(Translator.step_flops, which also counts the 0.8 % that the last block leaves out); recomputation
+earns no credit. MFU is against the bf16 product of 8192 x 8192 that this run measures first (a
+short burst: in long runs the card's power limit holds every way below it). Prints markdown, writes
+JSON.
 """
 
 import argparse
