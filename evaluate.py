@@ -48,8 +48,9 @@ def main() -> None:
     stage1, translator, _, data, pairs, sampling = restore.open_all(cfg, device)
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     mean, note = training_mean(data, cfg.batch_size, needed=not cfg.test_data)
+    note = "; ".join([*pairs.notes, *([note] if note else [])])
     luma = torch.tensor(LUMA, device=device).view(1, 3, 1, 1)
-    scores, rows, started = Stage1Scores(data.labels, device), [], time.perf_counter()
+    scores, rows, started = Stage1Scores(pairs.cfg.labels, device), [], time.perf_counter()
     measures = {name: f for name, (_, f) in METRICS.items()}
     if cfg.lpips:
         measures["lpips"] = metrics.Lpips(device)

@@ -24,7 +24,7 @@ from models.sampler import translate
 from utils import config, dist
 from utils.run import entry
 
-FEW = 16  # grey levels; a window in degrees or in [0, 1] has no use for whole numbers
+FEW = 250  # grey levels; a window in degrees or in [0, 1] has no use for whole numbers
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data import folders, inspection, writing
 from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
-from data.pairs import SCENES_PER_SPLIT, DataConfig, open_pairs
+from data.pairs import SCENES_PER_SPLIT
 from utils.run import entry
 
 
@@ -37,8 +37,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--table", default="", help=f"what class ids mean: {', '.join(TABLES)} (default: palette)")
     add("--splits", type=Path, help="JSON {train: [names], val: .., test: ..} or {source: {..}}")
     add("--sequences", default="auto", help="auto, off, or a pattern: group 1 is the sequence")
-    add("--suffixes", nargs=3, default=("", "", ""), metavar=("VISIBLE", "INFRARED", "SEMANTIC"),
-        help="endings of the names that differ between the folders, such as _rgb _ir ''")
+    add("--suffixes", default=",,", metavar="VISIBLE,INFRARED,SEMANTIC",
+        help="endings of the names that differ between the folders: --suffixes=_rgb,_ir,")
     add("--window", nargs="+", default=["auto"], metavar="LOW HIGH",
         help="values that become 0 and 1; auto: 0 255 for 8 bit, else from the train split")
     add("--unit", default="counts", help="unit of count * scale + offset, such as kelvin")
@@ -58,8 +58,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def prepare_synthetic(args: argparse.Namespace) -> dict:
     """The same scenes as data.path=synthetic renders, 80/10/10."""
-    folders_of = ("visible", "infrared", "semantic", "source", "splits", "palette", "table")
-    if given := [f"--{name}" for name in folders_of if getattr(args, name)]:
+    plain, own = vars(parse([])), ("synthetic", "size", "seed", "out", "overwrite", "num_workers")
+    if given := [f"--{k}" for k, x in vars(args).items() if k not in own and x != plain[k]]:
         raise ValueError(f"--synthetic renders its own scenes; leave out {', '.join(given)}")
     if args.synthetic < len(SPLITS) or len(args.size) > 2:
         raise ValueError("--synthetic needs at least 3 scenes, --size a side or height and width")
@@ -85,6 +85,8 @@ def prepare_synthetic(args: argparse.Namespace) -> dict:
 def find_items(args: argparse.Namespace) -> list[folders.Item]:
     """Matched pairs of all sources. Raises: ValueError: arguments or names that do not pair up."""
     count = len(args.visible)
+    if args.suffixes.count(",") != 2:
+        raise ValueError(f"--suffixes takes three endings with commas, got {args.suffixes!r}")
     semantic = args.semantic or ["none"] * count
     sources = args.source or (["pairs"] if count == 1 else [])
     if not count or not len(args.infrared) == len(semantic) == len(sources) == count:
@@ -103,7 +105,7 @@ def find_items(args: argparse.Namespace) -> list[folders.Item]:
     for source, visible, infrared, maps in zip(sources, args.visible, args.infrared, semantic):
         maps = None if maps == "none" else Path(maps)
         found, notes = folders.match(
-            source, visible, infrared, maps, tuple(args.suffixes), args.allow_unmatched
+            source, visible, infrared, maps, args.suffixes.split(","), args.allow_unmatched
         )
         items += found
         for note in notes:
@@ -146,6 +148,10 @@ def prepare_folders(args: argparse.Namespace) -> dict:
     found = list(tqdm(looked, total=len(tasks), desc="check", unit="pair"))
     splits, torn = choose_splits(args, given, items, found)
     window = inspection.find_window(found, splits, window, args.unit, args.scale, args.offset)
+    alone = inspection.sets_window_alone(found, splits)
+    if alone is not None and args.window == ["auto"]:
+        print(f"note: {items[alone].where()} alone makes the window more than twice as wide; are"
+              " its values right? --window LOW HIGH decides")
     scaled = (args.scale, args.offset) != (1.0, 0.0)
     radiometry = {"ir_unit": args.unit, "ir_scale": args.scale if scaled else None,
                   "ir_offset": args.offset if scaled else None}
@@ -163,18 +169,10 @@ def prepare_folders(args: argparse.Namespace) -> dict:
     return writing.write(args.out, rows, manifest, args.overwrite)
 
 
-def check(path: str) -> None:
-    """Decode every pair of a prepared data set. Raises: ValueError: names the first that is bad."""
-    pairs = open_pairs(DataConfig(path=path, cache="none"), "all")
-    for index in tqdm(range(len(pairs)), "check", unit="pair"):
-        pairs.check(index)
-    print(f"{path}: {len(pairs)} pairs are as they were written")
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.check:
-        return check(args.check)
+        return writing.check(args.check)
     if args.out is None:
         raise ValueError("say where to write (--out datasets/mine) or what to --check")
     writing.check_out(args.out, args.overwrite)

@@ -29,6 +29,7 @@ from utils.run import entry
 from utils.scenes import scene_cells, scene_figure
 
 DEFAULT_SCENES = 12
+LONGEST = 200  # bytes of a file name
 UNSAFE = re.compile(r"[^\w.-]+")
 NAMES = [material.name for material in MATERIALS]
 
@@ -38,6 +39,8 @@ def main() -> None:
     cfg = config.load(HeldOutConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
     opened = restore.open_all(cfg, device)
+    for note in opened.pairs.notes:
+        dist.print0(f"data: {note}")
     folder = Path(cfg.output_dir)
     draw_scenes(cfg, opened, folder, device)
     counts, accuracy = count_materials(cfg, opened, device)
@@ -50,7 +53,7 @@ def main() -> None:
 
 def draw_scenes(cfg: HeldOutConfig, opened: restore.Opened, folder: Path, device) -> None:
     """A panel of each of (by default) DEFAULT_SCENES scenes."""
-    stage1, translator, _, data, pairs, sampling = opened
+    stage1, translator, _, _, pairs, sampling = opened
     colors, ranks = material_colors(), (dist.rank(), dist.world_size())
     limit = cfg.limit or DEFAULT_SCENES
     files = file_names(pairs.names, pairs.sources)
@@ -58,7 +61,7 @@ def draw_scenes(cfg: HeldOutConfig, opened: restore.Opened, folder: Path, device
     for batch in tqdm(batches, desc="draw", unit="batch", disable=ranks[0] > 0):
         batch = to_device(batch, device)
         visible, infrared = batch["visible"], batch["infrared"][:, :1]
-        labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], data.labels)
+        labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], pairs.cfg.labels)
         (intensity, material, context), fused = (
             translator.decompose(visible) if translator else stage1(visible)
         )
@@ -67,7 +70,7 @@ def draw_scenes(cfg: HeldOutConfig, opened: restore.Opened, folder: Path, device
             ours = translate(translator, visible, batch["draw"], sampling)
         if batch["filler"]:
             continue
-        trained = data.labels.material_source != NONE  # else the map means nothing
+        trained = pairs.cfg.labels.material_source != NONE  # else the map means nothing
         cells = scene_cells(
             colors, visible=visible, intensity=intensity,
             material_label=labels.material if trained else None,
@@ -87,6 +90,7 @@ def draw_scenes(cfg: HeldOutConfig, opened: restore.Opened, folder: Path, device
 def file_names(names: list[str], sources: list[str]) -> list[str]:
     """One file name a pair, each different; a pair's name may be a path, or another's too."""
     files = [UNSAFE.sub("_", f"{s or 'scene'}_{n}") for n, s in zip(names, sources)]
+    files = [file.encode()[:LONGEST].decode(errors="ignore") for file in files]
     often = {file for file, count in Counter(files).items() if count > 1}
     return [f"{file}_{i}" if file in often else file for i, file in enumerate(files)]
 
@@ -98,14 +102,14 @@ def count_materials(
 
     All zero where labels are none or quantized: those are no materials. Collective.
     """
-    stage1, translator, _, data, pairs, _ = opened
+    stage1, translator, _, _, pairs, _ = opened
     matrix, ranks = metrics.ConfusionMatrix(len(NAMES), device), (dist.rank(), dist.world_size())
-    if data.labels.material_source not in (NONE, QUANTIZED):
+    if pairs.cfg.labels.material_source not in (NONE, QUANTIZED):
         batches = sequential(pairs, cfg.batch_size, *ranks, cfg.num_workers, cfg.limit)
         for batch in tqdm(batches, desc="materials", unit="batch", disable=ranks[0] > 0):
             batch = to_device(batch, device)
             visible, infrared = batch["visible"], batch["infrared"]
-            labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], data.labels)
+            labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], pairs.cfg.labels)
             maps = (translator.decompose(visible) if translator else stage1(visible))[0]
             matrix.update(maps.material.argmax(1), labels.material)
     return dist.sum_over_ranks(matrix.counts).cpu(), matrix.result()
@@ -121,7 +125,7 @@ def draw_confusion(counts: Tensor, scores: dict[str, float], path: Path) -> None
 
 
 def draw_emissivity(opened: restore.Opened, counts: Tensor, path: Path) -> None:
-    source = opened.data.labels.material_source
+    source = opened.pairs.cfg.labels.material_source
     if opened.stage1.fusion is None or source in (NONE, QUANTIZED):
         why = "physics is off" if opened.stage1.fusion is None else f"material labels are {source}"
         return print(f"no {path.name}: {why}, so no weight belongs to a material")

@@ -104,9 +104,14 @@ def command_of(
     arguments = [*file, *chosen.overrides, *common, *changes.get(stage, [])]
     arguments = [filled(text) for text in arguments]
     try:
-        config.load(kind, arguments, flags, default)
+        loaded = config.load(kind, arguments, flags, default)
     except (ValueError, OSError) as error:
         raise ValueError(f"variant {variant}, stage {stage}: {error}") from error
+    if trains and loaded.training.seed != seed:
+        raise ValueError(f"variant {variant}, stage {stage} sets training.seed, which `seeds` does")
+    if trains and any(x.startswith(("run.output_dir=", "--output_dir")) for x in arguments):
+        raise ValueError(f"variant {variant}, stage {stage} sets the folder, which --output_dir of"
+                         " ablate.py does")  # fmt: skip
     return [chosen.script, *arguments]
 
 

@@ -14,13 +14,15 @@ from configs.schema import (
     PretrainConfig,
     TrainConfig,
 )
+from data.materials import TABLES
 from data.pairs import DataConfig, Pairs, open_pairs
+from data.pseudo_labels import LabelConfig
 from models.bundle import is_bundle, read_bundle
 from models.flux import Prompt
 from models.sampler import SamplingConfig
 from models.stage1 import Stage1
-from models.translator import Translator, build_translator
-from utils import checkpoint, config
+from models.translator import Translator, TranslatorConfig, build_translator
+from utils import checkpoint, config, dist
 
 
 def read(path: str | Path) -> tuple[PretrainConfig | TrainConfig, dict[str, Tensor]]:
@@ -75,6 +77,14 @@ def new_translator(cfg: TrainConfig, device: torch.device) -> Translator:
         )
     torch.manual_seed(cfg.training.seed)  # the same random start on every rank
     stage1, pretrained = load_stage1(cfg.model.decomposition_checkpoint)
+    decided = {"physics": pretrained.physics, "decomposition": stage1.decomposition.cfg}
+    for name, value in decided.items():
+        if getattr(cfg.model, name) not in (value, getattr(TranslatorConfig(), name)):
+            raise ValueError(f"model.{name} is decided by model.decomposition_checkpoint"
+                             f" {cfg.model.decomposition_checkpoint}; leave it out")  # fmt: skip
+    if cfg.model.preset in ("demo", "small") and not cfg.model.train_base:
+        dist.print0(f"note: model.preset={cfg.model.preset} is random and its last layer zero: with"
+                    " model.train_base=false nothing is learnt")
     cfg.model.decomposition = stage1.decomposition.cfg
     cfg.model.physics = pretrained.physics
     return build_translator(cfg.model, stage1, device=device)
@@ -137,6 +147,25 @@ def open_all(cfg: HeldOutConfig, device: torch.device) -> Opened:
     """Model and held-out pairs. Raises: ValueError: see `read` and `open_pairs`."""
     stage1, translator, trained = load_any(cfg.checkpoint, device)
     data = replace(trained.data, cache="none", num_workers=cfg.num_workers)
-    pairs = open_pairs(replace(data, path=cfg.test_data or data.path), cfg.split)
+    held = data
+    if cfg.test_data:
+        held = replace(data, path=cfg.test_data, labels=_labels_of(cfg, data))
+    pairs = open_pairs(held, cfg.split)
+    window = getattr(trained, "window", None)
+    if window and pairs.window and window != [pairs.window.low, pairs.window.high]:
+        pairs.notes.append(
+            f"these pairs are read through their own window, {pairs.window.low:g} to"
+            f" {pairs.window.high:g} {pairs.window.unit}; the model was trained with {window[0]:g}"
+            f" to {window[1]:g}, so its levels mean other values: compare rank corr. and SSIM"
+        )
     sampling = sampling_of(trained.sampling, cfg) if translator else None
     return Opened(stage1, translator, trained, data, pairs, sampling)
+
+
+def _labels_of(cfg: HeldOutConfig, data: DataConfig) -> LabelConfig:
+    """The training's labels, with the class table of the foreign data where it has another."""
+    if data.labels.material_source not in TABLES:
+        return data.labels
+    bare = replace(data, path=cfg.test_data, labels=replace(data.labels, material_source="none"))
+    table = open_pairs(bare, cfg.split).source.table
+    return replace(data.labels, material_source=table) if table else data.labels

@@ -1,6 +1,7 @@
 """From folders of images to matched pairs, and from pairs to splits that share no scene."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +13,9 @@ from data.manifest import SPLITS, split_name
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
 FRACTIONS = (0.8, 0.1, 0.1)
 SIMILAR = 0.95  # correlation of 16 x 16 thumbnails; video neighbours have 0.99, other scenes < 0.9
-# "0111_1716_0000" is frame 0000 of sequence "0111_1716"; "FLIR_00006" has no sequence number.
-SEQUENCE = r"^(.*\d.*)[_-]\d+[A-Za-z]?$"
+# "0111_1716_0000" is frame 0000 of sequence "0111_1716", "set00/V000/I00012" of "set00/V000" and
+# "video-57kWW-frame-000816-b6" of "video-57kWW"; "FLIR_00006" has no sequence number.
+SEQUENCE = r"^(?:(.*)[_-]frame[_-]\d+.*|(.*\d.*)[_/-][A-Za-z]*\d+[A-Za-z]?)$"
 
 
 class Item(NamedTuple):
@@ -42,9 +44,15 @@ def image_files(folder: Path, suffix: str = "") -> tuple[dict[str, Path], int]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     files, others = {}, 0
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name.startswith("."):
+    for path in _below(folder):
+        if path.name.startswith("."):
             continue
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{str(path)!a}: the name is not UTF-8; rename it") from None
+        if not path.is_file():
+            raise ValueError(f"{path}: a link to nothing")
         if path.suffix.lower() not in EXTENSIONS:
             others += 1
             continue
@@ -55,6 +63,18 @@ def image_files(folder: Path, suffix: str = "") -> tuple[dict[str, Path], int]:
     if not files:
         raise ValueError(f"{folder}: no image there ({', '.join(EXTENSIONS)})")
     return files, others
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files below a folder, through links to folders too (each folder once)."""
+    found, seen = [], set()
+    for where, names, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        found += [Path(where) / file for file in files]
+    return sorted(found)
 
 
 def match(
@@ -148,7 +168,7 @@ def sequence_of(item: Item, rule: str) -> str | None:
     if rule == "off":
         return None
     found = re.match(SEQUENCE if rule == "auto" else rule, item.name)
-    return found.group(1) if found else None
+    return found and (found.group(1) or (found.group(2) if rule == "auto" else None))
 
 
 def group(items: list[Item], links: list[tuple[int, int]], rule: str = "auto") -> np.ndarray:

@@ -176,6 +176,20 @@ def find_window(
     return make_window(low, high, unit)
 
 
+def sets_window_alone(found: list[Inspection], splits: list[str]) -> int | None:
+    """The training image without which the window of all would be less than half as wide."""
+    train = [i for i, split in enumerate(splits) if split == "train"]
+    if len(train) < 3 or any(found[i].dtype == "uint8" for i in train):
+        return None
+    lows, highs = ([getattr(found[i], x) for i in train] for x in ("tail_low", "tail_high"))
+    span = max(highs) - min(lows)
+    for place in {lows.index(min(lows)), highs.index(max(highs))}:
+        rest = [x for k, x in enumerate(zip(lows, highs)) if k != place]
+        if 0 < 2 * (max(h for _, h in rest) - min(low for low, _ in rest)) < span:
+            return train[place]
+    return None
+
+
 def summary(found: list[Inspection], scale: float, offset: float) -> dict:
     """Type and range of the infrared in its unit, for the manifest."""
     return {

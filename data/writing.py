@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from data.folders import Item
 from data.inspection import Inspection, Options, decode_item
@@ -21,6 +22,8 @@ from data.materials import (
     ClassBalance,
     material_table,
 )
+from data.pairs import DataConfig, open_pairs
+from data.pseudo_labels import LabelConfig
 from data.synthetic import render_scene
 from data.transforms import encode_png
 
@@ -235,3 +238,12 @@ def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = Fal
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     return manifest
+
+
+def check(path: str) -> None:
+    """Decode every pair of a prepared data set. Raises: ValueError: names the first that is bad."""
+    labels = LabelConfig(material_source="none")  # class ids are held to the set's own table
+    pairs = open_pairs(DataConfig(path=path, cache="none", labels=labels), "all")
+    for index in tqdm(range(len(pairs)), "check", unit="pair"):
+        pairs.check(index)
+    print(f"{path}: {len(pairs)} pairs are as they were written")

@@ -210,6 +210,8 @@ def test_an_edited_config_of_a_stage_and_a_damaged_note_are_named(
     (("low: []", "low: {train: []}"), "changes the stage 'train'; there are pretrain"),
     (("low", "a b"), "'a b' becomes a folder"),
     (("physics=off", "--config=none.yaml"), "none.yaml"),
+    (("low: []", "low: [training.seed=7]"), "sets training.seed, which `seeds` does"),
+    (("physics=off", "run.output_dir=x"), "sets the folder, which --output_dir"),
 ])  # fmt: skip
 def test_a_wrong_file_is_one_sentence_and_nothing_runs(scripts, monkeypatch, capsys, change, said):
     assert call(monkeypatch, scripts, GRID.replace(*change)) == 2

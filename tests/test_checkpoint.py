@@ -185,6 +185,14 @@ def test_an_error_of_a_background_save_is_raised_at_the_next_wait(tmp_path):
     checkpoint.wait()
 
 
+def test_prune_never_counts_a_damaged_later_one_as_the_newest(tmp_path):
+    (tmp_path / "checkpoint_00000020.pth").write_bytes(b"half of it")  # passed over on resuming
+    for step in (3, 4):
+        write(tmp_path / f"checkpoint_{step:08d}.pth", keep=1)
+    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint_00000004.pth"
+    assert not (tmp_path / "checkpoint_00000003.pth").exists()
+
+
 def test_prune_keeps_the_newest(tmp_path):
     for step in range(1, 5):
         write(tmp_path / f"checkpoint_{step:08d}.pth", keep=2)

@@ -179,3 +179,8 @@ def test_help_lists_flags_and_every_key_with_type_and_value(capsys, yaml_file):
                  "part.lr (float) = 0.0001", "part.size (int or list of int) = 256",
                  "run.resume (text or null) = None", "name (text) = (must be given)"):
         assert line in out, line
+
+
+def test_text_is_taken_as_it_was_typed():
+    assert config.load(RunConfig, ["output_dir=runs/exp #2"]).output_dir == "runs/exp #2"
+    assert config.load(RunConfig, ["output_dir='quoted # too'"]).output_dir == "quoted # too"

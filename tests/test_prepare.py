@@ -136,7 +136,7 @@ def test_endings_that_differ_are_cut_off(tmp_path):
         path.rename(path.with_name(path.stem + "_RGB.png"))
     with pytest.raises(ValueError, match="no name is in both"):
         run(tmp_path)
-    assert names_of(run(tmp_path, "--suffixes", "_RGB", "", ""), "val") == ["a_16", "a_17"]
+    assert names_of(run(tmp_path, "--suffixes=_RGB,,"), "val") == ["a_16", "a_17"]
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):
@@ -479,3 +479,52 @@ def test_images_outside_a_given_window_are_refused(tmp_path):
 def test_the_next_command_is_one_that_a_shell_reads(tmp_path, capsys):
     run(tiny.folders(tmp_path, NAMES), out="my set")
     assert f"--data_path '{tmp_path / 'my set'}' data" in capsys.readouterr().out
+
+
+def test_linked_folders_are_read_and_broken_links_and_odd_names_are_named(tmp_path):
+    tiny.folders(tmp_path / "store", NAMES)
+    for kind in ("visible", "infrared"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "s0").symlink_to(tmp_path / "store" / kind)
+    assert sum(s["pairs"] for s in run(tmp_path, "--sequences", "off")["splits"].values()) == 20
+    (tmp_path / "visible" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"lost\.png: a link to nothing"):
+        run(tmp_path, out="again")
+    (tmp_path / "visible" / "lost.png").unlink()
+    try:
+        (tmp_path / "visible" / "stra\udcdfe.png").touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        run(tmp_path, out="again")
+
+
+@pytest.mark.parametrize("name, sequence", [
+    ("set00/V000/I00012", "set00/V000"), ("set00_V000_I00012", "set00_V000"),
+    ("seq1/frame000012", "seq1"), ("video-57kWW-frame-000816-b6tu", "video-57kWW"),
+    ("0111_1716_0000", "0111_1716"), ("FLIR_00006", None), ("00006", None), ("day/00006", None),
+])  # fmt: skip
+def test_sequences_are_read_from_the_names_of_common_data_sets(name, sequence):
+    assert folders.sequence_of(folders.Item("s", name, None, None), "auto") == sequence
+
+
+def test_a_single_image_that_sets_the_window_is_named(tmp_path, capsys):
+    tiny.folders(tmp_path, NAMES, dtype=np.uint16)
+    for path in (tmp_path / "infrared").iterdir():
+        counts = np.asarray(Image.open(path)) // 64 + 29000
+        Image.fromarray(counts.astype(np.uint16)).save(path)
+    run(tmp_path)
+    assert "alone" not in capsys.readouterr().out
+    path = tmp_path / "infrared" / "a_3.png"
+    counts = np.asarray(Image.open(path)).copy()
+    counts[0, 0] = 0  # a dead pixel
+    Image.fromarray(counts).save(path)
+    run(tmp_path, out="again")
+    assert "a_3.png of source 'pairs' alone makes the window" in capsys.readouterr().out
+
+
+def test_check_takes_every_label_set_and_synthetic_takes_no_options_of_folders(tmp_path):
+    with pytest.raises(ValueError, match="leave out --window, --unit"):
+        prepare.main(["--synthetic", "3", "--window", "0", "9", "--unit", "K", "--out", "x"])
+    with pytest.raises(ValueError, match="three endings"):
+        run(tiny.folders(tmp_path, NAMES), "--suffixes=-rgb")

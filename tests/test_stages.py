@@ -152,6 +152,46 @@ def test_the_best_model_can_be_chosen_by_what_an_evaluation_gives_and_by_nothing
         config.load(KINDS[stage], [*STAGE[stage], "training.best_metric=val_psnr", no_images])
 
 
+@pytest.mark.parametrize("value", ["model.physics=off", "model.decomposition.width=16"])
+def test_what_stage_1_decides_is_not_taken_from_the_command_line(value, made, tmp_path):
+    with pytest.raises(ValueError, match="is decided by model.decomposition_checkpoint"):
+        call("train", *arguments("train", tmp_path / "run", made, value))
+
+
+def test_a_changed_seed_and_a_random_frozen_flux_are_said(made, tmp_path, capsys):
+    shutil.copytree(made / "pretrain", tmp_path / "run")
+    (tmp_path / "run" / "checkpoint_00000004.pth").unlink()
+    call("pretrain", *arguments("pretrain", tmp_path / "run", made, "training.seed=5"))
+    assert "training.seed was 0, is now 5" in capsys.readouterr().out
+    call("train", *arguments("train", tmp_path / "x", made, "model.train_base=false", "--dry_run"))
+    assert "with model.train_base=false nothing is learnt" in capsys.readouterr().out
+
+
+def test_a_dry_run_refuses_what_the_run_would(made, tmp_path):
+    with pytest.raises(ValueError, match="lr_min"):
+        call("pretrain", *arguments("pretrain", tmp_path, made, "--lr", "1e-9", "--dry_run"))
+
+
+def test_foreign_pairs_have_their_own_labels_and_notes(made, tmp_path, capsys):
+    common = ["--checkpoint", made / "pretrain", "--device", "cpu", "--num_workers", "0"]
+    tiny_data.write(tmp_path / "set" / "a.parquet", tiny_data.rows(10))
+    call("evaluate", *common, "--test_data", tmp_path / "set", "--output_dir", tmp_path / "out")
+    assert "split_fractions" in (tmp_path / "out" / "results.md").read_text()
+    tiny_data.folders(tmp_path, names := [f"a_{i}" for i in range(10)])
+    (tmp_path / "classes").mkdir()
+    for name in names:
+        Image.fromarray(np.full((24, 32), 3, np.uint8)).save(tmp_path / f"classes/{name}.png")
+    argv = ["--visible", "visible", "--infrared", "infrared", "--semantic", "classes", "--table",
+            "msrs", "--num_workers", "1", "--out", "msrs"]  # fmt: skip
+    argv = [str(tmp_path / x) if x in ("visible", "infrared", "classes") else x for x in argv]
+    call("prepare", *argv[:-1], tmp_path / "msrs")
+    call("prepare", "--check", tmp_path / "msrs")
+    assert "10 pairs are as they were written" in capsys.readouterr().out
+    for script in ("evaluate", "visualize"):
+        call(script, *common, "--test_data", tmp_path / "msrs", "--output_dir", tmp_path / script)
+    assert "materials (msrs labels)" in (tmp_path / "evaluate" / "results.md").read_text()
+
+
 def test_another_stage_in_the_same_folder_is_refused_in_one_sentence(made, tmp_path):
     shutil.copytree(made / "pretrain", tmp_path / "run")
     with pytest.raises(ValueError, match="another script trains; choose another run.output_dir$"):

@@ -100,9 +100,13 @@ def latest(directory: str | Path) -> Path | None:
     return None
 
 
-def prune(directory: str | Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints of a folder; 0 keeps all."""
-    found = sorted(Path(directory).glob(PATTERN), key=step_of)
+def prune(written: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints up to the one just written; 0 keeps all.
+
+    Those of later steps were damaged when the run went on, and passed over.
+    """
+    found = [p for p in written.parent.glob(PATTERN) if step_of(p) <= step_of(written)]
+    found.sort(key=step_of)
     for path in found[:-keep] if keep else []:
         path.unlink(missing_ok=True)
 
@@ -142,7 +146,7 @@ def _write(path: Path, parts: dict[str, Any], keep: int) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-    prune(path.parent, keep)
+    prune(path, keep)
 
 
 def step_of(path: Path) -> int:

@@ -174,10 +174,12 @@ def _from_text(hint: Any, text: str, key: str) -> Any:
         value = yaml.load(text, Loader)
     except yaml.YAMLError:
         value = text
+    members = get_args(hint) if get_origin(hint) in UNIONS else (hint,)
+    if isinstance(value, str) and str in members and not text.startswith(("'", '"')):
+        value = text                                        # also with " #" in it
     try:
         return to_dict(_convert(hint, value, key, ARGV))
     except ValueError:
-        members = get_args(hint) if get_origin(hint) in UNIONS else (hint,)
         nested = isinstance(value, (dict, list)) and any(map(get_origin, members))
         if str not in members or nested:
             raise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import config, dist
+from utils.optimizer import make_optimizer
 
 
 def dry_run(cfg: Any, model: nn.Module, data: dict, batch: dict[str, Any],
@@ -19,6 +20,7 @@ def dry_run(cfg: Any, model: nn.Module, data: dict, batch: dict[str, Any],
         data: plain facts about the data set.
         loss: runs one forward pass on `batch`; a scalar.
     """
+    make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])  # refuses what it would
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

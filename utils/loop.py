@@ -100,8 +100,10 @@ def fit(
     state.resume(cfg, model, optimizer, ema, run)
     steps = total_steps(training, samples, state)
     if state.step >= steps and not (eval_fn and state.evaluated < state.step == steps):
-        return dist.print0(f"{run.dir} is finished: step {state.step} of {steps}; "
-                           "raise training.epochs or training.steps to go on")
+        return dist.print0(f"{cfg.run.resume or run.dir} is finished: step {state.step} of {steps};"
+                           " raise training.epochs or training.steps to go on")
+    if training.steps:
+        dist.print0(f"{steps} steps, as training.steps says; training.epochs does not count")
     run.start(state.step)
     ddp, meter = distributed(model, device), Meter()
     autocast = partial(torch.autocast, device.type, torch.bfloat16,

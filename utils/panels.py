@@ -114,13 +114,15 @@ def grid(
             axes.imshow(cell, aspect="auto", interpolation="nearest")
             axes.set_axis_off()
             if r == 0:
-                axes.set_title(titles[c], fontsize=9, color=INK, pad=4)
+                axes.set_title(titles[c], fontsize=9, parse_math=False, color=INK, pad=4)
             if c == 0 and row_titles:
                 axes.text(-0.04, 0.5, row_titles[r], transform=axes.transAxes, rotation=90,
-                          ha="right", va="center", fontsize=7, color=INK)  # fmt: skip
+                          ha="right", va="center", fontsize=7, color=INK,
+                          parse_math=False)  # fmt: skip
         y -= gap
     if heading:
-        figure.text(0.5, 1 - 0.06 / height, heading, ha="center", va="top", fontsize=11, color=INK)
+        figure.text(0.5, 1 - 0.06 / height, heading, ha="center", va="top", fontsize=11,
+                    color=INK, parse_math=False)
     if color_bar:
         box = (width - right + 0.08, bottom + gap, 0.12, min(sum(heights), 3.0))
         _draw_color_bar(figure, _share(box, width, height), color_bar)

@@ -145,7 +145,10 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _tell_changes(saved: dict, world: int, training: Any) -> None:
-    """A changed batch is allowed, but no longer the same run bit for bit."""
+    """A changed batch or seed is allowed, but no longer the same run bit for bit."""
+    if saved["seed"] != training.seed:
+        dist.print0(f"training.seed was {saved['seed']}, is now {training.seed}: order,"
+                    " augmentation and noise are others from here on")
     before = (world, saved["batch_size"], saved["gradient_accumulation_steps"])
     now = (dist.world_size(), training.batch_size, training.gradient_accumulation_steps)
     if before != now:
