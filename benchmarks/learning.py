@@ -42,7 +42,8 @@ def learning_gap(steps: int, device: str, preset: str = "small") -> dict[str, fl
         result[f"{way}_first"] = losses[:5].mean().item()
         result[way] = losses[-max(steps // LAST, 1) :].mean().item()
         result[f"{way}_curve"] = [round(x, 5) for x in losses[:: max(steps // 10, 1)].tolist()]
-        result[f"{way}_difference"] = result[way] / result["bf16"] - 1
+        if way != "bf16":
+            result[f"{way}_difference"] = result[way] / result["bf16"] - 1
     return result
 
 

@@ -113,7 +113,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="timed steps, after warming up")
     parser.add_argument("--sample", nargs="*", default=[], choices=list(WAYS),
                         help="ways whose sampler is timed too, batch 4")  # fmt: skip
-    parser.add_argument("--learn", type=int, default=0, help="only compare fp8's loss, n steps")
+    parser.add_argument("--learn", type=int, default=0, help="only compare losses, n steps")
     parser.add_argument("--out", help="JSON file to write")
     return parser.parse_args(argv)
 

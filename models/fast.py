@@ -277,7 +277,7 @@ def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
     if compiled:
         double, single = _compiled(double, BACKEND), _compiled(single, BACKEND)
         up = flux.transformer_blocks[0].frozen["image_up"].matrix()
-        if up.weight_OI.dtype == torch.bfloat16:
+        if up.weight_OI.dtype == torch.bfloat16:  # the only ones that models/products.py fuses
             choose(up.weight_OI.device)
     for block in flux.transformer_blocks:
         block.forward = partial(_run_double, block, double)

@@ -177,6 +177,10 @@ def test_foreign_pairs_have_their_own_labels_and_notes(made, tmp_path, capsys):
     tiny_data.write(tmp_path / "set" / "a.parquet", tiny_data.rows(10))
     call("evaluate", *common, "--test_data", tmp_path / "set", "--output_dir", tmp_path / "out")
     assert "split_fractions" in (tmp_path / "out" / "results.md").read_text()
+    call("evaluate", "--checkpoint", made / "train", *common[2:], "--steps", "1", "--test_data",
+         tmp_path / "set", "--output_dir", tmp_path / "window")  # fmt: skip
+    said = (tmp_path / "window" / "results.md").read_text()
+    assert "their own window, 0 to 255" in said and "was trained with 0 to 1," in said
     tiny_data.folders(tmp_path, names := [f"a_{i}" for i in range(10)])
     (tmp_path / "classes").mkdir()
     for name in names:

@@ -20,7 +20,8 @@ def dry_run(cfg: Any, model: nn.Module, data: dict, batch: dict[str, Any],
         data: plain facts about the data set.
         loss: runs one forward pass on `batch`; a scalar.
     """
-    make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])  # refuses what it would
+    # made for its checks alone: a dry run refuses what the run would
+    make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
