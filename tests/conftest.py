@@ -1,6 +1,7 @@
 """Shared test set-up: the repository root on the path, one thread, the real pairs if present."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,3 +20,9 @@ def real_data() -> Path:
     if not (folder / "splits.json").is_file():
         pytest.skip(f"no real pairs at {folder}; set THERMAFLUX_DATA to run this test")
     return folder
+
+
+def pytest_configure():
+    """A shell ignores Ctrl-C for what it starts in the background; tests of signals need it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
