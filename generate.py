@@ -35,7 +35,7 @@ def main() -> None:
     folder = Path(cfg.output_dir)
     check_output(folder, paths)
     device = dist.init(cfg.device)
-    translator, trained = restore.load_translator(cfg.checkpoint, device)
+    translator, trained = restore.load_translator(cfg.checkpoint, device, sampling=True)
     translator.eval()
     sampling = restore.sampling_of(trained.sampling, cfg)
     if cfg.counts and not trained.window:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from losses import flow
 from models import codec as codecs
-from models import fast, products
+from models import fast, merge, products
 from models.decomposition import DecompositionConfig
 from models.lora import LoraConfig
 from models.stage1 import Stage1
@@ -54,7 +54,7 @@ def adapt(whole: Translator, cfg: TranslatorConfig, way: str, stage1: Stage1, de
     state = {n: x for n, x in whole.state_dict().items() if "lora" not in n}
     plain.load_state_dict(state, strict=False)
     if way != "bf16":
-        fast.freeze(plain.flux, device, "fp8" if way == "fp8" else "bf16")
+        merge.freeze(plain.flux, device, "fp8" if way == "fp8" else "bf16")
         fast.install(plain.flux, plain.guidance, compiled=False)
     return plain
 

@@ -190,7 +190,13 @@ def our_rows(args, way: str, device: torch.device, gemm: float):
             yield measure(step, way, batch, text, flops, gemm, args.steps, device)
             release(device)
         if way in args.sample and text == texts[0]:
-            yield sampling_row(translator, way, text, args.size, gemm, device)
+            adapters = {n: p.detach() for n, p in translator.named_parameters() if ".lora_" in n}
+            sampler = build_translator(cfg, stage1, translator_prompt(translator), device, adapters)
+            yield sampling_row(sampler, way, text, args.size, gemm, device)
+
+
+def translator_prompt(translator: Translator) -> fluxes.Prompt:
+    return fluxes.Prompt(translator.prompt.tokens, translator.prompt.pooled)
 
 
 def our_step(translator: Translator, optimizer, batch: int, size: int, device) -> Callable:
@@ -253,7 +259,8 @@ def kernels_that_ran(step: Callable, device: torch.device) -> tuple[str, str]:
         step()
         synchronize(device)
     names = {event.key.lower() for event in profile.key_averages()}
-    families = {"cudnn": ("cudnn", "sdpa"), "flash": ("flash_fwd",), "efficient": ("fmha_cutlass",)}
+    families = {"fa3 e4m3": ("flashattnfwdsm90",), "cudnn": ("cudnn", "sdpa"),
+                "flash": ("flash_fwd",), "efficient": ("fmha_cutlass",)}  # fmt: skip
     found = [k for k, marks in families.items() if any(all(m in n for m in marks) for n in names)]
     return "+".join(found) or "math", "quack" if any("quack" in n for n in names) else "torch"
 

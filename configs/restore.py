@@ -91,10 +91,11 @@ def new_translator(cfg: TrainConfig, device: torch.device) -> Translator:
 
 
 def load_translator(
-    path: str | Path, device: torch.device, **changes: Any
+    path: str | Path, device: torch.device, sampling: bool = False, **changes: Any
 ) -> tuple[Translator, TrainConfig]:
     """A trained translator and its configuration, some values of `model` changed.
 
+    Args: sampling: it will not be trained.
     Raises: ValueError: not a checkpoint of stage 2 or 3, or it does not fit.
     """
     cfg, state = read(path)
@@ -106,7 +107,8 @@ def load_translator(
     torch.manual_seed(cfg.training.seed)  # a random FLUX that is not trained is drawn as it was
     stage1 = Stage1(replace(cfg.model.decomposition, pretrained="none"), cfg.model.physics)
     prompt = Prompt(state["prompt.tokens"], state["prompt.pooled"])
-    translator = build_translator(cfg.model, stage1, prompt, device)
+    adapters = state if sampling else None
+    translator = build_translator(cfg.model, stage1, prompt, device, adapters)
     checkpoint.load_into(translator, state, path)
     return translator, cfg
 
@@ -121,7 +123,7 @@ def load_any(
     cfg, _ = read(path)
     if isinstance(cfg, PretrainConfig):
         return load_stage1(path)[0].to(device).eval(), None, cfg
-    translator, cfg = load_translator(path, device)
+    translator, cfg = load_translator(path, device, sampling=True)
     return translator.eval().stage1, translator, cfg
 
 

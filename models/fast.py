@@ -1,4 +1,4 @@
-"""FLUX's blocks written for speed: the same arithmetic, frozen matrices merged, blocks compiled.
+"""FLUX's blocks written for speed: the same arithmetic, merged matrices, compiled blocks.
 
 `install` replaces the forward of a FluxTransformer2DModel whose base is frozen. What it changes:
     q, k and v are one matrix; all that read x share its rounding; models/heads.py does the rest
@@ -15,25 +15,24 @@ Dimension key:  B batch   N image, M text, S all tokens   D model   h heads   d 
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._inductor.choices import InductorChoices
 from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.virtualized import V
-from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import attend, rotate
-from models.fp8 import COMPILED_ROW, Frozen, Matrix, linear, linear_of_few
+from models.fp8 import COMPILED_ROW, Matrix, linear, linear_of_few
 from models.guidance import SemanticGuidance
 from models.heads import EPS, HeadStream, can_fuse, heads
 from models.kernels import gelu
 from models.lora import LoraLinear
+from models.merge import SINGLE, STREAMS
 from models.products import choose, gated_mlp, gated_sum
-from models.shard import place
 
 BACKEND = "inductor"
 # a cat is written part by part: computing all parts for every element costs more than it saves
@@ -68,26 +67,6 @@ class Wanted(NamedTuple):
     rows: int  # of the diptych's grid
 
 
-# the layers of each kind of block, by the name of the matrix that they become
-STREAMS = {
-    "image": {
-        "modulation": ["norm1.linear"],
-        "qkv": ["attn.to_q", "attn.to_k", "attn.to_v"],
-        "out": ["attn.to_out.0"], "up": ["ff.net.0.proj"], "down": ["ff.net.2"],
-    },
-    "text": {
-        "modulation": ["norm1_context.linear"],
-        "qkv": ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"],
-        "out": ["attn.to_add_out"], "up": ["ff_context.net.0.proj"], "down": ["ff_context.net.2"],
-    },
-}  # fmt: skip
-SINGLE = {
-    "modulation": ["norm.linear"],
-    "qkv": ["attn.to_q", "attn.to_k", "attn.to_v"],
-    "out": ["proj_out"], "up": ["proj_mlp"], "down": ["proj_out"],  # proj_out's columns, split
-}  # fmt: skip
-
-
 # ---- the arithmetic: functions of tensors
 
 
@@ -96,8 +75,8 @@ def double_block(x_BND: Tensor, text_BMD: Tensor, temb_BD: Tensor, rotary: tuple
     """One double block: (image, text) tokens -> (image, text) tokens."""
     M = text_BMD.shape[1]
     x_mod, text_mod = _modulation(temb_BD, image, 6), _modulation(temb_BD, text, 6)
-    streams = (_modulated(text_BMD, *text_mod[:2]), text), (_modulated(x_BND, *x_mod[:2]), image)
-    out_BSD = attend(*_heads(rotary, *streams))
+    streams = (modulated(text_BMD, *text_mod[:2]), text), (modulated(x_BND, *x_mod[:2]), image)
+    out_BSD = attend(*heads_of(rotary, *streams))
     text_out, x_out = out_BSD.split([M, x_BND.shape[1]], dim=1)
     return _after_attention(x_BND, x_out, x_mod, image), _after_attention(
         text_BMD, text_out, text_mod, text
@@ -108,10 +87,10 @@ def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor], 
                  wanted: Wanted | None = None) -> Tensor:  # fmt: skip
     """One single block, on text and image tokens joined; (B, S, D), or fewer tokens if `wanted`."""
     shift, scale, gate = _modulation(temb_BD, w, 3)
-    x = _modulated(x_BSD, shift, scale)
-    q, k, v = _heads(rotary, (x, w))
+    x = modulated(x_BSD, shift, scale)
+    q, k, v = heads_of(rotary, (x, w))
     if wanted is not None:  # the others are seen as keys and values, and end here
-        q, x, x_BSD = (_only(y, wanted) for y in (q, x, x_BSD))
+        q, x, x_BSD = (only(y, wanted) for y in (q, x, x_BSD))
     out = attend(q, k, v)
     if w.adapters["up"] is None and w.adapters["out"] is None:
         x_BSD = gated_sum(x_BSD, gate, out, w.out)
@@ -123,7 +102,7 @@ def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor], 
     return x_BSD + gate[:, None] * y
 
 
-def _only(x: Tensor, wanted: Wanted) -> Tensor:
+def only(x: Tensor, wanted: Wanted) -> Tensor:
     """The infrared panel's tokens of (B, S, ...). Slices: their gradient needs no scattering."""
     grid = x[:, wanted.first :].unflatten(1, (wanted.rows, 2, -1))  # rows x panels x columns
     return grid[:, :, 1].flatten(1, 2)
@@ -133,12 +112,12 @@ def _modulation(temb_BD: Tensor, w: Stream, parts: int) -> tuple[Tensor, ...]:
     return linear_of_few(F.silu(temb_BD), w.modulation).chunk(parts, dim=1)
 
 
-def _modulated(x: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+def modulated(x: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     x = F.layer_norm(x, x.shape[-1:], eps=EPS)
     return x * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
-def _heads(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream]) -> list[Tensor]:
+def heads_of(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream]) -> list[Tensor]:
     """q, k, v of all streams joined: (B, S, h, d), q and k normalised and turned."""
     products = [linear(x, w.qkv) for x, w in streams]
     if can_fuse(products[0], len(streams[0][1].norm_q_d)):
@@ -176,7 +155,7 @@ def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: 
     else:
         (y,) = _adapted([linear(out, w.out)], out, [w.adapters["out"]])
         x = x + gate[:, None] * y
-    h = _modulated(x, shift_mlp, scale_mlp)
+    h = modulated(x, shift_mlp, scale_mlp)
     if w.adapters["up"] is None and w.adapters["down"] is None:
         return gated_mlp(x, gate_mlp, h, w.up, w.down)
     (h,) = _adapted([linear(h, w.up)], h, [w.adapters["up"]])
@@ -203,67 +182,6 @@ def _adapted(parts, x: Tensor, adapters: list[Adapter | None]) -> list[Tensor]:
 # ---- the model
 
 
-def freeze(flux: nn.Module, device: torch.device | str,
-           dtype: Literal["bf16", "fp32", "fp8", "fp8-small"],
-           mesh: DeviceMesh | None = None) -> None:  # fmt: skip
-    """Move `flux` to `device` block by block, each block's matrices merged (and rounded).
-
-    So no more than one block exists twice, and the peak is that of the result. Do it after loading
-    weights and adding adapters. "fp8" keeps a transposed copy of each matrix; "fp8-small" keeps
-    none and rounds the modulations' matrices too: half the memory, slower. Sharded over a `mesh`,
-    "fp8" keeps none either: it would double what is gathered.
-
-    Raises: ValueError: an adapter sits on a layer that this file does not adapt.
-    """
-    transposed = dtype == "fp8" and mesh is None
-
-    def merge(block: nn.Module) -> None:
-        block.frozen = nn.ModuleDict()
-        for kind, layers in _layers(block).items():
-            adapted = [n for n in layers if isinstance(block.get_submodule(n), LoraLinear)]
-            if kind.endswith("modulation") and adapted:
-                raise ValueError(
-                    f"lora_config.target_modules has {adapted[0]}, which model.compile and fp8 do"
-                    " not support"
-                )
-            fp8 = dtype.startswith("fp8") and (dtype == "fp8-small" or "modulation" not in kind)
-            matrix = _merge(block, layers, kind)
-            block.frozen[kind] = Frozen(*matrix, fp8, transposed)
-        _drop_originals(block)
-
-    place(flux, device, mesh, merge)
-
-
-def _merge(block: nn.Module, layers: list[str], kind: str) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the layers, one below the other; of proj_out, the columns for `kind`."""
-    bases = [_base(block.get_submodule(n)) for n in layers]
-    weight = torch.cat([b.weight.detach() for b in bases])
-    bias = torch.cat([b.bias.detach() for b in bases])
-    if layers != ["proj_out"]:
-        return weight, bias
-    D = len(weight)
-    columns, bias = (slice(0, D), None) if kind == "out" else (slice(D, None), bias)
-    return weight[:, columns].contiguous(), bias
-
-
-def _drop_originals(block: nn.Module) -> None:
-    for layers in _layers(block).values():
-        for name in layers:
-            base = _base(block.get_submodule(name))
-            base.weight = base.bias = None
-
-
-def _base(layer: nn.Module) -> nn.Linear:
-    return layer.base if isinstance(layer, LoraLinear) else layer
-
-
-def _layers(block: nn.Module) -> dict[str, list[str]]:
-    """Name of the merged matrix -> names of its layers."""
-    if hasattr(block, "proj_mlp"):
-        return SINGLE
-    return {f"{s}_{m}": names for s, of in STREAMS.items() for m, names in of.items()}
-
-
 def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
             recompute_every: int = 0) -> None:  # fmt: skip
     """Replace the forward of a `freeze`d flux (this instance only).
@@ -275,7 +193,7 @@ def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
     """
     double, single = double_block, single_block
     if compiled:
-        double, single = _compiled(double, BACKEND), _compiled(single, BACKEND)
+        double, single = compile_block(double, BACKEND), compile_block(single, BACKEND)
         up = flux.transformer_blocks[0].frozen["image_up"].matrix()
         if up.weight_OI.dtype == torch.bfloat16:  # the only ones that models/products.py fuses
             choose(up.weight_OI.device)
@@ -284,14 +202,18 @@ def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
     for block in flux.single_transformer_blocks:
         block.forward = partial(_run_single, block, single)
     if compiled:
-        for module in guidance.attention.values():
-            for attention in module.values():
-                attention.compile(dynamic=False, backend=BACKEND)
+        compile_guidance(guidance)
     flux.forward = partial(_forward, flux, guidance, recompute_every)
 
 
+def compile_guidance(guidance: SemanticGuidance) -> None:
+    for module in guidance.attention.values():
+        for attention in module.values():
+            attention.compile(dynamic=False, backend=BACKEND)
+
+
 @cache
-def _compiled(function: Callable, backend: str) -> Callable:
+def compile_block(function: Callable, backend: str) -> Callable:
     torch._dynamo.config.recompile_limit = RECOMPILES
     if backend != "inductor":
         return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
@@ -319,16 +241,18 @@ def _read_rows_once() -> None:
 def _run_double(block, function, x_BND, text_BMD, temb_BD, rotary):
     attn = block.attn
     norms = (attn.norm_q, attn.norm_k), (attn.norm_added_q, attn.norm_added_k)
-    streams = [_stream(block, of, f"{name}_", *n) for (name, of), n in zip(STREAMS.items(), norms)]
+    streams = [
+        stream_of(block, of, f"{name}_", *n) for (name, of), n in zip(STREAMS.items(), norms)
+    ]
     return function(x_BND, text_BMD, temb_BD, rotary, *streams)
 
 
 def _run_single(block, function, x_BSD, temb_BD, rotary, wanted=None):
-    stream = _stream(block, SINGLE, "", block.attn.norm_q, block.attn.norm_k)
+    stream = stream_of(block, SINGLE, "", block.attn.norm_q, block.attn.norm_k)
     return function(x_BSD, temb_BD, rotary, stream, wanted)
 
 
-def _stream(block, of: dict[str, list[str]], prefix: str, norm_q, norm_k) -> Stream:
+def stream_of(block, of: dict[str, list[str]], prefix: str, norm_q, norm_k) -> Stream:
     """Read anew at every call: FSDP and recomputation replace the tensors of a module."""
     matrices = {m: block.frozen[prefix + m].matrix() for m in of}
     layers = [*zip("qkv", of["qkv"]), *((m, of[m][0]) for m in ("out", "up", "down"))]
@@ -353,8 +277,7 @@ def _forward(flux, fuser, recompute_every, hidden_states, encoder_hidden_states,
     """
     x_BND = flux.x_embedder(hidden_states)
     text_BMD = flux.context_embedder(encoder_hidden_states)
-    times = (1000 * s.to(x_BND.dtype) for s in (timestep, guidance))
-    temb_BD = flux.time_text_embed(*times, pooled_projections)
+    temb_BD = embed_time(flux, timestep, guidance, pooled_projections)
     rotary = flux.pos_embed(torch.cat([txt_ids, img_ids]))
     guide = (joint_attention_kwargs or {}).get("guidance")
 
@@ -372,8 +295,21 @@ def _forward(flux, fuser, recompute_every, hidden_states, encoder_hidden_states,
     for i, block in most:
         x_BSD = run(i, block, x_BSD, temb_BD, rotary)
     if not infrared_rows:
-        x_BND = run(*last, x_BSD, temb_BD, rotary)[:, M:]
-        return (flux.proj_out(flux.norm_out(x_BND, temb_BD)),)
+        return (finish(flux, run(*last, x_BSD, temb_BD, rotary)[:, M:], temb_BD),)
     x_BID = run(*last, x_BSD, temb_BD, rotary, Wanted(M, infrared_rows))
-    velocity = flux.proj_out(flux.norm_out(x_BID, temb_BD)).unflatten(1, (infrared_rows, 1, -1))
-    return (torch.cat([torch.zeros_like(velocity), velocity], dim=2).flatten(1, 3),)
+    return (finish(flux, x_BID, temb_BD, infrared_rows),)
+
+
+def embed_time(flux: nn.Module, t_B: Tensor, guidance_B: Tensor, pooled_BC: Tensor) -> Tensor:
+    """(B, D) of time, guidance scale and prompt."""
+    times = (1000 * s.to(pooled_BC.dtype) for s in (t_B, guidance_B))
+    return flux.time_text_embed(*times, pooled_BC)
+
+
+def finish(flux: nn.Module, x: Tensor, temb_BD: Tensor, infrared_rows: int = 0) -> Tensor:
+    """Velocity (B, N, C) of the last block's image tokens, or of the infrared panel's alone."""
+    velocity = flux.proj_out(flux.norm_out(x, temb_BD))
+    if not infrared_rows:
+        return velocity
+    velocity = velocity.unflatten(1, (infrared_rows, 1, -1))
+    return torch.cat([torch.zeros_like(velocity), velocity], dim=2).flatten(1, 3)

@@ -53,12 +53,14 @@ def sample(translator: Translator, visible: Tensor, noise: Tensor, cfg: Sampling
     known = translator.encode(visible)
     guide = translator.guide(translator.decompose(visible).maps)
     times = translator.round_time(step_times(cfg.steps, cfg.shift))
+    prepared = translator.prepare(times[:-1].to(visible.device), cfg.guidance_scale)
     latents = noise.float()
-    for t, t_next in zip(times[:-1].tolist(), times[1:].tolist()):
+    for t, t_next, ready in zip(times[:-1].tolist(), times[1:].tolist(), prepared):
         t_B = torch.full((len(visible),), t, device=visible.device)
         velocity = translator.velocity(
-            latents, known, t_B, guide, (H, W), cfg.guidance_scale, infrared_only=True
-        ).float()
+            latents, known, t_B, guide, (H, W), cfg.guidance_scale, infrared_only=True,
+            prepared=ready,
+        ).float()  # fmt: skip
         on_path = torch.lerp(known, noise.float(), t_next)
         stepped = latents + (t_next - t) * velocity
         latents = torch.where(infrared_N[:, None], stepped, on_path)

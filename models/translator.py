@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from models import codec as codecs
-from models import fast
+from models import fast, merge, sampling_blocks
 from models import flux as fluxes
 from models.decomposition import DecompositionConfig, Maps
 from models.guidance import Guidance, SemanticGuidance
 from models.lora import LoraConfig, add_lora
+from models.sampling_blocks import Modulations
 from models.shard import all_ranks, place
 from models.stage1 import Stage1, Stage1Output
 
@@ -103,6 +104,7 @@ class Translator(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.quick = False  # whether models/fast.py runs the blocks
+        self.samples_only = False  # or models/sampling_blocks.py
         self.flux = flux.requires_grad_(cfg.train_base)
         add_lora(self.flux, cfg.lora_config)
         self.guidance = SemanticGuidance(flux.inner_dim, cfg.inject, cfg.use_separate_guidance)
@@ -171,18 +173,22 @@ class Translator(nn.Module):
 
     def velocity(self, noisy: Tensor, masked: Tensor, t: Tensor, guide: Guidance | None,
                  size: tuple[int, int], guidance_scale: float,
-                 infrared_only: bool = False) -> Tensor:  # fmt: skip
+                 infrared_only: bool = False,
+                 prepared: Modulations | None = None) -> Tensor:  # fmt: skip
         """FLUX's velocity (B, N, 64) of a packed noisy diptych at time t.
 
         bf16 weights run outside autocast, in bf16 throughout: autocast lifts every norm to fp32.
         Args: infrared_only: the visible panel's velocity is not needed. The fast blocks then leave
             out what leads only there, and it is zero.
+            prepared: this time's entry of `prepare`, with the same guidance_scale.
         """
         H, W = size
         B, device, dtype = noisy.shape[0], noisy.device, self.base_dtype
         mask = codecs.pack_mask(H, W, device).expand(B, -1, -1)
         tokens = self.prompt.tokens.expand(B, -1, -1).to(dtype)
         wanted = {"infrared_rows": H // codecs.TOKEN} if infrared_only and self.quick else {}
+        if prepared:
+            wanted["modulations"] = prepared
         ambient = torch.is_autocast_enabled(device.type) and dtype == torch.float32
         with torch.autocast(device.type, torch.bfloat16, enabled=ambient):
             return self.flux(
@@ -197,6 +203,13 @@ class Translator(nn.Module):
                 return_dict=False,
                 **wanted,
             )[0]
+
+    def prepare(self, times: Tensor, guidance_scale: float) -> list[Modulations | None]:
+        """What `velocity` can be given at each of `times` (T,), computed all at once."""
+        if not self.samples_only:
+            return [None] * len(times)
+        pooled = self.prompt.pooled.to(self.base_dtype)
+        return sampling_blocks.modulations_at(self.flux, times, guidance_scale, pooled)
 
     @property
     def base_dtype(self) -> torch.dtype:
@@ -225,10 +238,14 @@ class Translator(nn.Module):
 
 
 def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Prompt | None = None,
-                     device: torch.device | str = "cpu") -> Translator:  # fmt: skip
+                     device: torch.device | str = "cpu",
+                     adapters: dict[str, Tensor] | None = None) -> Translator:  # fmt: skip
     """Build the model that `cfg` names, on `device`.
 
-    Args: prompt: skips the text encoders (it is in every checkpoint).
+    Args:
+        prompt: skips the text encoders (it is in every checkpoint).
+        adapters: build a model that only samples: where the base is fp8, the blocks' adapters are
+            taken out of this dict of trained tensors and folded into it.
 
     Raises: ValueError: neither or both of preset and flux_fill_id, or what they raise.
     """
@@ -256,8 +273,14 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
         codec = codecs.FluxCodec(vae)
     translator = Translator(cfg, flux, codec, prompt, stage1)
     if quick:
-        fast.freeze(translator.flux, device, cfg.base_dtype, mesh)
-        fast.install(translator.flux, translator.guidance, cfg.compile, cfg.gradient_checkpointing)
+        folded = adapters if cfg.base_dtype.startswith("fp8") else None
+        merge.freeze(translator.flux, device, cfg.base_dtype, mesh, folded)
+        translator.samples_only = folded is not None and mesh is None
+        if translator.samples_only:
+            sampling_blocks.install(translator.flux, translator.guidance, cfg.compile)
+        else:
+            fast.install(translator.flux, translator.guidance, cfg.compile,
+                         cfg.gradient_checkpointing)
         translator.quick = True
         translator.stage1.to(memory_format=torch.channels_last)
         if cfg.compile:

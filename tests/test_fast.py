@@ -7,7 +7,7 @@
 import pytest
 import torch
 
-from models import fast, fp8, kernels
+from models import fast, fp8, kernels, merge
 from models import flux as fluxes
 from models.guidance import SemanticGuidance
 from models.lora import LoraConfig, add_lora, save_lora
@@ -36,7 +36,7 @@ def adapted(targets=None, dropout=0.0):
 
 
 def speed_up(flux, guidance, dtype="bf16", compiled=False, recompute_every=0):
-    fast.freeze(flux, "cpu", dtype)
+    merge.freeze(flux, "cpu", dtype)
     fast.install(flux, guidance, compiled, recompute_every)
     return flux, guidance
 
@@ -150,7 +150,7 @@ def test_random_weights_appear_block_by_block_where_they_stay():
         flux = tiny_flux()
     add_lora(flux, LoraConfig(r=2))
     guidance = SemanticGuidance(flux.inner_dim, {})
-    fast.freeze(flux, "cpu", "fp8-small")
+    merge.freeze(flux, "cpu", "fp8-small")
     fast.install(flux, guidance, compiled=False)
     assert not any(p.is_meta for p in flux.parameters())
     assert flux(**flux_inputs(flux))[0].isfinite().all()
@@ -162,7 +162,7 @@ def test_an_adapter_on_a_modulation_is_refused():
     flux = tiny_flux()
     add_lora(flux, LoraConfig(target_modules=["norm.linear"]))
     with pytest.raises(ValueError, match=r"norm\.linear"):
-        fast.freeze(flux, "cpu", "bf16")
+        merge.freeze(flux, "cpu", "bf16")
 
 
 @pytest.mark.parametrize("memory, changes, expected", [

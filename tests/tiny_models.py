@@ -43,12 +43,13 @@ def tiny_stage1() -> Stage1:
     return Stage1(DecompositionConfig(backbone="resnet18", width=8))
 
 
-def tiny_translator(**changes) -> Translator:
+def tiny_translator(adapters=None, **changes) -> Translator:
     """A translator around the demo preset with a narrow, untrained stage 1."""
     torch.manual_seed(0)
     cfg = dict(preset="demo", text_tokens=4, inject=INJECT, base_dtype="fp32",
                lora_config=LoraConfig(r=2, lora_alpha=4))  # fmt: skip
-    return build_translator(TranslatorConfig(**{**cfg, **changes}), tiny_stage1())
+    cfg = TranslatorConfig(**{**cfg, **changes})
+    return build_translator(cfg, tiny_stage1(), adapters=adapters)
 
 
 def stir(module: nn.Module, seed: int = 0) -> None:

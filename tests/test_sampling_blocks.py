@@ -1,0 +1,150 @@
+"""The blocks that only sample against those that train: velocities, adapters, times, attention.
+
+    pytest tests/test_sampling_blocks.py
+"""
+
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import fast, merge, rounded_attention, sampling_blocks
+from models.lora import lora_layers
+from models.sampler import SamplingConfig, sample
+from tests.test_fast import ALL_LAYERS, MAPS, adapted
+from tests.test_lora import flux_inputs
+from tests.tiny_models import stir, tiny_translator
+
+INFRARED = torch.tensor([2, 3, 6, 7])  # of 2 rows of 2 + 2 tokens
+
+
+def trained_values(flux):
+    return {f"flux.{n}": p.detach().clone() for n, p in flux.named_parameters() if ".lora_" in n}
+
+
+def sampling_flux(flux, guidance, compiled=False, dtype="fp8"):
+    adapters = trained_values(flux)
+    merge.freeze(flux, "cpu", dtype, adapters=adapters)
+    sampling_blocks.install(flux, guidance, compiled)
+    left = [name for name in (*adapters, *lora_layers(flux)) if "transformer_blocks" in name]
+    assert not left  # all taken out, all folded
+    return flux
+
+
+def stir_zeros(flux):
+    """What is zero in a random FLUX: its last layer, and what its blocks do with the time."""
+    stir(flux.proj_out)
+    generator = torch.Generator().manual_seed(0)
+    for block in (*flux.transformer_blocks, *flux.single_transformer_blocks):
+        for name, matrix in block.frozen.items():
+            if "modulation" in name:
+                matrix.weight.normal_(std=0.1, generator=generator)
+
+
+def without_adapters(flux, guidance):
+    for layer in lora_layers(flux).values():
+        torch.nn.init.zeros_(layer.lora_B.weight)
+    return flux, guidance
+
+
+@torch.no_grad()
+def velocity(flux, guidance, **more):
+    kwargs = {"guidance": guidance(*MAPS)}
+    return flux(**flux_inputs(flux), joint_attention_kwargs=kwargs, **more)[0]
+
+
+def distance(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_without_adapters_they_are_the_fp8_blocks_that_train(rows, compiled, monkeypatch):
+    monkeypatch.setattr(fast, "BACKEND", "aot_eager")
+    flux, guidance = without_adapters(*adapted())
+    ours = velocity(sampling_flux(deepcopy(flux), guidance, compiled), guidance, infrared_rows=rows)
+    merge.freeze(flux, "cpu", "fp8")
+    fast.install(flux, guidance, compiled=False)
+    assert distance(ours, velocity(flux, guidance, infrared_rows=rows)) < 1e-5
+
+
+@pytest.mark.parametrize("targets", [None, ALL_LAYERS])
+@pytest.mark.parametrize("dtype, tolerance", [("fp32", 1e-5), ("fp8", 0.1)])
+def test_folded_adapters_do_what_separate_ones_do(targets, dtype, tolerance):
+    flux, guidance = adapted(targets)
+    plain = velocity(flux, guidance)
+    bare = velocity(*without_adapters(deepcopy(flux), guidance))
+    assert distance(velocity(sampling_flux(flux, guidance, dtype=dtype), guidance), plain) < (
+        tolerance
+    )
+    assert distance(bare, plain) > 4 * tolerance
+
+
+def test_modulations_of_all_times_are_those_of_each():
+    flux, guidance = adapted()
+    sampling_flux(flux, guidance)
+    inputs = flux_inputs(flux)
+    t, scale = inputs["timestep"][:1], float(inputs["guidance"][0])
+    same = {**inputs, "timestep": t.expand(2), "pooled_projections":
+            inputs["pooled_projections"][:1].expand(2, -1)}  # fmt: skip
+    times = torch.stack([t[0] / 2, t[0], t[0] / 3])
+    ready = sampling_blocks.modulations_at(flux, times, scale, same["pooled_projections"][0])
+    kwargs = {"guidance": guidance(*MAPS)}
+    with torch.no_grad():
+        alone = flux(**same, joint_attention_kwargs=kwargs)[0]
+        given = flux(**same, joint_attention_kwargs=kwargs, modulations=ready[1])[0]
+        other = flux(**same, joint_attention_kwargs=kwargs, modulations=ready[0])[0]
+    assert distance(given, alone) < 1e-5 < distance(other, alone)
+
+
+def test_the_sampler_gives_each_step_the_modulations_of_its_time(monkeypatch):
+    torch.manual_seed(0)
+    plain = tiny_translator(base_dtype="fp8").eval()
+    adapters = {n: p.detach().clone() for n, p in plain.named_parameters() if ".lora_" in n}
+    torch.manual_seed(0)
+    ours = tiny_translator(base_dtype="fp8", adapters=adapters).eval()
+    assert ours.samples_only and not plain.samples_only
+    for translator in (plain, ours):
+        stir_zeros(translator.flux)
+    visible, noise = torch.rand(2, 3, 32, 32), torch.randn(2, 8, 64)
+    cfg = SamplingConfig(steps=3)
+    expected = sample(plain, visible, noise, cfg)
+    assert distance(sample(ours, visible, noise, cfg), expected) < 1e-3
+    rotated = sampling_blocks.modulations_at
+    monkeypatch.setattr(sampling_blocks, "modulations_at", lambda *a: rotated(*a)[::-1])
+    assert distance(sample(ours, visible, noise, cfg), expected) > 1e-3
+
+
+@pytest.mark.parametrize("change", ["missing", "another rank"])
+def test_an_adapter_that_does_not_fit_is_named(change):
+    flux, _ = adapted()
+    adapters = trained_values(flux)
+    name = next(iter(adapters))
+    value = adapters.pop(name)
+    if change == "another rank":
+        adapters[name] = torch.cat([value, value])
+    with pytest.raises(ValueError, match="transformer_blocks.*lora_.* must be"):
+        merge.freeze(flux, "cpu", "fp8", adapters=adapters)
+
+
+def test_attention_in_e4m3_is_refused_with_a_reason_where_it_cannot_run(caplog):
+    with caplog.at_level("INFO"):
+        assert rounded_attention.choose(torch.device("cpu"), 128) is False
+    assert "bf16 (not a Hopper GPU)" in caplog.text
+    q, k, v = (torch.randn(1, n, 2, 32).to(torch.float8_e4m3fn) for n in (5, 9, 9))
+    out = rounded_attention.attend_rounded(q, k, v)
+    assert out.shape == (1, 5, 2, 32) and out.dtype == torch.bfloat16
+    assert distance(out.flatten(2), fast.attend(*(x.float() for x in (q, k, v)))) < 1e-2
+
+
+def test_the_kernel_that_rounds_heads_gives_the_rounded_plain_ones():
+    pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
+    program = Path(__file__).parent / "interpreted_heads.py"
+    done = subprocess.run([sys.executable, program, "--rounded"], capture_output=True, text=True,
+                          timeout=200, env={**os.environ, "TRITON_INTERPRET": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 2
