@@ -189,14 +189,13 @@ def our_rows(args, way: str, device: torch.device, gemm: float):
             flops = translator.step_flops(args.size, args.size)
             yield measure(step, way, batch, text, flops, gemm, args.steps, device)
             release(device)
-        if way in args.sample and text == texts[0]:
-            adapters = {n: p.detach() for n, p in translator.named_parameters() if ".lora_" in n}
-            sampler = build_translator(cfg, stage1, translator_prompt(translator), device, adapters)
-            yield sampling_row(sampler, way, text, args.size, gemm, device)
-
-
-def translator_prompt(translator: Translator) -> fluxes.Prompt:
-    return fluxes.Prompt(translator.prompt.tokens, translator.prompt.pooled)
+    if way in args.sample:
+        adapters = {n: p.detach() for n, p in translator.named_parameters() if ".lora_" in n}
+        prompt = fluxes.random_prompt(translator.flux, texts[0])
+        del translator, optimizer, step
+        release(device)
+        sampler = build_translator(cfg, stage1, prompt, device, adapters)
+        yield sampling_row(sampler, way, texts[0], args.size, gemm, device)
 
 
 def our_step(translator: Translator, optimizer, batch: int, size: int, device) -> Callable:
