@@ -24,7 +24,7 @@ except ImportError:  # torch without CUDA comes without it
 
 EPS = 1e-6  # of every norm in FLUX
 FORWARD, BACKWARD = (16, 2), (16, 2)  # tokens and warps of a program, which makes one head
-ROUNDED_FORWARD = 8, 2
+ROUNDED_FORWARD = 4, 1
 WIDTHS = (16, 32, 64, 128, 256)  # of a head that the kernels are written for
 
 
@@ -151,12 +151,12 @@ if triton is not None:
     @triton.jit
     def _pairs(M, S, first, h, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
         """Of this program: rows of y, (TOKENS, WIDTH / 2) places of pairs in a row of y,
-        in q and in cos, and which there are."""
+        rows of q, and which there are."""
         token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
         sample = tl.program_id(2).to(tl.int64)
         head, pair = tl.program_id(1), tl.arange(0, WIDTH // 2)[None, :]
         row = (sample * M + token)[:, None]
-        joint = ((sample * S + first + token)[:, None] * h + head) * (WIDTH // 2) + pair
+        joint = (sample * S + first + token)[:, None] * h + head
         return row, head * (WIDTH // 2) + pair, joint, (token < M)[:, None]
 
     @triton.jit
@@ -237,15 +237,20 @@ if triton is not None:
         return tl.load(cos + at, inside, 0), tl.load(sin + at, inside, 0)
 
     @triton.jit
-    def _store_heads(x, at, even, odd, inside, PACKED: tl.constexpr, ROUNDED: tl.constexpr):
+    def _store_heads(x, row, even, odd, inside, WIDTH: tl.constexpr, PACKED: tl.constexpr,
+                     ROUNDED: tl.constexpr):  # fmt: skip
         if ROUNDED:
-            even = tl.minimum(tl.maximum(even, -448.0), 448.0)
-            odd = tl.minimum(tl.maximum(odd, -448.0), 448.0)
-            low = even.to(tl.float8e4nv).to(tl.uint8, bitcast=True).to(tl.int16)
-            high = odd.to(tl.float8e4nv).to(tl.uint8, bitcast=True).to(tl.int16) << 8
-            tl.store(x.to(tl.pointer_type(tl.int16)) + at, low | high, inside)
+            # not two packed in 16 bits: Triton 3.6 gets those wrong (LOG.md)
+            both = tl.minimum(tl.maximum(tl.interleave(even, odd), -448.0), 448.0)
+            at = row * WIDTH + tl.arange(0, WIDTH)[None, :]
+            tl.store(x + at, both.to(tl.float8e4nv), inside)
         else:
-            _store(x, at, even, odd, inside, PACKED)
+            _store(x, _in_row(row, WIDTH), even, odd, inside, PACKED)
+
+    @triton.jit
+    def _in_row(row, WIDTH: tl.constexpr):
+        """Places of the pairs of q's rows."""
+        return row * (WIDTH // 2) + tl.arange(0, WIDTH // 2)[None, :]
 
     @triton.jit
     def _forward_kernel(y, low, up, norm_q, norm_k, cos, sin, q, k, v,
@@ -256,12 +261,12 @@ if triton is not None:
         row, column, joint, inside = _pairs(M, S, first, h, WIDTH, TOKENS)
         even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
         even, odd = _turned(even, odd, norm_q, c, s, EPS, WIDTH)
-        _store_heads(q, joint, even, odd, inside, PACKED, ROUNDED)
+        _store_heads(q, joint, even, odd, inside, WIDTH, PACKED, ROUNDED)
         even, odd = _adapted(y, low, up, row, column, inside, h, 1, R, RANK, WIDTH, PACKED)
         even, odd = _turned(even, odd, norm_k, c, s, EPS, WIDTH)
-        _store_heads(k, joint, even, odd, inside, PACKED, ROUNDED)
+        _store_heads(k, joint, even, odd, inside, WIDTH, PACKED, ROUNDED)
         even, odd = _adapted(y, low, up, row, column, inside, h, 2, R, RANK, WIDTH, PACKED)
-        _store_heads(v, joint, even, odd, inside, PACKED, ROUNDED)
+        _store_heads(v, joint, even, odd, inside, WIDTH, PACKED, ROUNDED)
 
     @triton.jit
     def _backward_kernel(y, low, up, norm_q, norm_k, cos, sin, dq, dk, dv, out, M, S, first, h,
@@ -271,7 +276,7 @@ if triton is not None:
         c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
         D = h * (WIDTH // 2)  # pairs of q in a row
         row, column, joint, inside = _pairs(M, S, first, h, WIDTH, TOKENS)
-        at = row * (3 * D) + column
+        at, joint = row * (3 * D) + column, _in_row(joint, WIDTH)
         even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
         g_even, g_odd = _load(dq, joint, inside, PACKED)
         even, odd = _turned_back(g_even, g_odd, even, odd, norm_q, c, s, EPS, WIDTH)

@@ -15,6 +15,7 @@ import torch
 from models import fast, merge, rounded_attention, sampling_blocks
 from models.lora import lora_layers
 from models.sampler import SamplingConfig, sample
+from tests.interpreted_heads import compare_rounded
 from tests.test_fast import ALL_LAYERS, MAPS, adapted
 from tests.test_lora import flux_inputs
 from tests.tiny_models import stir, tiny_translator
@@ -148,3 +149,9 @@ def test_the_kernel_that_rounds_heads_gives_the_rounded_plain_ones():
                           timeout=200, env={**os.environ, "TRITON_INTERPRET": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiled kernel needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_kernel_that_rounds_heads_gives_the_rounded_plain_ones(dtype):
+    assert compare_rounded([5, 35], "cuda", dtype) > 0.99
