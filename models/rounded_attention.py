@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 HOPPER = (9, 0)
 TOLERANCE = 0.1  # relative, beside attention in bf16; of normal values the rounding makes 0.05
 enabled = False  # see `choose`
+said = ""  # by the last `choose`
 
 
 @torch.library.custom_op("thermaflux::attend_rounded", mutates_args=())
@@ -48,7 +49,7 @@ def choose(device: torch.device, width: int) -> bool:
 
     Returns which, and says it: a package that is missing or wrong costs speed, not the run.
     """
-    global enabled
+    global enabled, said
     try:
         said, enabled = f"sampling's attention: e4m3 (fa3-fwd {_try(device, width)})", True
     except Exception as error:  # of an extension module: anything

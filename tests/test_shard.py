@@ -201,10 +201,11 @@ def test_a_whole_runs_checkpoint_loads_into_a_sharded_model(two_ranks):
     assert all(rank["loaded"]["far"] == 0 for rank in two_ranks[1])
 
 
-def test_one_process_uses_a_sharded_run_as_two_ranks_do(two_ranks):
+def test_one_process_uses_a_sharded_run_as_two_ranks_do(two_ranks, capsys):
     folder = two_ranks[0]
     with stirred_flux():
         use(folder, "one")
+    assert "sampling's attention: bf16 (not a Hopper GPU)" in capsys.readouterr().out
     one, two = (json.loads((folder / f"evaluated by {n}" / "results.json").read_text())
                 for n in ("one", "two"))  # fmt: skip
     assert one["pairs"] == two["pairs"] == 3
