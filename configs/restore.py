@@ -96,7 +96,7 @@ def load_translator(
 ) -> tuple[Translator, TrainConfig]:
     """A trained translator and its configuration, some values of `model` changed.
 
-    Args: sampling: it will not be trained.
+    Args: sampling: it will not be trained; an fp8 base then takes its adapters in.
     Raises: ValueError: not a checkpoint of stage 2 or 3, or it does not fit.
     """
     cfg, state = read(path)

@@ -49,7 +49,8 @@ def freeze(flux: nn.Module, device: torch.device | str,
         taken out of it and added to the matrices, before these are rounded; the model then only
         samples (models/sampling_blocks.py), and keeps no transposed copy.
 
-    Raises: ValueError: an adapter sits on a layer that this file does not adapt.
+    Raises: ValueError: an adapter sits on a layer that this file does not adapt, or is missing from
+        `adapters` or has another shape there.
     """
     transposed = dtype == "fp8" and mesh is None and adapters is None
     names = {module: name for name, module in flux.named_modules()}

@@ -95,7 +95,10 @@ def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: 
 
 
 def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool) -> None:
-    """Replace the forward of a flux that `merge.freeze` has rounded, its adapters folded in."""
+    """Replace the forward of a flux that `merge.freeze` has rounded, its adapters folded in.
+
+    Args: compiled: compile each kind of block; the first sample then takes half a minute.
+    """
     functions = [double_block, single_block, settled]
     if compiled:
         functions = [fast.compile_block(f, fast.BACKEND) for f in functions]
@@ -146,7 +149,7 @@ def _forward(flux, fuser, double, single, sums, hidden_states, encoder_hidden_st
             x_BND = fuser.add(i, sums(x), guide)
             x = Due(x_BND, none_1D, (x_BND,))
     x_BSD, M = sums(text, x), text_BMD.shape[1]
-    x = Due(x_BSD, none_1D, (x_BSD, x_BSD))
+    x = Due(x_BSD, none_1D, (x_BSD, x_BSD))  # two terms, as after a block: one graph serves all
     *most, last = flux.single_transformer_blocks
     for block in most:
         x = single(x, *next(modulations), rotary, *block.streams)

@@ -20,8 +20,6 @@ from tests.test_fast import ALL_LAYERS, MAPS, adapted
 from tests.test_lora import flux_inputs
 from tests.tiny_models import stir, tiny_translator
 
-INFRARED = torch.tensor([2, 3, 6, 7])  # of 2 rows of 2 + 2 tokens
-
 
 def trained_values(flux):
     return {f"flux.{n}": p.detach().clone() for n, p in flux.named_parameters() if ".lora_" in n}
