@@ -260,8 +260,14 @@ def kernels_that_ran(step: Callable, device: torch.device) -> tuple[str, str]:
     names = {event.key.lower() for event in profile.key_averages()}
     families = {"fa3 e4m3": ("flashattnfwdsm90",), "cudnn": ("cudnn", "sdpa"),
                 "flash": ("flash_fwd",), "efficient": ("fmha_cutlass",)}  # fmt: skip
-    found = [k for k, marks in families.items() if any(all(m in n for m in marks) for n in names)]
-    return "+".join(found) or "math", "quack" if any("quack" in n for n in names) else "torch"
+    products = {"quack": ("quack",), "cublaslt": ("nvjet", "_qq", "_gelu")}
+
+    def found(families: dict[str, tuple[str, ...]]) -> str:
+        return "+".join(
+            k for k, marks in families.items() if any(all(m in n for m in marks) for n in names)
+        )
+
+    return found(families) or "math", found(products) or "torch"
 
 
 def gemm_rate(device: torch.device, n: int) -> float:

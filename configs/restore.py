@@ -17,7 +17,7 @@ from configs.schema import (
 from data.materials import TABLES
 from data.pairs import DataConfig, Pairs, open_pairs
 from data.pseudo_labels import LabelConfig
-from models import rounded_attention
+from models import rounded_blocks
 from models.bundle import is_bundle, read_bundle
 from models.flux import Prompt
 from models.sampler import SamplingConfig
@@ -111,7 +111,7 @@ def load_translator(
     adapters = state if sampling else None
     translator = build_translator(cfg.model, stage1, prompt, device, adapters)
     if translator.samples_only:
-        dist.print0(rounded_attention.said)
+        dist.print0(rounded_blocks.said)
     checkpoint.load_into(translator, state, path)
     return translator, cfg
 

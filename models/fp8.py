@@ -49,11 +49,12 @@ class Frozen(nn.Module):
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, fp8: bool = False,
-                 transposed: bool = False):  # fmt: skip
+                 transposed: bool = False, largest: float | None = None):  # fmt: skip
+        """largest: one unit for the whole matrix, with room for this value; else one a row."""
         super().__init__()
         scale = copy = None
         if fp8:
-            rounded, scale = quantise(weight_OI)
+            rounded, scale = quantise(weight_OI, largest)
             weight_OI, scale = rounded.view(torch.uint8), scale.flatten()
             copy = weight_OI.t().contiguous() if transposed else None
         self.weight = nn.Parameter(weight_OI, requires_grad=False)

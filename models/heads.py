@@ -14,8 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.kernels import E4M3
-
 try:
     import triton
     import triton.language as tl
@@ -24,7 +22,6 @@ except ImportError:  # torch without CUDA comes without it
 
 EPS = 1e-6  # of every norm in FLUX
 FORWARD, BACKWARD = (16, 2), (16, 2)  # tokens and warps of a program, which makes one head
-ROUNDED_FORWARD = 4, 1
 WIDTHS = (16, 32, 64, 128, 256)  # of a head that the kernels are written for
 
 
@@ -84,18 +81,7 @@ def heads_forward(
     """`flat`: the tensors of all streams, one behind the other."""
     q, k, v = _joint(cos_Sd, flat)
     for args, grid, sizes in _launches(cos_Sd, flat, *FORWARD):
-        _forward_kernel[grid](*args, cos_Sd, sin_Sd, q, k, v, ROUNDED=False, **sizes)
-    return q, k, v
-
-
-@torch.library.custom_op("thermaflux::rounded_heads", mutates_args=())
-def rounded_heads(
-    cos_Sd: Tensor, sin_Sd: Tensor, flat: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `heads_forward`, in e4m3; what is beyond its largest value, 448, becomes that."""
-    q, k, v = _joint(cos_Sd, flat, E4M3)
-    for args, grid, sizes in _launches(cos_Sd, flat, *ROUNDED_FORWARD):
-        _forward_kernel[grid](*args, cos_Sd, sin_Sd, q, k, v, ROUNDED=True, **sizes)
+        _forward_kernel[grid](*args, cos_Sd, sin_Sd, q, k, v, **sizes)
     return q, k, v
 
 
@@ -115,21 +101,15 @@ def _(cos_Sd, sin_Sd, flat):
     return _joint(cos_Sd, flat)
 
 
-@rounded_heads.register_fake
-def _(cos_Sd, sin_Sd, flat):
-    return _joint(cos_Sd, flat, E4M3)
-
-
 @heads_backward.register_fake
 def _(dq, dk, dv, cos_Sd, sin_Sd, flat):
     return [torch.empty_like(y) for y in flat[::5]]
 
 
-def _joint(cos_Sd: Tensor, flat: list[Tensor], dtype: torch.dtype | None = None
-           ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _joint(cos_Sd: Tensor, flat: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     y, d = flat[0], flat[3].shape[0]
     shape = y.shape[0], cos_Sd.shape[0], y.shape[2] // (3 * d), d
-    return tuple(y.new_empty(shape, dtype=dtype) for _ in range(3))
+    return tuple(y.new_empty(shape) for _ in range(3))
 
 
 def _launches(cos_Sd: Tensor, flat: list[Tensor], tokens: int, warps: int):
@@ -237,17 +217,6 @@ if triton is not None:
         return tl.load(cos + at, inside, 0), tl.load(sin + at, inside, 0)
 
     @triton.jit
-    def _store_heads(x, row, even, odd, inside, WIDTH: tl.constexpr, PACKED: tl.constexpr,
-                     ROUNDED: tl.constexpr):  # fmt: skip
-        if ROUNDED:
-            # not two packed in 16 bits: Triton 3.6 gets those wrong (LOG.md)
-            both = tl.minimum(tl.maximum(tl.interleave(even, odd), -448.0), 448.0)
-            at = row * WIDTH + tl.arange(0, WIDTH)[None, :]
-            tl.store(x + at, both.to(tl.float8e4nv), inside)
-        else:
-            _store(x, _in_row(row, WIDTH), even, odd, inside, PACKED)
-
-    @triton.jit
     def _in_row(row, WIDTH: tl.constexpr):
         """Places of the pairs of q's rows."""
         return row * (WIDTH // 2) + tl.arange(0, WIDTH // 2)[None, :]
@@ -256,17 +225,18 @@ if triton is not None:
     def _forward_kernel(y, low, up, norm_q, norm_k, cos, sin, q, k, v,
                         M, S, first, h, EPS: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
                         WIDTH: tl.constexpr, TOKENS: tl.constexpr,
-                        PACKED: tl.constexpr, ROUNDED: tl.constexpr):  # fmt: skip
+                        PACKED: tl.constexpr):  # fmt: skip
         c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
         row, column, joint, inside = _pairs(M, S, first, h, WIDTH, TOKENS)
+        joint = _in_row(joint, WIDTH)
         even, odd = _adapted(y, low, up, row, column, inside, h, 0, R, RANK, WIDTH, PACKED)
         even, odd = _turned(even, odd, norm_q, c, s, EPS, WIDTH)
-        _store_heads(q, joint, even, odd, inside, WIDTH, PACKED, ROUNDED)
+        _store(q, joint, even, odd, inside, PACKED)
         even, odd = _adapted(y, low, up, row, column, inside, h, 1, R, RANK, WIDTH, PACKED)
         even, odd = _turned(even, odd, norm_k, c, s, EPS, WIDTH)
-        _store_heads(k, joint, even, odd, inside, WIDTH, PACKED, ROUNDED)
+        _store(k, joint, even, odd, inside, PACKED)
         even, odd = _adapted(y, low, up, row, column, inside, h, 2, R, RANK, WIDTH, PACKED)
-        _store_heads(v, joint, even, odd, inside, WIDTH, PACKED, ROUNDED)
+        _store(v, joint, even, odd, inside, PACKED)
 
     @triton.jit
     def _backward_kernel(y, low, up, norm_q, norm_k, cos, sin, dq, dk, dv, out, M, S, first, h,

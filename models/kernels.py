@@ -25,10 +25,23 @@ SLOPE, CUBE = 1.5957691216057308, 0.044715  # 2 u = SLOPE * (x + CUBE * x^3)
 PARTS = 3  # of a row, each a power of 2 wide: 12288 is 3 * 4096
 
 
-def quantise(x_NI: Tensor) -> tuple[Tensor, Tensor]:
-    """e4m3 (N, I) and its scales (N, 1) fp32: x is about their product."""
-    scale_N1 = x_NI.abs().amax(-1, keepdim=True).float().clamp(min=SMALLEST) / LARGEST
+def quantise(x_NI: Tensor, largest: float | None = None) -> tuple[Tensor, Tensor]:
+    """e4m3 (N, I) and its scales (N, 1) fp32: x is about their product.
+
+    largest: what all rows leave room for, and are cut to; else each row's own largest value.
+    """
+    if largest is not None:
+        x_NI = x_NI.clamp(-largest, largest)
+        largest_N1 = torch.full((len(x_NI), 1), largest, device=x_NI.device)
+    else:
+        largest_N1 = x_NI.abs().amax(-1, keepdim=True).float()
+    scale_N1 = largest_N1.clamp(min=SMALLEST) / LARGEST
     return (x_NI.float() * (1 / scale_N1)).to(E4M3), scale_N1
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x in e4m3, as it is: it holds 2^-9 to 448, and what is beyond 448 becomes 448."""
+    return x.float().clamp(-LARGEST, LARGEST).to(E4M3)
 
 
 def gelu(x: Tensor) -> Tensor:

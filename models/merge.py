@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from models.fp8 import Frozen
+from models.kernels import SMALLEST
 from models.lora import LoraLinear, lora_layers
 from models.shard import place
 
@@ -37,7 +38,8 @@ SINGLE = {
 def freeze(flux: nn.Module, device: torch.device | str,
            dtype: Literal["bf16", "fp32", "fp8", "fp8-small"],
            mesh: DeviceMesh | None = None,
-           adapters: dict[str, Tensor] | None = None) -> None:  # fmt: skip
+           adapters: dict[str, Tensor] | None = None,
+           one_unit: bool = False) -> None:  # fmt: skip
     """Move `flux` to `device` block by block, each block's matrices merged (and rounded).
 
     So no more than one block exists twice, and the peak is that of the result. Do it after loading
@@ -48,6 +50,8 @@ def freeze(flux: nn.Module, device: torch.device | str,
     Args: adapters: trained values, "flux." before their names in flux. Those of the blocks are
         taken out of it and added to the matrices, before these are rounded; the model then only
         samples (models/sampling_blocks.py), and keeps no transposed copy.
+        one_unit: round a whole layer in one unit instead of each row in its own, as
+        models/rounded_blocks.py needs it.
 
     Raises: ValueError: an adapter sits on a layer that this file does not adapt, or is missing from
         `adapters` or has another shape there.
@@ -67,8 +71,9 @@ def freeze(flux: nn.Module, device: torch.device | str,
                     " not support"
                 )
             fp8 = dtype.startswith("fp8") and (dtype == "fp8-small" or "modulation" not in kind)
+            largest = _largest(block, layers) if one_unit else None
             matrix = _merge(block, layers, kind)
-            block.frozen[kind] = Frozen(*matrix, fp8, transposed)
+            block.frozen[kind] = Frozen(*matrix, fp8, transposed, largest)
         _drop_originals(block)
 
     place(flux, device, mesh, merge)
@@ -101,6 +106,12 @@ def _merge(block: nn.Module, layers: list[str], kind: str) -> tuple[Tensor, Tens
     D = len(weight)
     columns, bias = (slice(0, D), None) if kind == "out" else (slice(D, None), bias)
     return weight[:, columns].contiguous(), bias
+
+
+def _largest(block: nn.Module, layers: list[str]) -> float:
+    """Of the weights, and more than 0."""
+    weights = [_base(block.get_submodule(n)).weight for n in layers]
+    return max(SMALLEST, *(float(w.abs().max()) for w in weights))
 
 
 def _drop_originals(block: nn.Module) -> None:

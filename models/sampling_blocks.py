@@ -4,43 +4,31 @@ What is faster than in models/fast.py, whose functions do the rest:
     adapters are part of the matrices (`merge.freeze` with `adapters`)
     the modulations of all times are computed before the first step, at once
     a residual sum is left to the block that reads it, where it is one pass with the norm
-    attention reads e4m3 where the GPU and an extra package can (models/rounded_attention.py)
+Where the GPU and an extra package can, models/rounded_blocks.py replaces the blocks themselves.
 
 Dimension key:  B batch   N image, M text, S all tokens   D model   T times   P parts of D
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models import fast, rounded_attention
+from models import fast, rounded_blocks
+from models.due import Due, settled
 from models.fast import Stream, Wanted
 from models.fp8 import linear, linear_of_few, mlp
 from models.guidance import SemanticGuidance
-from models.heads import HeadStream, can_fuse, rounded_heads
 from models.merge import SINGLE, STREAMS
-from models.rounded_attention import attend_rounded
+from models.rounded_kernels import add_up
 
-Modulations = list[tuple[Tensor, ...]]  # of every block: (T, P D) each, of a step (1, P D)
-
-
-class Due(NamedTuple):
-    """x + gate * (sum of terms), not yet added up."""
-
-    x_BSD: Tensor
-    gate_1D: Tensor
-    terms: tuple[Tensor, ...]  # (B, S, D) each
+# of every block: (T, P D) each, of a step (1, P D); last, the time's embedding: (T, D)
+Modulations = list[tuple[Tensor, ...]]
 
 
 # ---- the arithmetic: functions of tensors
-
-
-def settled(*parts: Due) -> Tensor:
-    """The sums, one behind the other."""
-    sums = [x + gate[:, None] * sum(terms[1:], terms[0]) for x, gate, terms in parts]
-    return sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)
 
 
 def double_block(x: Due, text: Due, modulations: tuple[Tensor, Tensor],
@@ -72,16 +60,8 @@ def single_block(x: Due, modulation: Tensor, rotary: tuple[Tensor, Tensor], w: S
 def _attend(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream],
             wanted: Wanted | None = None) -> Tensor:  # fmt: skip
     """Attention among the tokens of all streams joined: (B, S, D)."""
-    (h_BSD, w), *_ = streams
-    if not (rounded_attention.enabled and can_fuse(h_BSD, len(w.norm_q_d))):
-        q, k, v = fast.heads_of(rotary, *streams)
-        return fast.attend(q if wanted is None else fast.only(q, wanted), k, v)
-    none = h_BSD.new_empty(0)  # no adapters: they are in the matrices
-    flat = [x for h, w in streams
-            for x in HeadStream(linear(h, w.qkv), none, none, w.norm_q_d, w.norm_k_d)]  # fmt: skip
-    q, k, v = rounded_heads(*rotary, flat)
-    q = q if wanted is None else fast.only(q, wanted)
-    return attend_rounded(q, k, v).flatten(2)
+    q, k, v = fast.heads_of(rotary, *streams)
+    return fast.attend(q if wanted is None else fast.only(q, wanted), k, v)
 
 
 def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: Stream) -> Due:
@@ -94,17 +74,41 @@ def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: 
 # ---- the model
 
 
-def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool) -> None:
+class Blocks(NamedTuple):
+    """How a model's blocks are computed."""
+
+    double: Callable
+    single: Callable
+    sums: Callable
+    terms: int = 1  # of the sums that the single blocks read
+
+
+def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
+            rounded: bool = False) -> None:  # fmt: skip
     """Replace the forward of a flux that `merge.freeze` has rounded, its adapters folded in.
 
-    Args: compiled: compile each kind of block; the first sample then takes half a minute.
+    Args:
+        compiled: compile each kind of block; the first sample then takes half a minute.
+        rounded: use models/rounded_blocks.py, which needs no compiling; `freeze` must have rounded
+            with one unit a layer.
     """
-    functions = [double_block, single_block, settled]
     if compiled:
-        functions = [fast.compile_block(f, fast.BACKEND) for f in functions]
         fast.compile_guidance(guidance)
-    width = len(flux.transformer_blocks[0].attn.norm_q.weight)
-    rounded_attention.choose(flux.transformer_blocks[0].frozen["image_up"].weight.device, width)
+    if rounded:
+        for block in (*flux.transformer_blocks, *flux.single_transformer_blocks):
+            block.streams = rounded_blocks.take(block)
+        blocks = Blocks(rounded_blocks.double_block, rounded_blocks.single_block, add_up)
+    else:
+        _read_streams(flux)
+        functions = [double_block, single_block, settled]
+        if compiled:
+            functions = [fast.compile_block(f, fast.BACKEND) for f in functions]
+        blocks = Blocks(*functions, terms=2)
+    forward = partial(_forward, flux, guidance, blocks)
+    flux.forward = rounded_blocks.watched(forward) if rounded else forward
+
+
+def _read_streams(flux: nn.Module) -> None:
     for block in flux.transformer_blocks:
         norms = (block.attn.norm_q, block.attn.norm_k), (block.attn.norm_added_q,
                                                          block.attn.norm_added_k)  # fmt: skip
@@ -112,7 +116,6 @@ def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool) -> None
                          for (name, of), n in zip(STREAMS.items(), norms)]  # fmt: skip
     for block in flux.single_transformer_blocks:
         block.streams = [fast.stream_of(block, SINGLE, "", block.attn.norm_q, block.attn.norm_k)]
-    flux.forward = partial(_forward, flux, guidance, *functions)
 
 
 @torch.no_grad()
@@ -127,33 +130,36 @@ def modulations_at(flux: nn.Module, times: Tensor, guidance_scale: float,
 
 def _modulations(flux: nn.Module, temb_TD: Tensor) -> Modulations:
     silu_TD = nn.functional.silu(temb_TD)
-    return [tuple(linear_of_few(silu_TD, w.modulation) for w in block.streams)
-            for block in (*flux.transformer_blocks, *flux.single_transformer_blocks)]  # fmt: skip
+    blocks = *flux.transformer_blocks, *flux.single_transformer_blocks
+    of = [tuple(linear_of_few(silu_TD, w.modulation) for w in b.streams) for b in blocks]
+    return [*of, (temb_TD,)]
 
 
 @torch.no_grad()
-def _forward(flux, fuser, double, single, sums, hidden_states, encoder_hidden_states,
-             pooled_projections, timestep, img_ids, txt_ids, guidance, joint_attention_kwargs=None,
+def _forward(flux, fuser, blocks, hidden_states, encoder_hidden_states, pooled_projections,
+             timestep, img_ids, txt_ids, guidance, joint_attention_kwargs=None,
              return_dict=False, infrared_rows=0, modulations=None):  # fmt: skip
     """As models/fast.py's; `modulations` of this step, if at hand."""
     x_BND, text_BMD = flux.x_embedder(hidden_states), flux.context_embedder(encoder_hidden_states)
-    temb_BD = fast.embed_time(flux, timestep, guidance, pooled_projections)
-    modulations = iter(modulations or _modulations(flux, temb_BD))
+    if not modulations:
+        temb_BD = fast.embed_time(flux, timestep, guidance, pooled_projections)
+        modulations = _modulations(flux, temb_BD)
+    (temb_BD,), modulations = modulations[-1], iter(modulations)
     rotary = flux.pos_embed(torch.cat([txt_ids, img_ids]))
     guide = (joint_attention_kwargs or {}).get("guidance")
     none_1D = temb_BD.new_zeros(1, temb_BD.shape[1])
     x, text = Due(x_BND, none_1D, (x_BND,)), Due(text_BMD, none_1D, (text_BMD,))
     for i, block in enumerate(flux.transformer_blocks):
-        x, text = double(x, text, next(modulations), rotary, *block.streams)
+        x, text = blocks.double(x, text, next(modulations), rotary, *block.streams)
         if guide is not None and str(i) in fuser.attention:
-            x_BND = fuser.add(i, sums(x), guide)
+            x_BND = fuser.add(i, blocks.sums(x), guide)
             x = Due(x_BND, none_1D, (x_BND,))
-    x_BSD, M = sums(text, x), text_BMD.shape[1]
-    x = Due(x_BSD, none_1D, (x_BSD, x_BSD))  # two terms, as after a block: one graph serves all
+    x_BSD, M = blocks.sums(text, x), text_BMD.shape[1]
+    x = Due(x_BSD, none_1D, (x_BSD,) * blocks.terms)  # as after a block: one graph serves all
     *most, last = flux.single_transformer_blocks
     for block in most:
-        x = single(x, *next(modulations), rotary, *block.streams)
+        x = blocks.single(x, *next(modulations), rotary, *block.streams)
     wanted = Wanted(M, infrared_rows) if infrared_rows else None
-    x_BSD = sums(single(x, *next(modulations), rotary, *last.streams, wanted))
+    x_BSD = blocks.sums(blocks.single(x, *next(modulations), rotary, *last.streams, wanted))
     x_BND = x_BSD if infrared_rows else x_BSD[:, M:]
     return (fast.finish(flux, x_BND, temb_BD, infrared_rows),)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models import codec as codecs
-from models import fast, merge, sampling_blocks
+from models import fast, merge, rounded_blocks, sampling_blocks
 from models import flux as fluxes
 from models.decomposition import DecompositionConfig, Maps
 from models.guidance import Guidance, SemanticGuidance
@@ -274,10 +274,12 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
     translator = Translator(cfg, flux, codec, prompt, stage1)
     if quick:
         folded = adapters if cfg.base_dtype.startswith("fp8") else None
-        merge.freeze(translator.flux, device, cfg.base_dtype, mesh, folded)
         translator.samples_only = folded is not None and mesh is None
+        width = flux.config.attention_head_dim
+        rounded = translator.samples_only and rounded_blocks.choose(device, width)
+        merge.freeze(translator.flux, device, cfg.base_dtype, mesh, folded, one_unit=rounded)
         if translator.samples_only:
-            sampling_blocks.install(translator.flux, translator.guidance, cfg.compile)
+            sampling_blocks.install(translator.flux, translator.guidance, cfg.compile, rounded)
         else:
             fast.install(translator.flux, translator.guidance, cfg.compile,
                          cfg.gradient_checkpointing)

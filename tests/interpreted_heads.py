@@ -67,34 +67,7 @@ def compare(tokens: list[int], rank: int, adapted: list[bool], device: str = "cp
     return worst
 
 
-@torch.no_grad()
-def compare_rounded(tokens: list[int], device: str = "cpu", dtype=torch.float32) -> float:
-    """Smallest share of values that are those of the plain heads, rounded by torch."""
-    torch.manual_seed(0)
-    B, h, d = 2, 2, 32
-    none = torch.empty(0, device=device, dtype=dtype)
-    streams = [heads.HeadStream((200 * torch.randn(B, M, 3 * h * d, device=device)).to(dtype),
-                                none, none, *torch.rand(2, d, device=device).to(dtype))
-               for M in tokens]  # fmt: skip
-    angle = torch.rand(sum(tokens), d // 2, device=device).repeat_interleave(2, dim=1) * 6
-    cos, sin = angle.cos(), angle.sin()
-    ours = heads.rounded_heads(cos, sin, [x for s in streams for x in s])
-    share, exact = 1.0, [heads.HeadStream(*(x.float() for x in s)) for s in streams]
-    for x, y in zip(ours, plain(cos, sin, exact)):
-        assert x.dtype == torch.float8_e4m3fn and x.shape == y.shape
-        rounded = y.clamp(-448, 448).to(x.dtype).float()
-        assert x.float().isfinite().all()
-        share = min(share, (x.float() == rounded).float().mean().item())
-    # the interpreter loses the carry where a value is rounded up to a power of 2
-    assert share > (0.99 if device == "cuda" else 0.9), share
-    return share
-
-
 if __name__ == "__main__":
-    if "--rounded" in sys.argv:
-        print(compare_rounded([40]))
-        print(compare_rounded([5, 35]))
-        sys.exit()
     for case in (([40], 4, [True]), ([5, 35], 16, [False, True]), ([33], 0, [False]),
                  ([32, 3], 20, [True, True])):  # fmt: skip
         print(*case, compare(*case))

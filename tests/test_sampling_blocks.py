@@ -1,21 +1,16 @@
-"""The blocks that only sample against those that train: velocities, adapters, times, attention.
+"""The blocks that only sample against those that train: velocities, adapters, times.
 
     pytest tests/test_sampling_blocks.py
 """
 
-import os
-import subprocess
-import sys
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
 
-from models import fast, merge, rounded_attention, sampling_blocks
+from models import fast, merge, sampling_blocks
 from models.lora import lora_layers
 from models.sampler import SamplingConfig, sample
-from tests.interpreted_heads import compare_rounded
 from tests.test_fast import ALL_LAYERS, MAPS, adapted
 from tests.test_lora import flux_inputs
 from tests.tiny_models import stir, tiny_translator
@@ -128,28 +123,3 @@ def test_an_adapter_that_does_not_fit_is_named(change):
         adapters[name] = torch.cat([value, value])
     with pytest.raises(ValueError, match="transformer_blocks.*lora_.* must be"):
         merge.freeze(flux, "cpu", "fp8", adapters=adapters)
-
-
-def test_attention_in_e4m3_is_refused_with_a_reason_where_it_cannot_run(caplog):
-    with caplog.at_level("INFO"):
-        assert rounded_attention.choose(torch.device("cpu"), 128) is False
-    assert "bf16 (not a Hopper GPU)" in caplog.text
-    q, k, v = (torch.randn(1, n, 2, 32).to(torch.float8_e4m3fn) for n in (5, 9, 9))
-    out = rounded_attention.attend_rounded(q, k, v)
-    assert out.shape == (1, 5, 2, 32) and out.dtype == torch.bfloat16
-    assert distance(out.flatten(2), fast.attend(*(x.float() for x in (q, k, v)))) < 1e-2
-
-
-def test_the_kernel_that_rounds_heads_gives_the_rounded_plain_ones():
-    pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
-    program = Path(__file__).parent / "interpreted_heads.py"
-    done = subprocess.run([sys.executable, program, "--rounded"], capture_output=True, text=True,
-                          timeout=200, env={**os.environ, "TRITON_INTERPRET": "1"})  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == 2
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiled kernel needs a GPU")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_compiled_kernel_that_rounds_heads_gives_the_rounded_plain_ones(dtype):
-    assert compare_rounded([5, 35], "cuda", dtype) > 0.99

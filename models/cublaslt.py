@@ -1,0 +1,171 @@
+"""Products of e4m3 by cuBLASLt itself, for what torch.nn and torch._scaled_mm do not hand through.
+
+    out = f(unit * x W^T)      f: nothing or GELU;  out: bf16, or e4m3 as it is (what is beyond 448
+                               becomes 448), perhaps a part of the columns of a wider tensor
+
+One unit for all of W and none for x. On Hopper that leaves the largest tiles to choose from; which
+of cuBLASLt's kernels is fastest for some sizes is measured once, with the first tensors that come.
+Only kernels that add each result up in one piece are asked for, so all of them agree.
+Source: cuBLAS library documentation, "cublasLtMatmul"; the numbers below are its enumerations'.
+
+Dimension key:  B batch   N rows (tokens)   I input width   O output width
+"""
+
+import ctypes
+from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from models.kernels import E4M3, gelu, rounded
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 14, E4M3: 28}  # cudaDataType
+COMPUTE_FP32 = 68
+TRANSPOSE_A, EPILOGUE, FAST_SUMS = 3, 7, 25  # of a product's description
+BATCH, SAMPLE_STRIDE = 5, 6  # of a matrix's layout
+WORKSPACE_BYTES, SPLIT_SUMS = 1, 3  # of the choice of kernels
+GELU = 32
+WORKSPACE = 32 * 2**20
+CANDIDATES, ROUNDS, REPEATS = 8, 3, 5  # how many kernels are tried, and how often
+
+
+def multiply(x: Tensor, weight_OI: Tensor, unit: float, out: Tensor,
+             with_gelu: bool = False) -> None:  # fmt: skip
+    """Write f(unit * x W^T) to `out`, bf16 or e4m3.
+
+    x (N, I) and W are e4m3, out (N, O); or x (B, N, I) and out (B, N, O). All may be parts of
+    larger tensors whose strides are multiples of 16 bytes; values of a row are adjacent.
+    Not on a GPU, the same in plain torch.
+    """
+    if not x.is_cuda:
+        return _plain(x, weight_OI, unit, out, with_gelu)
+    if x.dim() == 3 and all(t.stride(0) == t.shape[1] * t.stride(1) for t in (x, out)):
+        x, out = x.flatten(0, 1), out.flatten(0, 1)
+    for t in (x, weight_OI, out):
+        assert t.stride(-1) == 1 and t.data_ptr() % 16 == 0, t.stride()
+    sizes = *x.shape[-2:], len(weight_OI), len(x) if x.dim() == 3 else 1
+    strides = x.stride()[:-1], weight_OI.stride()[:-1], out.stride()[:-1]
+    _kernel(x.device, sizes, strides, out.dtype, with_gelu)(x, weight_OI, unit, out)
+
+
+def _plain(x: Tensor, weight_OI: Tensor, unit: float, out: Tensor, with_gelu: bool) -> None:
+    y = unit * (x.float() @ weight_OI.float().t())
+    y = gelu(y) if with_gelu else y
+    out.copy_(rounded(y) if out.dtype == E4M3 else y)
+
+
+class _Library:
+    """cuBLASLt, as torch has loaded it."""
+
+    def __init__(self, device: torch.device):
+        self.functions = ctypes.CDLL(f"libcublasLt.so.{torch.version.cuda.split('.')[0]}")
+        self.handle = c_void_p()
+        self.workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
+        self.call("Create", byref(self.handle))
+
+    def call(self, name: str, *args) -> None:
+        status = getattr(self.functions, f"cublasLt{name}")(*args)
+        if status:
+            raise RuntimeError(f"cublasLt{name} failed with status {status}")
+
+    def made(self, name: str, *args) -> c_void_p:
+        thing = c_void_p()
+        self.call(f"{name}Create", byref(thing), *args)
+        return thing
+
+    def set(self, name: str, thing: c_void_p, **of: tuple[int, ctypes._SimpleCData]) -> None:
+        for number, value in of.values():
+            self.call(f"{name}SetAttribute", thing, number, byref(value),
+                      c_size_t(ctypes.sizeof(value)))  # fmt: skip
+
+
+@cache
+def _library(device: torch.device) -> _Library:
+    return _Library(device)
+
+
+class _Candidate(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t."""
+
+    _fields_ = [("algorithm", c_uint64 * 8), ("workspace", c_size_t), ("status", c_int),
+                ("waves", c_float), ("reserved", c_int * 4)]  # fmt: skip
+
+
+class _Kernel:
+    """The product for some sizes. cuBLASLt is column-major: to it, out^T = W x^T."""
+
+    def __init__(self, device, sizes, strides, dtype, with_gelu):
+        rows, wide, high, self.batch = sizes
+        of_x, of_weight, of_out = (s[::-1] for s in strides)  # of a row, and of a sample
+        self.library = lt = _library(device)
+        self.product = lt.made("MatmulDesc", COMPUTE_FP32, DTYPES[torch.float32])
+        lt.set("MatmulDesc", self.product, transposed=(TRANSPOSE_A, c_int(1)),
+               fast=(FAST_SUMS, ctypes.c_int8(1)))  # fmt: skip
+        if with_gelu:
+            lt.set("MatmulDesc", self.product, epilogue=(EPILOGUE, c_int(GELU)))
+        self.layouts = [
+            self._layout(E4M3, wide, high, *of_weight),
+            self._layout(E4M3, wide, rows, *of_x),
+            self._layout(torch.bfloat16, high, rows, high),  # of what is added to: never read
+            self._layout(dtype, high, rows, *of_out),
+        ]
+        self.candidates = self._candidates()
+        self.fastest = None
+
+    def _layout(self, dtype: torch.dtype, rows: int, columns: int, stride: int,
+                sample: int = 0) -> c_void_p:  # fmt: skip
+        """Of columns `stride` apart, in samples `sample` apart (0: the same for all)."""
+        sizes = c_uint64(rows), c_uint64(columns), c_int64(stride)
+        layout = self.library.made("MatrixLayout", DTYPES[dtype], *sizes)
+        if self.batch > 1:
+            self.library.set("MatrixLayout", layout, batch=(BATCH, c_int(self.batch)),
+                             sample=(SAMPLE_STRIDE, c_int64(sample)))  # fmt: skip
+        return layout
+
+    def _candidates(self) -> list[_Candidate]:
+        lt = self.library
+        wish = lt.made("MatmulPreference")
+        lt.set("MatmulPreference", wish, workspace=(WORKSPACE_BYTES, c_uint64(WORKSPACE)),
+               in_one_piece=(SPLIT_SUMS, ctypes.c_uint32(0)))  # fmt: skip
+        found, count = (_Candidate * CANDIDATES)(), c_int()
+        lt.call("MatmulAlgoGetHeuristic", lt.handle, self.product, *self.layouts, wish,
+                CANDIDATES, found, byref(count))  # fmt: skip
+        lt.call("MatmulPreferenceDestroy", wish)
+        if not count.value:
+            raise RuntimeError("cuBLASLt has no kernel for this product of e4m3")
+        return list(found[: count.value])
+
+    def __call__(self, x: Tensor, weight: Tensor, unit: float, out: Tensor) -> None:
+        if self.fastest is None:
+            seconds = self._seconds(x, weight, unit, out)
+            self.fastest = self.candidates[seconds.index(min(seconds))]
+        self._run(self.fastest, x, weight, unit, out)
+
+    def _run(self, candidate: _Candidate, x, weight, unit, out) -> None:
+        lt, (of_weight, of_x, of_sum, of_out) = self.library, self.layouts
+        W, X, unread, Y = (c_void_p(t.data_ptr()) for t in (weight, x, lt.workspace, out))
+        stream = c_void_p(torch.cuda.current_stream(x.device).cuda_stream)
+        lt.call("Matmul", lt.handle, self.product, byref(c_float(unit)), W, of_weight, X, of_x,
+                byref(c_float(0)), unread, of_sum, Y, of_out, byref(candidate.algorithm),
+                c_void_p(lt.workspace.data_ptr()), c_size_t(WORKSPACE), stream)  # fmt: skip
+
+    def _seconds(self, *args) -> list[float]:
+        """Of every candidate, its fastest round."""
+        best = [float("inf")] * len(self.candidates)
+        for _ in range(ROUNDS):
+            for i, candidate in enumerate(self.candidates):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                self._run(candidate, *args)
+                start.record()
+                for _ in range(REPEATS):
+                    self._run(candidate, *args)
+                end.record()
+                end.synchronize()
+                best[i] = min(best[i], start.elapsed_time(end))
+        return best
+
+
+@cache
+def _kernel(*kind) -> _Kernel:
+    return _Kernel(*kind)

@@ -1,0 +1,29 @@
+"""A residual sum that is left to whoever reads it next, where it is one pass with the norm.
+
+Dimension key:  B batch   S tokens   D model
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Due(NamedTuple):
+    """x + gate * (sum of terms, and a bias), not yet added up."""
+
+    x_BSD: Tensor
+    gate_1D: Tensor
+    terms: tuple[Tensor, ...]  # (B, S, D) each
+    bias_D: Tensor | None = None
+
+
+def settled(*parts: Due) -> Tensor:
+    """The sums, one behind the other."""
+    sums = [_settled(*part) for part in parts]
+    return sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)
+
+
+def _settled(x: Tensor, gate: Tensor, terms: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
+    total = sum(terms[1:], terms[0])
+    return x + gate[:, None] * (total if bias is None else total + bias)

@@ -1,0 +1,291 @@
+"""FLUX's blocks for sampling with everything that is multiplied in e4m3: products and attention.
+
+The arithmetic is that of models/sampling_blocks.py. What is faster:
+    attention reads e4m3 (models/rounded_attention.py)
+    a product applies GELU and rounds what it writes (models/cublaslt.py)
+    residual sum, norm and rounding are one pass (models/rounded_kernels.py)
+    a single block's attention and MLP are rounded side by side, for one product of both
+Nothing is compiled by torch. It needs a Hopper GPU and an extra package; `choose` tries it.
+
+Dimension key:  B batch   N image, M text, S all tokens   D model   F inside the MLP   I, O widths
+"""
+
+import logging
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models import fast, merge
+from models.cublaslt import multiply
+from models.due import Due
+from models.fast import Wanted
+from models.fp8 import Frozen, Matrix
+from models.kernels import E4M3
+from models.rounded_attention import HOPPER, attend_rounded, gap
+from models.rounded_heads import Turned, rounded_heads
+from models.rounded_kernels import round_rows, settle, with_bias
+
+log = logging.getLogger(__name__)
+TOLERANCE = 0.1  # relative, of attention beside bf16; of normal values the rounding makes 0.05
+BLOCK_TOLERANCE = 0.05  # of a block beside the same rounding in plain torch
+MUCH = 1e-5  # share of a tensor's values cut off at 448 that is worth a word: a channel has 3e-4
+said = ""  # by the last `choose`
+_cut: list[Tensor] | None = None  # shares of values cut off, where someone counts
+
+
+class Rounded(NamedTuple):
+    """A matrix of e4m3 with one unit for all of it."""
+
+    weight_OI: Tensor
+    unit: float
+    bias_O: Tensor | None = None  # added by what reads the product
+
+
+class RoundedStream(NamedTuple):
+    """What a single block, or one stream of a double block, computes with."""
+
+    modulation: Matrix
+    qk: Rounded  # biases of these three are in the matrix
+    v: Rounded
+    up: Rounded
+    down: Rounded  # of a single block: `out` and `down`, one beside the other
+    norm_q_d: Tensor
+    norm_k_d: Tensor
+    out: Rounded | None = None  # of a double block
+
+
+# ---- the arithmetic
+
+
+def double_block(x: Due, text: Due, modulations: tuple[Tensor, Tensor],
+                 rotary: tuple[Tensor, Tensor], w_image: RoundedStream,
+                 w_text: RoundedStream) -> tuple[Due, Due]:  # fmt: skip
+    """One double block: (image, text) -> (image, text)."""
+    x_mod, text_mod = (m.chunk(6, dim=1) for m in modulations)
+    x_BND, x8 = _settle(x, *x_mod[:2])
+    text_BMD, text8 = _settle(text, *text_mod[:2])
+    out_BSD = _attend(rotary, (text_BMD, text8, w_text), (x_BND, x8, w_image))
+    text_out, x_out = out_BSD.split([text_BMD.shape[1], x_BND.shape[1]], dim=1)
+    return _after_attention(x_BND, x_out, x_mod, w_image), _after_attention(
+        text_BMD, text_out, text_mod, w_text
+    )
+
+
+def single_block(x: Due, modulation: Tensor, rotary: tuple[Tensor, Tensor], w: RoundedStream,
+                 wanted: Wanted | None = None) -> Due:  # fmt: skip
+    """One single block, on text and image tokens joined; fewer tokens if `wanted`."""
+    shift, scale, gate = modulation.chunk(3, dim=1)
+    x_BSD, x8 = _settle(x, shift, scale)
+    out_BSD = _attend(rotary, (x_BSD, x8, w), wanted=wanted)
+    if wanted is not None:
+        x_BSD, x8 = fast.only(x_BSD, wanted), fast.only(x8.view(torch.uint8), wanted).view(E4M3)
+    D = x_BSD.shape[2]
+    inner = x8.new_empty(*x8.shape[:2], D + len(w.up.weight_OI))
+    round_rows(out_BSD, inner[..., :D])
+    multiply(x8, w.up.weight_OI, w.up.unit, inner[..., D:], with_gelu=True)
+    _count(inner)
+    return Due(x_BSD, gate, (_product(inner, w.down, x_BSD.dtype),), w.down.bias_O)
+
+
+def _settle(x: Due, shift_1D: Tensor, scale_1D: Tensor) -> tuple[Tensor, Tensor]:
+    x_BSD, x8 = settle(x, shift_1D, scale_1D)
+    _count(x8[..., : x_BSD.shape[2]])
+    return x_BSD, x8
+
+
+def _product(x8: Tensor, w: Rounded, dtype: torch.dtype) -> Tensor:
+    """(B, S, I) -> (B, S, O), without the bias."""
+    out = x8.new_empty(*x8.shape[:2], len(w.weight_OI), dtype=dtype)
+    multiply(x8, w.weight_OI, w.unit, out)
+    return out
+
+
+def _attend(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Tensor, RoundedStream],
+            wanted: Wanted | None = None) -> Tensor:  # fmt: skip
+    """Attention among the tokens of all streams joined: (B, S, D)."""
+    sizes = [x8.shape[1] for _, x8, _ in streams]
+    B, _, D = streams[0][0].shape
+    v = streams[0][1].new_empty(B, sum(sizes), D)
+    for (_, x8, w), part in zip(streams, v.split(sizes, dim=1)):
+        multiply(x8, w.v.weight_OI, w.v.unit, part)
+    _count(v)
+    q, k = rounded_heads(*rotary, [Turned(_product(x8, w.qk, x.dtype), w.norm_q_d, w.norm_k_d)
+                                   for x, x8, w in streams])  # fmt: skip
+    q = q if wanted is None else fast.only(q.view(torch.uint8), wanted).view(E4M3)
+    return attend_rounded(q, k, v.unflatten(2, q.shape[2:])).flatten(2)
+
+
+def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...],
+                     w: RoundedStream) -> Due:  # fmt: skip
+    """The rest of one stream of a double block."""
+    _, _, gate, shift_mlp, scale_mlp, gate_mlp = modulation
+    out8 = torch.empty(x.shape, dtype=E4M3, device=x.device)
+    round_rows(out, out8)
+    y = _product(out8, w.out, x.dtype)
+    x, x8 = _settle(Due(x, gate, (y,), w.out.bias_O), shift_mlp, scale_mlp)
+    inner = x8.new_empty(*x8.shape[:2], len(w.up.weight_OI))
+    multiply(x8, w.up.weight_OI, w.up.unit, inner, with_gelu=True)
+    _count(inner)
+    return Due(x, gate_mlp, (_product(inner, w.down, x.dtype),), w.down.bias_O)
+
+
+# ---- what does not fit e4m3
+
+
+def watched(forward: Callable) -> Callable:
+    """`forward`; its first call says so if many values are beyond e4m3's largest, 448.
+
+    Such values are cut off. Nothing else would tell, but for the image.
+    """
+    waiting = True
+
+    def run(*args, **kwargs):
+        global _cut
+        nonlocal waiting
+        if not waiting:
+            return forward(*args, **kwargs)
+        waiting, _cut = False, []
+        try:
+            out = forward(*args, **kwargs)
+            worst = float(torch.stack(_cut).max())
+        finally:
+            _cut = None
+        if worst > MUCH:
+            log.warning(
+                f"sampling in e4m3 cuts off up to {worst:.2%} of a block's values at 448; without"
+                " the package fa3-fwd no value is cut off, and sampling takes 15 % longer"
+            )
+        return out
+
+    return run
+
+
+def _count(x8: Tensor) -> None:
+    if _cut is not None:
+        _cut.append(((x8.view(torch.uint8) & 127) == 126).float().mean())  # 448, of either sign
+
+
+# ---- the matrices
+
+
+def take(block: nn.Module) -> list[RoundedStream]:
+    """The streams of a block that `merge.freeze` has rounded with one unit a matrix.
+
+    Its own matrices are given up, but for those of the modulations.
+    """
+    if hasattr(block, "proj_mlp"):
+        norms = block.attn.norm_q.weight, block.attn.norm_k.weight
+        return [stream_of(_given_up(block, "", merge.SINGLE), *norms)]
+    of_text = block.attn.norm_added_q.weight, block.attn.norm_added_k.weight
+    norms = {"image": (block.attn.norm_q.weight, block.attn.norm_k.weight), "text": of_text}
+    return [stream_of(_given_up(block, f"{name}_", of), *norms[name])
+            for name, of in merge.STREAMS.items()]  # fmt: skip
+
+
+def _given_up(block: nn.Module, prefix: str, names: dict) -> dict[str, Frozen]:
+    return {name: block.frozen[prefix + name] if name == "modulation" else
+            block.frozen.pop(prefix + name) for name in names}  # fmt: skip
+
+
+def stream_of(frozen: dict[str, Frozen], norm_q_d: Tensor, norm_k_d: Tensor) -> RoundedStream:
+    of = {name: f.matrix() for name, f in frozen.items()}
+    units = {name: float(m.scale_O[0]) for name, m in of.items() if name != "modulation"}
+    qkv, up = (with_bias(of[n].weight_OI, units[n], of[n].bias_O) for n in ("qkv", "up"))
+    qk, v = qkv.tensor_split([2 * len(qkv) // 3])
+    biased = {"qk": Rounded(qk, units["qkv"]), "v": Rounded(v, units["qkv"]),
+              "up": Rounded(up, units["up"])}  # fmt: skip
+    out, down = of["out"], of["down"]
+    if out.bias_O is None:  # parts of one layer, so with one unit
+        assert units["out"] == units["down"], units
+        both = [m.weight_OI.view(torch.uint8) for m in (out, down)]
+        last = Rounded(torch.cat(both, dim=1).view(E4M3), units["down"], down.bias_O)
+        return RoundedStream(of["modulation"], **biased, down=last, norm_q_d=norm_q_d,
+                             norm_k_d=norm_k_d)  # fmt: skip
+    rest = {name: Rounded(of[name].weight_OI, units[name], of[name].bias_O)
+            for name in ("out", "down")}  # fmt: skip
+    return RoundedStream(of["modulation"], **biased, **rest, norm_q_d=norm_q_d, norm_k_d=norm_k_d)
+
+
+# ---- whether they can be used
+
+
+def choose(device: torch.device | str, width: int) -> bool:
+    """Whether a model with heads `width` wide can sample on `device` with these blocks.
+
+    Says which: a package that is missing, or wrong, costs speed and not the run.
+    """
+    global said
+    try:
+        said, able = f"sampling in e4m3 (fa3-fwd {_try(torch.device(device), width)})", True
+    except Exception as error:  # of an extension module: anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said, able = f"sampling with attention in bf16 ({reason})", False
+    log.info(said)
+    return able
+
+
+@torch.no_grad()
+def _try(device: torch.device, width: int) -> str:
+    """The version of fa3-fwd. Raises: why these blocks cannot be used here."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != HOPPER:
+        raise RuntimeError("not a Hopper GPU")
+    try:
+        import fa3_fwd_interface  # noqa: F401
+    except ModuleNotFoundError:
+        raise RuntimeError('pip install ".[hopper]" has e4m3') from None
+    found = version("fa3-fwd")
+    if not (of_attention := gap(device, width)) < TOLERANCE:
+        raise RuntimeError(f"e4m3 with fa3-fwd {found} differs from bf16 by {of_attention:.1e}")
+    if not (of_block := block_gap(device, width)) < BLOCK_TOLERANCE:
+        raise RuntimeError(f"a block in e4m3 differs from plain torch's by {of_block:.1e}")
+    return found
+
+
+@torch.no_grad()
+def block_gap(device: torch.device | str, width: int) -> float:
+    """Largest relative difference of a double and a single block to the same on the CPU."""
+    B, N, M, D, F = 2, 192, 64, 2 * width, 8 * width
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=g).to(torch.bfloat16)
+
+    def frozen(high: int, wide: int, bias: bool = True) -> Frozen:
+        weight = normal(high, wide) / wide**0.5
+        return Frozen(weight, normal(high) if bias else None, fp8=True, largest=0.5)
+
+    def stream(single: bool = False) -> RoundedStream:
+        sizes = {"qkv": (3 * D, D), "out": (D, D), "up": (F, D), "down": (D, F)}
+        of = {n: frozen(*s, bias=not (single and n == "out")) for n, s in sizes.items()}
+        return stream_of({"modulation": frozen(1, D), **of}, normal(width), normal(width))
+
+    x, text, of_time = normal(B, N, D), normal(B, M, D), normal(2, 15 * D)
+    angle = (6 * torch.rand(M + N, width // 2, generator=g)).repeat_interleave(2, dim=1)
+    rotary, streams = (angle.cos(), angle.sin()), (stream(), stream(), stream(single=True))
+
+    def run(device) -> list[Tensor]:
+        of_image, of_text, joint = (to_device(s, device) for s in streams)
+        x_, text_, time, rotary_ = to_device((x, text, of_time, rotary), device)
+        due = [Due(y, time[:1, :D], (y,)) for y in (x_, text_)]
+        pair = time[:1, : 6 * D], time[1:, : 6 * D]
+        double = double_block(*due, pair, rotary_, of_image, of_text)
+        both = Due(torch.cat([text_, x_], 1), time[:1, :D], (torch.cat([text_, x_], 1),))
+        single = single_block(both, time[:1, 12 * D :], rotary_, joint)
+        wanted = single_block(both, time[:1, 12 * D :], rotary_, joint, Wanted(M, 8))
+        return [y.cpu().float() for due in (*double, single, wanted) for y in (due[0], *due[2])]
+
+    pairs = zip(run(device), run("cpu"))
+    return max(float((ours - plain).norm() / plain.norm()) for ours, plain in pairs)
+
+
+def to_device(x, device: torch.device | str):
+    """Tensors of a tuple, perhaps of tuples, on `device`."""
+    if isinstance(x, Tensor):
+        return x.to(device)
+    if not isinstance(x, tuple):
+        return x
+    moved = [to_device(y, device) for y in x]
+    return type(x)(*moved) if hasattr(x, "_fields") else tuple(moved)

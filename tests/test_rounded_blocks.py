@@ -1,0 +1,203 @@
+"""Blocks that sample in e4m3 throughout: against the plain ones, their kernels, their refusal.
+
+    pytest tests/test_rounded_blocks.py
+"""
+
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import cublaslt, fast, merge, rounded_blocks, rounded_kernels, sampling_blocks
+from models.due import Due, settled
+from models.kernels import E4M3, rounded
+from models.rounded_attention import attend_rounded
+from models.sampler import SamplingConfig, sample
+from tests.interpreted_rounded import compare_all
+from tests.test_fast import MAPS, adapted
+from tests.test_lora import flux_inputs
+from tests.test_sampling_blocks import distance, stir_zeros, trained_values, velocity
+from tests.tiny_models import tiny_translator
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiled kernels need a GPU")
+
+
+def sampling_flux(flux, guidance, in_e4m3):
+    merge.freeze(flux, "cpu", "fp8", adapters=trained_values(flux), one_unit=in_e4m3)
+    sampling_blocks.install(flux, guidance, compiled=False, rounded=in_e4m3)
+    return flux
+
+
+# ---- the blocks
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_they_do_what_the_blocks_with_attention_in_bf16_do(rows):
+    flux, guidance = adapted()
+    for layer in (*flux.transformer_blocks, *flux.single_transformer_blocks):
+        for name, p in layer.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(len(name)))
+    plain = velocity(sampling_flux(deepcopy(flux), guidance, False), guidance, infrared_rows=rows)
+    ours = velocity(sampling_flux(deepcopy(flux), guidance, True), guidance, infrared_rows=rows)
+    for block in (*flux.transformer_blocks, *flux.single_transformer_blocks):
+        for name, p in block.named_parameters():
+            if name.endswith("bias") and "norm" not in name:
+                torch.nn.init.zeros_(p)
+    unbiased = velocity(sampling_flux(flux, guidance, True), guidance, infrared_rows=rows)
+    assert distance(ours, plain) < 0.04
+    assert distance(unbiased, plain) > 0.16  # so a bias that is lost would be seen
+
+
+def test_every_sample_may_have_its_own_time():
+    flux, guidance = adapted()
+    ours = velocity(sampling_flux(deepcopy(flux), guidance, True), guidance)
+    swapped = {"guidance": guidance(*(m.flip(0) for m in MAPS))}
+    inputs = flux_inputs(flux)
+    for name in ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"):
+        inputs[name] = inputs[name].flip(0)
+    with torch.no_grad():
+        again = sampling_flux(flux, guidance, True)(**inputs, joint_attention_kwargs=swapped)[0]
+    assert distance(again.flip(0), ours) < 1e-5
+
+
+def test_the_sampler_uses_them_where_they_can_run(monkeypatch):
+    plain = tiny_translator(base_dtype="fp8").eval()
+    adapters = {n: p.detach().clone() for n, p in plain.named_parameters() if ".lora_" in n}
+    asked = []
+    monkeypatch.setattr(rounded_blocks, "choose", lambda *a: not asked.append(a))
+    ours = tiny_translator(base_dtype="fp8", adapters=adapters).eval()
+    assert asked == [("cpu", 32)] and ours.samples_only
+    assert all(isinstance(s, rounded_blocks.RoundedStream)
+               for b in ours.flux.single_transformer_blocks for s in b.streams)  # fmt: skip
+    for translator in (plain, ours):
+        stir_zeros(translator.flux)
+    visible, noise = torch.rand(2, 3, 32, 32), torch.randn(2, 8, 64)
+    cfg = SamplingConfig(steps=3)
+    assert distance(sample(ours, visible, noise, cfg), sample(plain, visible, noise, cfg)) < 0.03
+
+
+def test_a_block_holds_its_matrices_once_and_a_layer_has_one_unit():
+    flux, _ = adapted()
+    merge.freeze(flux, "cpu", "fp8", adapters=trained_values(flux), one_unit=True)
+    single = flux.single_transformer_blocks[0]
+    scales = {name: single.frozen[name].scale for name in ("qkv", "up", "out", "down")}
+    assert all(len(scale.unique()) == 1 for scale in scales.values())
+    assert scales["out"][0] == scales["down"][0] != scales["up"][0]
+    for block in (single, flux.transformer_blocks[0]):
+        rounded_blocks.take(block)
+        assert all("modulation" in name for name in block.frozen)
+
+
+def test_values_that_e4m3_cannot_hold_are_said_once(caplog):
+    flux, guidance = adapted()
+    sampling_flux(flux, guidance, True)
+    velocity(flux, guidance)
+    assert not caplog.text
+    flux, guidance = adapted()
+    sampling_flux(flux, guidance, True)
+    stream = flux.single_transformer_blocks[0].streams[0]
+    large = stream.up._replace(unit=1e4 * stream.up.unit)
+    flux.single_transformer_blocks[0].streams = [stream._replace(up=large)]
+    velocity(flux, guidance)
+    assert "cuts off up to" in caplog.text and "at 448" in caplog.text
+    caplog.clear()
+    velocity(flux, guidance)
+    assert not caplog.text
+
+
+# ---- what they are made of
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 100.0])
+def test_a_bias_is_exact_in_the_digits_behind_a_matrix(largest):
+    g = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(32, 48, generator=g), largest * torch.randn(32, generator=g)
+    unit = 0.01
+    matrix = rounded_kernels.with_bias(rounded(weight / unit), unit, bias)
+    assert matrix.shape == (32, 64) and matrix.stride() == (128, 1)
+    assert torch.equal(matrix[:, :48].float(), rounded(weight / unit).float())
+    assert not matrix[:, 52:].float().any()
+    found = unit * matrix[:, 48:52].float() @ torch.tensor(rounded_kernels.DIGITS)
+    assert (found - bias).abs().max() <= max(2**-16 * bias.abs().max(), 2**-14 * unit)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, E4M3])
+@pytest.mark.parametrize("with_gelu", [False, True])
+def test_a_product_writes_a_part_of_a_wider_tensor(device, dtype, with_gelu):
+    g = torch.Generator().manual_seed(0)
+    x, weight = (rounded(torch.randn(s, generator=g)).to(device) for s in ((2, 40, 80), (96, 80)))
+    wide = torch.zeros(2, 70, 128, device=device).to(dtype)
+    out = wide[:, 30:, 32:]
+    cublaslt.multiply(x, weight, 3.0, out, with_gelu)
+    expected = 3.0 * x.float().cpu() @ weight.float().cpu().t()
+    expected = torch.nn.functional.gelu(expected, approximate="tanh") if with_gelu else expected
+    assert distance(out.float().cpu(), expected) < (0.04 if dtype == E4M3 else 4e-3)
+    assert not wide[:, :30].float().any() and not wide[..., :32].float().any()
+    cublaslt.multiply(x, weight, 3e3, out)
+    assert out.float().isfinite().all()
+    if dtype == E4M3:
+        assert out.float().max() == 448
+
+
+def test_add_up_is_the_sum_that_is_due():
+    parts = [Due(torch.randn(2, n, 6), torch.randn(1, 6), (torch.randn(2, n, 6),), bias)
+             for n, bias in ((3, torch.randn(6)), (5, None))]  # fmt: skip
+    expected = [p[0] + p.gate_1D * (p.terms[0] + (0 if p.bias_D is None else p.bias_D))
+                for p in parts]  # fmt: skip
+    assert torch.equal(rounded_kernels.add_up(*parts), torch.cat(expected, dim=1))
+    assert torch.equal(settled(parts[0]), expected[0])
+
+
+def test_the_kernels_give_what_plain_torch_does():
+    pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
+    program = Path(__file__).parent / "interpreted_rounded.py"
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True,
+                          timeout=200, env={**os.environ, "TRITON_INTERPRET": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 6
+
+
+@GPU
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_kernels_give_what_plain_torch_does(dtype):
+    for name, share in compare_all("cuda", dtype).items():
+        assert share > 0.99, name
+
+
+# ---- whether they are used
+
+
+def test_they_are_refused_with_a_reason_where_they_cannot_run(caplog):
+    with caplog.at_level("INFO"):
+        assert rounded_blocks.choose("cpu", 128) is False
+    assert "bf16 (not a Hopper GPU)" in caplog.text
+    q, k, v = (rounded(torch.randn(1, n, 2, 32)) for n in (5, 9, 9))
+    out = attend_rounded(q, k, v)
+    assert out.shape == (1, 5, 2, 32) and out.dtype == torch.bfloat16
+    assert distance(out.flatten(2), fast.attend(*(x.float() for x in (q, k, v)))) < 1e-2
+
+
+@pytest.mark.parametrize("name", ["round_rows", "settle", "multiply", "attend_rounded"])
+def test_the_trial_sees_one_wrong_value_in_sixteen(name, monkeypatch):
+    """Of any of the functions, on the first device alone."""
+    assert rounded_blocks.block_gap("cpu", 32) == 0
+    right, runs = getattr(rounded_blocks, name), []
+    monkeypatch.setattr(rounded_blocks, "to_device", lambda x, device: runs.append(device) or x)
+
+    def wrong(*args, **kwargs):
+        result = right(*args, **kwargs)
+        out = {"round_rows": lambda: args[1], "multiply": lambda: args[3],
+               "settle": lambda: result[1], "attend_rounded": lambda: result}[name]()  # fmt: skip
+        if "cpu" not in runs:
+            as_stored = out.view(torch.uint8) if out.dtype == E4M3 else out
+            as_stored[..., 3::16] = 0
+        return result
+
+    monkeypatch.setattr(rounded_blocks, name, wrong)
+    assert rounded_blocks.block_gap("elsewhere", 32) > rounded_blocks.BLOCK_TOLERANCE
