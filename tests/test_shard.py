@@ -205,7 +205,7 @@ def test_one_process_uses_a_sharded_run_as_two_ranks_do(two_ranks, capsys):
     folder = two_ranks[0]
     with stirred_flux():
         use(folder, "one")
-    assert "sampling's attention: bf16 (not a Hopper GPU)" in capsys.readouterr().out
+    assert "sampling with attention in bf16 (not a Hopper GPU)" in capsys.readouterr().out
     one, two = (json.loads((folder / f"evaluated by {n}" / "results.json").read_text())
                 for n in ("one", "two"))  # fmt: skip
     assert one["pairs"] == two["pairs"] == 3
