@@ -3,7 +3,8 @@
     python generate.py --checkpoint runs/train/export --image_path photo.jpg
     python generate.py --checkpoint runs/train/export --image_path photos/ --output_dir infrared/
 
-Each photograph is resized to the training size, translated, and the result resized back to its own.
+Each photograph is resized to the training size, translated, and the result resized back to its own;
+with --keep_aspect, to as many pixels in its own shape, one at a time.
 """
 
 import math
@@ -47,33 +48,49 @@ def main() -> None:
                          f" the training data's window {window.low:g} to {window.high:g}")
     folder.mkdir(parents=True, exist_ok=True)
 
-    # a sharded model's passes are collective: every rank makes as many, the last ones perhaps idle
-    mine = range(dist.rank(), len(paths) + -len(paths) % dist.world_size(), dist.world_size())
     faults: list[str] = []
-    for draw in tqdm(mine, desc="generate", unit="image", disable=not dist.is_main()):
-        path = paths[draw % len(paths)]
-        photograph, fault = read(path)
-        H, W = photograph.shape[:2]
+    draws = share(len(paths), 1 if cfg.keep_aspect else cfg.batch_size)
+    progress = tqdm(total=len(paths), desc="generate", unit="image", disable=not dist.is_main())
+    for batch in draws:
+        photographs = [(paths[i % len(paths)], *read(paths[i % len(paths)])) for i in batch]
         size = trained.data.height_width()
         if cfg.keep_aspect:
-            size = same_area(size, H / W)
-        visible = torch.from_numpy(resize_visible(photograph, size)).to(device)
-        visible = visible.permute(2, 0, 1)[None].float() / 255
-        infrared = translate(translator, visible, [draw], sampling)
-        if draw >= len(paths):
-            continue
-        if fault:
-            faults.append(fault)
-            continue
-        infrared = F.interpolate(infrared, (H, W), mode="bicubic", antialias=True).clamp(0, 1)
-        values = window.restore(infrared[0, 0].cpu().numpy())
-        image = np.rint(values).astype(np.uint16 if cfg.counts else np.uint8)
-        (folder / f"{path.stem}.png").write_bytes(encode_png(image))
+            ((_, only, _),) = photographs
+            size = same_area(size, only.shape[0] / only.shape[1])
+        visible = np.stack([resize_visible(x, size) for _, x, _ in photographs])
+        visible = torch.from_numpy(visible).to(device).permute(0, 3, 1, 2).float() / 255
+        made = translate(translator, visible, batch, sampling)
+        for draw, (path, photograph, fault), infrared in zip(batch, photographs, made):
+            if draw >= len(paths):
+                continue
+            if fault:
+                faults.append(fault)
+                continue
+            infrared = F.interpolate(infrared[None], photograph.shape[:2], mode="bicubic",
+                                     antialias=True).clamp(0, 1)  # fmt: skip
+            values = window.restore(infrared[0, 0].cpu().numpy())
+            image = np.rint(values).astype(np.uint16 if cfg.counts else np.uint8)
+            (folder / f"{path.stem}.png").write_bytes(encode_png(image))
+        progress.update(min(len(batch) * dist.world_size(), len(paths) - progress.n))
+    progress.close()
     faults = [fault for each in dist.gather(faults) for fault in each]
     dist.print0(f"{len(paths) - len(faults)} infrared images in {folder}")
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ValueError(f"{faults[0]}{more}")
+
+
+def share(count: int, batch_size: int) -> list[list[int]]:
+    """This rank's batches of `count` photographs, all of one length and on all ranks as many.
+
+    A sharded model's passes are collective, and a compiled one is compiled for one length. So what
+    is missing at the end is filled up, with numbers from `count` on.
+    """
+    each = math.ceil(count / dist.world_size())
+    batches = math.ceil(each / batch_size)
+    length = math.ceil(each / batches)
+    mine = range(dist.rank(), batches * length * dist.world_size(), dist.world_size())
+    return [list(mine[i : i + length]) for i in range(0, len(mine), length)]
 
 
 def read(path: Path) -> tuple[np.ndarray, str | None]:

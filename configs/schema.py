@@ -154,6 +154,10 @@ class ModelUseConfig:
     samples: int | None = None  # average so many samples an image
     seed: int | None = None
 
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+
 
 @dataclass(kw_only=True)
 class HeldOutConfig(ModelUseConfig):
@@ -165,6 +169,7 @@ class HeldOutConfig(ModelUseConfig):
     num_workers: int = 2
 
     def __post_init__(self):
+        super().__post_init__()
         if self.limit < 0:
             raise ValueError(f"limit must be 0 (all pairs) or more, got {self.limit}")
 

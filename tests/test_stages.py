@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import generate
 from configs import restore, schema
 from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
 from data.pairs import open_pairs
@@ -292,6 +293,39 @@ def test_generated_images_have_the_photographs_sizes_and_names(made, tmp_path, k
     out = {p.stem: Image.open(p) for p in (tmp_path / "out").glob("*.png")}
     assert {name: image.size for name, image in out.items()} == sizes
     assert all(image.mode == "L" for image in out.values())
+
+
+def test_photographs_are_generated_in_batches_of_one_length(made, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(5):
+        noise = np.random.default_rng(i).integers(0, 255, (40, 30, 3), np.uint8)
+        Image.fromarray(noise).save(photos / f"{i}.png")
+    asked, right = [], generate.translate
+    monkeypatch.setattr(generate, "translate", lambda *a: asked.append(a[2]) or right(*a))
+    for size in (1, 4):
+        call("generate", "--checkpoint", made / "train" / "export", "--image_path", photos,
+             "--output_dir", tmp_path / str(size), "--steps", "2", "--device", "cpu",
+             "--batch_size", size)  # fmt: skip
+    assert asked == [[0], [1], [2], [3], [4], [0, 1, 2], [3, 4, 5]]  # 5: fills up
+    for i in range(5):
+        a, b = (np.asarray(Image.open(tmp_path / n / f"{i}.png")).astype(int) for n in "14")
+        assert a.shape == (40, 30) and np.abs(a - b).max() <= 1 and a.std() > 1
+    assert len([*(tmp_path / "4").iterdir()]) == 5
+
+
+@pytest.mark.parametrize("count, world", [(1, 1), (1, 3), (7, 2), (8, 2), (9, 2), (30, 4)])
+def test_ranks_share_photographs_in_as_many_batches_of_one_length(count, world, monkeypatch):
+    shares = []
+    for rank in range(world):
+        monkeypatch.setattr(generate.dist, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(generate.dist, "world_size", lambda: world)
+        shares.append(generate.share(count, 4))
+    assert len({len(mine) for mine in shares}) == 1
+    assert len({len(batch) for mine in shares for batch in mine}) == 1
+    draws = [draw for mine in shares for batch in mine for draw in batch]
+    assert sorted(draws) == list(range(len(draws))) and count <= len(draws)
+    assert len(shares[0][0]) <= 4 and len(draws) - count < world * len(shares[0])
 
 
 def test_a_damaged_photograph_is_named_and_the_others_are_generated(made, tmp_path):
