@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 TOLERANCE = 0.1  # relative, of attention beside bf16; of normal values the rounding makes 0.05
 BLOCK_TOLERANCE = 0.05  # of a block beside the same rounding in plain torch
 MUCH = 1e-5  # share of a tensor's values cut off at 448 that is worth a word: a channel has 3e-4
+SMALL = 0.01  # root mean square at which e4m3's steps of 2^-9 make twice the usual rounding error
 said = ""  # by the last `choose`
-_cut: list[Tensor] | None = None  # shares of values cut off, where someone counts
+_seen: list[Tensor] | None = None  # (share cut off, root mean square), where someone counts
 
 
 class Rounded(NamedTuple):
@@ -86,7 +87,7 @@ def single_block(x: Due, modulation: Tensor, rotary: tuple[Tensor, Tensor], w: R
     inner = x8.new_empty(*x8.shape[:2], D + len(w.up.weight_OI))
     round_rows(out_BSD, inner[..., :D])
     multiply(x8, w.up.weight_OI, w.up.unit, inner[..., D:], with_gelu=True)
-    _count(inner)
+    _count(inner[..., :D], inner[..., D:])
     return Due(x_BSD, gate, (_product(inner, w.down, x_BSD.dtype),), w.down.bias_O)
 
 
@@ -128,7 +129,7 @@ def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...],
     x, x8 = _settle(Due(x, gate, (y,), w.out.bias_O), shift_mlp, scale_mlp)
     inner = x8.new_empty(*x8.shape[:2], len(w.up.weight_OI))
     multiply(x8, w.up.weight_OI, w.up.unit, inner, with_gelu=True)
-    _count(inner)
+    _count(out8, inner)
     return Due(x, gate_mlp, (_product(inner, w.down, x.dtype),), w.down.bias_O)
 
 
@@ -136,36 +137,45 @@ def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...],
 
 
 def watched(forward: Callable) -> Callable:
-    """`forward`; its first call says so if many values are beyond e4m3's largest, 448.
+    """`forward`; its first call says so if values are too large for e4m3 (cut off), or too small.
 
-    Such values are cut off. Nothing else would tell, but for the image.
+    Nothing else would tell, but for the image.
     """
     waiting = True
 
     def run(*args, **kwargs):
-        global _cut
+        global _seen
         nonlocal waiting
         if not waiting:
             return forward(*args, **kwargs)
-        waiting, _cut = False, []
+        waiting, _seen = False, []
         try:
             out = forward(*args, **kwargs)
-            worst = float(torch.stack(_cut).max())
+            _judge(torch.stack(_seen))
         finally:
-            _cut = None
-        if worst > MUCH:
-            log.warning(
-                f"sampling in e4m3 cuts off up to {worst:.2%} of a block's values at 448; without"
-                " the package fa3-fwd no value is cut off, and sampling takes 15 % longer"
-            )
+            _seen = None
         return out
 
     return run
 
 
-def _count(x8: Tensor) -> None:
-    if _cut is not None:
-        _cut.append(((x8.view(torch.uint8) & 127) == 126).float().mean())  # 448, of either sign
+def _judge(seen_T2: Tensor) -> None:
+    cut, size = seen_T2.float().cpu().unbind(1)
+    worst, least = float(cut.max()), float(size[size > 0].min()) if (size > 0).any() else 1.0
+    what = [f"cuts off up to {worst:.2%} of a block's values at 448"] if worst > MUCH else []
+    if least < SMALL:
+        what.append(f"holds values around {least:.1e} with few digits")
+    if what:
+        log.warning(f"sampling in e4m3 {' and '.join(what)}; without the package fa3-fwd rows have"
+                    " their own units, and sampling takes 15 % longer")  # fmt: skip
+
+
+def _count(*parts: Tensor) -> None:
+    if _seen is None:
+        return
+    for x8 in parts:
+        cut = ((x8.view(torch.uint8) & 127) == 126).float().mean()  # 448, of either sign
+        _seen.append(torch.stack([cut, x8.float().square().mean().sqrt()]))
 
 
 # ---- the matrices
