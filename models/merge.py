@@ -15,6 +15,7 @@ from models.kernels import SMALLEST
 from models.lora import LoraLinear, lora_layers
 from models.shard import place
 
+BIAS_ROOM = 200.0  # largest bias by largest weight; models/rounded_kernels.py: with_bias has 256
 # the layers of each kind of block, by the name of the matrix that they become
 STREAMS = {
     "image": {
@@ -109,9 +110,11 @@ def _merge(block: nn.Module, layers: list[str], kind: str) -> tuple[Tensor, Tens
 
 
 def _largest(block: nn.Module, layers: list[str]) -> float:
-    """Of the weights, and more than 0."""
-    weights = [_base(block.get_submodule(n)).weight for n in layers]
-    return max(SMALLEST, *(float(w.abs().max()) for w in weights))
+    """What a unit must have room for: the weights, and with its digits the biases. Not 0."""
+    bases = [_base(block.get_submodule(n)) for n in layers]
+    weights, biases = (max(float(getattr(b, kind).abs().max()) for b in bases)
+                       for kind in ("weight", "bias"))  # fmt: skip
+    return max(SMALLEST, weights, biases / BIAS_ROOM)
 
 
 def _drop_originals(block: nn.Module) -> None:

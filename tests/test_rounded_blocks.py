@@ -127,6 +127,20 @@ def test_a_bias_is_exact_in_the_digits_behind_a_matrix(largest):
     assert (found - bias).abs().max() <= max(2**-16 * bias.abs().max(), 2**-14 * unit)
 
 
+def test_a_bias_far_above_its_weights_is_not_lost():
+    flux, _ = adapted()
+    block = flux.single_transformer_blocks[0]
+    torch.nn.init.normal_(block.proj_mlp.weight, std=1e-6)
+    torch.nn.init.constant_(block.proj_mlp.bias, 3.0)
+    merge.freeze(flux, "cpu", "fp8", adapters=trained_values(flux), one_unit=True)
+    (stream,) = rounded_blocks.take(block)
+    x, out = rounded_kernels.empty_rows(5, 32, "cpu"), torch.empty(5, len(stream.up.weight_OI))
+    x.copy_(torch.cat([torch.zeros(5, 32), torch.tensor([*rounded_kernels.DIGITS, *[0.0] * 12])
+                       .expand(5, -1)], dim=1))  # fmt: skip
+    cublaslt.multiply(x, stream.up.weight_OI, stream.up.unit, out)
+    assert torch.allclose(out, torch.tensor(3.0), rtol=1e-4)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, E4M3])
 @pytest.mark.parametrize("with_gelu", [False, True])
