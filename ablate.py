@@ -22,11 +22,10 @@ from configs.ablation import AblateConfig, cell, command_of, read_json, with_fil
 from utils import config
 from utils.run import entry
 
-DEFAULT_COLUMNS = [
-    "val_loss", "val_material_ce", "val_accuracy", "val_miou", "val_pearson", "val_rank",
-    "val_edge_sharpness", "val_psnr", "val_ssim", "ours/psnr", "ours/ssim", "ours/mae", "ours/rank",
-    "images_per_s",
-]  # fmt: skip
+DEFAULT_COLUMNS = (
+    "val_loss val_material_ce val_accuracy val_miou val_pearson val_rank val_edge_sharpness"
+    " val_psnr val_ssim ours/psnr ours/ssim ours/mae ours/rank images_per_s"
+).split()
 RATES = ("images_per_s", "step_s")  # the median of a run's rows: the first one has the start-up
 STOPPED = "stopped by a signal"  # a script that saved and left before its end, with exit code 0
 
@@ -83,8 +82,10 @@ def plan(cfg: AblateConfig) -> dict[tuple[str, int], list[Step]]:
         made = read_json(step.folder / "ablate.json").get("command", now)
         if made != now:
             changed = [x for x in [*now, *made] if (x in made) != (x in now)]
-            raise ValueError(f"{step.folder} was made with other values ({', '.join(changed)});"
-                             " remove it, or choose another --output_dir")  # fmt: skip
+            raise ValueError(
+                f"{step.folder} was made with other values ({', '.join(changed)});"
+                " remove it, or choose another --output_dir"
+            )
     return runs
 
 
@@ -116,8 +117,12 @@ def run(step: Step, title: str) -> str | None:
     started = time.perf_counter()
     script = Path(__file__).resolve().parent / step.arguments[0]
     with open(log, "ab") as file:
-        code = subprocess.call([sys.executable, str(script), *step.arguments[1:]],
-                               stdin=subprocess.DEVNULL, stdout=file, stderr=file)  # fmt: skip
+        code = subprocess.call(
+            [sys.executable, str(script), *step.arguments[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+        )
     said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
     last = next((line.strip() for line in reversed(said) if line.strip()), "no output")
     seconds = f"{time.perf_counter() - started:.0f} s"
@@ -165,8 +170,9 @@ def write(cfg: AblateConfig, runs: dict[tuple[str, int], list[Step]]) -> None:
             some = [x for x in each if x is not None]
             table[variant]["metrics"][name] = {
                 "mean": statistics.fmean(some) if some else None,
-                "std": statistics.stdev(some) if len(some) > 1 else None, "values": each,
-            }  # fmt: skip
+                "std": statistics.stdev(some) if len(some) > 1 else None,
+                "values": each,
+            }
     # of the runs themselves: the code may have changed since the first of them
     files = [s.folder / "commit.txt" for chain in runs.values() for s in chain]
     commits = ", ".join(sorted({f.read_text().strip() for f in files if f.is_file()})) or "unknown"
@@ -174,8 +180,11 @@ def write(cfg: AblateConfig, runs: dict[tuple[str, int], list[Step]]) -> None:
     for variant, row in table.items():
         cells = [cell(**row["metrics"][name]) for name in columns]
         lines.append(f"| {variant} | {len(row['seeds'])} | {' | '.join(cells)} |")
-    lines += ["", f"Mean ± standard deviation (n - 1) over seeds {', '.join(map(str, cfg.seeds))};"
-              f" commit {commits}."]  # fmt: skip
+    lines += [
+        "",
+        f"Mean ± standard deviation (n - 1) over seeds {', '.join(map(str, cfg.seeds))};"
+        f" commit {commits}.",
+    ]
     if cfg.jobs > 1:
         lines.append(f"{cfg.jobs} runs shared the machine: images_per_s compares nothing else.")
     text, folder = "\n".join(lines) + "\n", Path(cfg.output_dir)

@@ -74,12 +74,18 @@ def main() -> None:
         scores.update(seen.maps, batch)
     rows = [row for share in dist.gather(rows) for row in share]
     facts = {
-        "checkpoint": cfg.checkpoint, "data": cfg.test_data or data.path, "split": cfg.split,
-        "pairs": sum(row["method"] == "grey" for row in rows), "size": list(pairs.size),
-        "seconds": round(time.perf_counter() - started, 1), "device": str(device),
-        "sampling": sampling and asdict(sampling), "commit": code_version()[0],
-        "stage1": scores.result(), "note": note,
-    }  # fmt: skip
+        "checkpoint": cfg.checkpoint,
+        "data": cfg.test_data or data.path,
+        "split": cfg.split,
+        "pairs": sum(row["method"] == "grey" for row in rows),
+        "size": list(pairs.size),
+        "seconds": round(time.perf_counter() - started, 1),
+        "device": str(device),
+        "sampling": sampling and asdict(sampling),
+        "commit": code_version()[0],
+        "stage1": scores.result(),
+        "note": note,
+    }
     if dist.is_main():
         write(Path(cfg.output_dir), rows, facts)
 
@@ -126,34 +132,37 @@ class Stage1Scores:
         self.matrix.update(maps.material.argmax(1), labels.material)
         _, ce, known = material_cross_entropy(maps.material, labels.material)
         pearson = metrics.pearson(maps.intensity.clamp(0, 1), infrared)
-        self.sums += torch.stack([ce.sum(), known.sum(), pearson.sum(),
-                                  torch.tensor(len(ce), device=ce.device)]).double()  # fmt: skip
+        found = ce.sum(), known.sum(), pearson.sum(), ce.new_tensor(len(ce))
+        self.sums += torch.stack(found).double()
 
     def result(self) -> dict[str, float]:
         ce, labelled, pearson, count = dist.sum_over_ranks(self.sums).tolist()
         return {
-            **self.matrix.result(), "material_ce": ce / labelled if labelled else math.nan,
-            "chance_ce": math.log(32), "labelled_pairs": int(labelled),
-            "material_source": self.labels.material_source, "pearson_intensity": pearson / count,
-        }  # fmt: skip
+            **self.matrix.result(),
+            "material_ce": ce / labelled if labelled else math.nan,
+            "chance_ce": math.log(32),
+            "labelled_pairs": int(labelled),
+            "material_source": self.labels.material_source,
+            "pearson_intensity": pearson / count,
+        }
 
 
 def write(folder: Path, rows: list[dict], facts: dict) -> None:
     """Write and print the table."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     names = [name for name in TITLES if name in rows[0]]
-    means = {
-        m: {k: sum(r[k] for r in rows if r["method"] == m) / facts["pairs"] for k in names}
-        for m in methods
-    }
-    lines = [f"| method | {' | '.join(TITLES[name] for name in names)} |",
-             "|---" * (len(names) + 1) + "|"]  # fmt: skip
+    means = {}
+    for m in methods:
+        own = [row for row in rows if row["method"] == m]
+        means[m] = {name: sum(row[name] for row in own) / facts["pairs"] for name in names}
+    lines = [f"| method | {' | '.join(TITLES[name] for name in names)} |"]
+    lines += ["|---" * (len(names) + 1) + "|"]
     for method, values in means.items():
         numbers = (f"{x:.2f}" if name == "psnr" else f"{x:.3f}" for name, x in values.items())
         lines.append(f"| {method} | {' | '.join(numbers)} |")
     stage1, H, W = facts["stage1"], *facts["size"]
-    lines += ["", f"{facts['pairs']} pairs of `{facts['data']}` ({facts['split']}), {H} x {W},"
-              f" {facts['seconds']} s on {facts['device']}; checkpoint `{facts['checkpoint']}`"]
+    lines += ["", f"{facts['pairs']} pairs of `{facts['data']}` ({facts['split']}), {H} x {W},"]
+    lines[-1] += f" {facts['seconds']} s on {facts['device']}; checkpoint `{facts['checkpoint']}`"
     if facts["sampling"]:
         lines.append("; ".join(f"{k} {v}" for k, v in facts["sampling"].items()))
     lines += [facts["note"]] if facts["note"] else []
@@ -181,9 +190,9 @@ def materials_sentence(stage1: dict) -> str:
     """What the material head is worth, in words."""
     if not stage1["labelled_pairs"]:
         return "materials: not scored, no pair has labels"
-    return (f"materials ({stage1['material_source']} labels): cross-entropy"
-            f" {stage1['material_ce']:.3f} (chance ln 32 = {stage1['chance_ce']:.3f}), accuracy"
-            f" {stage1['accuracy']:.3f}, mIoU {stage1['miou']:.3f}")  # fmt: skip
+    text = f"materials ({stage1['material_source']} labels): cross-entropy"
+    text += f" {stage1['material_ce']:.3f} (chance ln 32 = {stage1['chance_ce']:.3f}), accuracy"
+    return f"{text} {stage1['accuracy']:.3f}, mIoU {stage1['miou']:.3f}"
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from utils.progress import HOW_IT_RUNS
 from utils.run import entry
 
 
-def refuse_what_is_fixed(cfg: FinetuneConfig, given: dict, trained: TrainConfig,
-                         free: tuple[str, ...]) -> None:  # fmt: skip
+def refuse_what_is_fixed(
+    cfg: FinetuneConfig, given: dict, trained: TrainConfig, free: tuple[str, ...]
+) -> None:
     """Raises: ValueError: a value that the checkpoint decides was `given` as another one."""
 
     def compare(given: dict, asked, found, path: str) -> None:
@@ -27,14 +28,18 @@ def refuse_what_is_fixed(cfg: FinetuneConfig, given: dict, trained: TrainConfig,
             if isinstance(value, dict) and is_dataclass(pair[0]):
                 compare(value, *pair, key)
             elif key.removeprefix("model.") not in free and pair[0] != pair[1]:
-                raise ValueError(f"{key} is {pair[1]} in {cfg.checkpoint}, which decides it here;"
-                                 f" leave it out (it is {pair[0]})")  # fmt: skip
+                raise ValueError(
+                    f"{key} is {pair[1]} in {cfg.checkpoint}, which decides it here;"
+                    f" leave it out (it is {pair[0]})"
+                )
 
     compare(given.get("model") or {}, cfg.model, trained.model, "model")
     drawn = trained.model.preset and not trained.model.train_base
     if drawn and cfg.training.seed != trained.training.seed:
-        raise ValueError(f"{cfg.checkpoint} has a random frozen FLUX, drawn from its seed; set"
-                         f" training.seed={trained.training.seed} (it is {cfg.training.seed})")
+        raise ValueError(
+            f"{cfg.checkpoint} has a random frozen FLUX, drawn from its seed; set"
+            f" training.seed={trained.training.seed} (it is {cfg.training.seed})"
+        )
 
 
 def main() -> None:

@@ -40,18 +40,22 @@ def main() -> None:
     translator.eval()
     sampling = restore.sampling_of(trained.sampling, cfg)
     if cfg.counts and not trained.window:
-        raise ValueError("--counts needs the window of the training data, and this run has none"
-                         " (data.window=per_image)")  # fmt: skip
+        raise ValueError(
+            "--counts needs the window of the training data, and this run has none"
+            " (data.window=per_image)"
+        )
     window = make_window(*trained.window) if cfg.counts else make_window(0, 255)
     if window.low < 0 or window.high > 65535 or window.high - window.low < FEW:
-        raise ValueError("--counts writes whole numbers from 0 to 65535, too few or too coarse for"
-                         f" the training data's window {window.low:g} to {window.high:g}")
+        raise ValueError(
+            "--counts writes whole numbers from 0 to 65535, too few or too coarse for"
+            f" the training data's window {window.low:g} to {window.high:g}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
 
     faults: list[str] = []
-    draws = share(len(paths), 1 if cfg.keep_aspect else cfg.batch_size)
+    batches = share(len(paths), 1 if cfg.keep_aspect else cfg.batch_size)
     progress = tqdm(total=len(paths), desc="generate", unit="image", disable=not dist.is_main())
-    for batch in draws:
+    for batch in batches:
         photographs = [(paths[i % len(paths)], *read(paths[i % len(paths)])) for i in batch]
         size = trained.data.height_width()
         if cfg.keep_aspect:
@@ -66,8 +70,9 @@ def main() -> None:
             if fault:
                 faults.append(fault)
                 continue
-            infrared = F.interpolate(infrared[None], photograph.shape[:2], mode="bicubic",
-                                     antialias=True).clamp(0, 1)  # fmt: skip
+            infrared = F.interpolate(
+                infrared[None], photograph.shape[:2], mode="bicubic", antialias=True
+            ).clamp(0, 1)
             values = window.restore(infrared[0, 0].cpu().numpy())
             image = np.rint(values).astype(np.uint16 if cfg.counts else np.uint8)
             (folder / f"{path.stem}.png").write_bytes(encode_png(image))
@@ -106,8 +111,11 @@ def find_photographs(where: str) -> list[Path]:
     path = Path(where)
     if not where or not path.exists():
         raise ValueError(f"--image_path {where!r}: no such file or folder")
-    paths = [path] if path.is_file() else sorted(
-        p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)  # fmt: skip
+    paths = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+    )
     if not paths:
         raise ValueError(f"--image_path {where}: no image files in this folder")
     seen: dict[str, Path] = {}

@@ -37,10 +37,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--table", default="", help=f"what class ids mean: {', '.join(TABLES)} (default: palette)")
     add("--splits", type=Path, help="JSON {train: [names], val: .., test: ..} or {source: {..}}")
     add("--sequences", default="auto", help="auto, off, or a pattern: group 1 is the sequence")
-    add("--suffixes", default=",,", metavar="VISIBLE,INFRARED,SEMANTIC",
-        help="endings of the names that differ between the folders: --suffixes=_rgb,_ir,")
-    add("--window", nargs="+", default=["auto"], metavar="LOW HIGH",
-        help="values that become 0 and 1; auto: 0 255 for 8 bit, else from the train split")
+    text = "endings of the names that differ between the folders: --suffixes=_rgb,_ir,"
+    add("--suffixes", default=",,", metavar="VISIBLE,INFRARED,SEMANTIC", help=text)
+    text = "values that become 0 and 1; auto: 0 255 for 8 bit, else from the train split"
+    add("--window", nargs="+", default=["auto"], metavar="LOW HIGH", help=text)
     add("--unit", default="counts", help="unit of count * scale + offset, such as kelvin")
     add("--scale", type=float, default=1.0, help="unit per count")
     add("--offset", type=float, default=0.0, help="unit at count 0")
@@ -124,8 +124,10 @@ def choose_splits(args, given, items, found) -> tuple[list[str], int]:
         splits, notes = given
         folders.check_contents(items, splits, hashes)
         torn = [(i, j) for i, j in links if splits[i] != splits[j]]
-        notes += [f"near-duplicates {items[i].name} ({splits[i]}), {items[j].name} ({splits[j]})"
-                  for i, j in torn[:3]]
+        notes += [
+            f"near-duplicates {items[i].name} ({splits[i]}), {items[j].name} ({splits[j]})"
+            for i, j in torn[:3]
+        ]
         for note in notes:
             print(f"note: {note}")
         return splits, len(torn)
@@ -150,11 +152,11 @@ def prepare_folders(args: argparse.Namespace) -> dict:
     window = inspection.find_window(found, splits, window, args.unit, args.scale, args.offset)
     alone = inspection.sets_window_alone(found, splits)
     if alone is not None and args.window == ["auto"]:
-        print(f"note: {items[alone].where()} alone makes the window more than twice as wide; are"
-              " its values right? --window LOW HIGH decides")
-    scaled = (args.scale, args.offset) != (1.0, 0.0)
-    radiometry = {"ir_unit": args.unit, "ir_scale": args.scale if scaled else None,
-                  "ir_offset": args.offset if scaled else None}
+        text = "alone makes the window more than twice as wide; are its values right?"
+        print(f"note: {items[alone].where()} {text} --window LOW HIGH decides")
+    radiometry = {"ir_unit": args.unit, "ir_scale": None, "ir_offset": None}
+    if (args.scale, args.offset) != (1.0, 0.0):
+        radiometry |= {"ir_scale": args.scale, "ir_offset": args.offset}
     manifest = {
         "window": window._asdict(),
         "table": args.table or None,

@@ -31,8 +31,8 @@ NEAR_CHANCE = 0.9  # a cross-entropy above this share of ln(materials) has learn
 
 # what is measured of the intensity and of the fused image, both against the infrared; rank and
 # edge_sharpness also compare runs whose intensity has another scale
-HEAT = {"pearson": metrics.pearson, "rank": metrics.rank_correlation,
-        "edge_sharpness": metrics.edge_sharpness}  # fmt: skip
+HEAT = {"pearson": metrics.pearson, "rank": metrics.rank_correlation}
+HEAT["edge_sharpness"] = metrics.edge_sharpness
 FUSED = {"psnr": metrics.psnr, "ssim": metrics.ssim, "fused_edge_sharpness": metrics.edge_sharpness}
 
 
@@ -128,8 +128,10 @@ def validate(cfg: PretrainConfig, model: Stage1, objective, batches, device) -> 
                 sums[name] = before[0] + value.mean().item() * count, before[1] + count
     shares = dist.gather(sums)
     names = dict.fromkeys(name for share in shares for name in share)
-    means = {n: sum(x.get(n, (0, 0))[0] for x in shares) / sum(x.get(n, (0, 0))[1] for x in shares)
-             for n in names}  # fmt: skip
+    means = {
+        n: sum(x.get(n, (0, 0))[0] for x in shares) / sum(x.get(n, (0, 0))[1] for x in shares)
+        for n in names
+    }
     frequency = dist.sum_over_ranks(confusion.counts).sum(1).double()
     means |= {**confusion.result(), "commonest": (frequency.max() / frequency.sum()).item()}
     return {f"val_{name}": value for name, value in means.items()}
@@ -156,10 +158,15 @@ def draw_scenes(cfg: PretrainConfig, model: Stage1, pairs, run: Run, device) -> 
     colors, names = np.asarray(material_colors()), [m.name for m in MATERIALS]
     trained = cfg.data.labels.material_source != "none"  # else the map means nothing
     cells = scene_cells(
-        colors, visible=visible, intensity=intensity, context=context, fused=fused,
-        material=material if trained else None, infrared=infrared,
+        colors,
+        visible=visible,
+        intensity=intensity,
+        context=context,
+        fused=fused,
+        material=material if trained else None,
+        infrared=infrared,
         material_label=labels.material if trained else None,
-    )  # fmt: skip
+    )
     ids = [x.cpu().numpy() for x in (material.argmax(dim=1), labels.material)] if trained else []
     picture = scene_figure(cells, batch["name"], names, colors, ids)
     panels.save_png(run.dir / "scenes.png", picture)
@@ -173,12 +180,12 @@ def verdict(cfg: PretrainConfig, values: dict[str, float]) -> list[str]:
     if "val_psnr" in values:
         heat += f", fused infrared {values['val_psnr']:.2f} dB, SSIM {values['val_ssim']:.3f}"
     if not values["val_labelled"]:
-        return [f"materials: no validation scene has labels (data.labels.material_source={source}),"
-                " so the material map means nothing", f"heat: {heat}"]  # fmt: skip
-    ce = values["val_material_ce"]
-    text = (f"materials: cross-entropy {ce:.3f} (chance {chance:.3f}), accuracy "
-            f"{values['val_accuracy']:.3f} (commonest material everywhere: "
-            f"{values['val_commonest']:.3f}), mIoU {values['val_miou']:.3f}")  # fmt: skip
+        text = f"no validation scene has labels (data.labels.material_source={source}),"
+        return [f"materials: {text} so the material map means nothing", f"heat: {heat}"]
+    ce, common = values["val_material_ce"], values["val_commonest"]
+    text = f"materials: cross-entropy {ce:.3f} (chance {chance:.3f}), accuracy "
+    text += f"{values['val_accuracy']:.3f} (commonest material everywhere: {common:.3f}),"
+    text += f" mIoU {values['val_miou']:.3f}"
     if source == "quantized":
         text += "; these are grey levels of the photograph, not materials"
     if values["val_labelled"] < 1:

@@ -53,8 +53,9 @@ def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
     training = cfg.training
 
     def batches(first: int):
-        return stream(train_set, training.batch_size, training.seed, *ranks, first,
-                      cfg.data.num_workers)  # fmt: skip
+        return stream(
+            train_set, training.batch_size, training.seed, *ranks, first, cfg.data.num_workers
+        )
 
     # objective
     if not cfg.model.train_base:
@@ -115,11 +116,15 @@ def make_loss(cfg: TrainConfig, predict):
     """The loss of a step: the velocity error, and in stage 3 stage 1's loss on the maps."""
     training, weight = cfg.training, cfg.training.lambda_decomposition_consistency
     if weight and cfg.model.freeze_decomposition:
-        raise ValueError("training.lambda_decomposition_consistency > 0 has no effect on a frozen"
-                         " decomposition; use finetune.py or --no_freeze_decomposition")
+        raise ValueError(
+            "training.lambda_decomposition_consistency > 0 has no effect on a frozen"
+            " decomposition; use finetune.py or --no_freeze_decomposition"
+        )
     if cfg.loss.balance:
-        raise ValueError("loss.balance needs the frequency of each material, which only pretrain.py"
-                         " counts; leave it 0 here")  # fmt: skip
+        raise ValueError(
+            "loss.balance needs the frequency of each material, which only pretrain.py"
+            " counts; leave it 0 here"
+        )
     group = training.batch_size * training.gradient_accumulation_steps * dist.world_size()
     stage1_loss = MultiTaskPretrainLoss(cfg.loss)
 
@@ -159,9 +164,15 @@ def draw_scenes(cfg: TrainConfig, model: Translator, pairs: Pairs, device) -> di
     colors, names = material_colors(), [m.name for m in MATERIALS]
     trained = cfg.data.labels.material_source != "none"  # else the map means nothing
     cells = scene_cells(
-        colors, visible=visible, intensity=intensity, material=material if trained else None,
-        context=context, fused=fused, generated=generated, infrared=infrared,
-    )  # fmt: skip
+        colors,
+        visible=visible,
+        intensity=intensity,
+        material=material if trained else None,
+        context=context,
+        fused=fused,
+        generated=generated,
+        infrared=infrared,
+    )
     ids = list(material.argmax(1).cpu().numpy()) if trained else []
     return {
         "scenes": scene_figure(cells, batch["name"], names, colors, ids),

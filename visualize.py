@@ -72,11 +72,16 @@ def draw_scenes(cfg: HeldOutConfig, opened: restore.Opened, folder: Path, device
             continue
         trained = pairs.cfg.labels.material_source != NONE  # else the map means nothing
         cells = scene_cells(
-            colors, visible=visible, intensity=intensity,
+            colors,
+            visible=visible,
+            intensity=intensity,
             material_label=labels.material if trained else None,
             material=material if trained else None,
-            context=context, fused=fused, generated=ours, infrared=infrared,
-        )  # fmt: skip
+            context=context,
+            fused=fused,
+            generated=ours,
+            infrared=infrared,
+        )
         maps = material.argmax(1).cpu().numpy()
         for cell, name, source, draw, seen in zip(
             cells, batch["name"], batch["source"], batch["draw"], maps
@@ -118,8 +123,10 @@ def count_materials(
 def draw_confusion(counts: Tensor, scores: dict[str, float], path: Path) -> None:
     if not counts.any():
         return print(f"no {path.name}: no pixel of these scenes has a material label")
-    title = (f"materials, percent of each row: accuracy {scores['accuracy']:.3f}, "
-             f"mIoU {scores['miou']:.3f}")  # fmt: skip
+    title = (
+        f"materials, percent of each row: accuracy {scores['accuracy']:.3f}, "
+        f"mIoU {scores['miou']:.3f}"
+    )
     figure = plots.confusion_figure(counts.numpy(), NAMES, title)
     panels.save_png(path, panels.pixels_of(figure))
 

@@ -37,8 +37,10 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     print("\n".join(f"| {part} | {a:.4f} | {b:.4f} |" for part, (a, b) in found.items()))
     wrong = [part for part, (a, b) in found.items() if not b < TIMES * a + APART]
     if wrong:
-        raise SystemExit(f"compiled, the gradient of {', '.join(wrong)} is another one: train with"
-                         f" compile=false on this machine (torch {torch.__version__})")  # fmt: skip
+        raise SystemExit(
+            f"compiled, the gradient of {', '.join(wrong)} is another one: train with"
+            f" compile=false on this machine (torch {torch.__version__})"
+        )
     return found
 
 

@@ -26,14 +26,18 @@ INJECT = {0: ["intensity"], 1: ["intensity", "material", "context"]}
 
 def learning_gap(steps: int, device: str, preset: str = "small") -> dict[str, float]:
     """Mean losses over the last quarter of `steps`, and the fast ways' relative differences."""
-    cfg = TranslatorConfig(preset=preset, text_tokens=16, train_base=True, inject=INJECT,
-                           lora_config=LoraConfig(r=16))  # fmt: skip
+    cfg = TranslatorConfig(
+        preset=preset, text_tokens=16, train_base=True, inject=INJECT, lora_config=LoraConfig(r=16)
+    )
     torch.manual_seed(0)
     stage1 = Stage1(DecompositionConfig(backbone="resnet18"))
     whole = build_translator(cfg, deepcopy(stage1), device=device)
     base_losses = train(whole, steps, device, lr=1e-3, task=0)
-    result = dict(steps=steps, base_first=base_losses[:5].mean().item(),
-                  base_last=base_losses[-len(base_losses) // LAST :].mean().item())  # fmt: skip
+    result = dict(
+        steps=steps,
+        base_first=base_losses[:5].mean().item(),
+        base_last=base_losses[-len(base_losses) // LAST :].mean().item(),
+    )
     for way in ("bf16", "fp8", "fused"):
         if way == "fused" and not products.choose(torch.device(device)):
             continue

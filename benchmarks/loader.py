@@ -50,8 +50,11 @@ class Row:
 
 def main(argv: list[str] | None = None) -> list[Row]:
     args = parse(argv)
-    print(f"{os.cpu_count()} CPU cores, torch {torch.__version__}, {args.size} px, batch"
-          f" {args.batch}, step {args.step_seconds} s", flush=True)  # fmt: skip
+    print(
+        f"{os.cpu_count()} CPU cores, torch {torch.__version__}, {args.size} px, batch"
+        f" {args.batch}, step {args.step_seconds} s",
+        flush=True,
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = args.data_path or render(Path(folder) / "scenes", args.scenes, args.size)
@@ -82,8 +85,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2, 4])
     parser.add_argument("--batches", type=int, default=64, help="timed, of each kind")
-    parser.add_argument("--step_seconds", type=float, default=0.46,
-                        help="of a training step; default: 12 B, fp8, batch 4")  # fmt: skip
+    parser.add_argument(
+        "--step_seconds",
+        type=float,
+        default=0.46,
+        help="of a training step; default: 12 B, fp8, batch 4",
+    )
     parser.add_argument("--out", help="JSON file to write")
     return parser.parse_args(argv)
 
@@ -91,8 +98,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def render(folder: Path, scenes: int, size: int) -> str:
     """Parquet as prepare.py writes it: `scenes` to train with, one of each other split."""
     splits = ["train"] * scenes + ["val", "test"]
-    rows = (writing.synthetic_row((0, i, (size, size), split, f"scene_{i}"))
-            for i, split in enumerate(splits))  # fmt: skip
+    rows = (
+        writing.synthetic_row((0, i, (size, size), split, f"scene_{i}"))
+        for i, split in enumerate(splits)
+    )
     window = dict(low=0.0, high=float(writing.SYNTHETIC_COUNTS), unit="counts")
     writing.write(folder, rows, {"window": window, "table": "synthetic"})
     return str(folder)

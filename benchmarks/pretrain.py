@@ -84,8 +84,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backbone", default="resnet50", choices=["resnet18", "resnet50"])
     parser.add_argument("--size", type=int, default=512, help="pixels of a side")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--ways", nargs="+", default=list(OURS), choices=list(OURS),
-                        help="beside the peers")  # fmt: skip
+    parser.add_argument(
+        "--ways", nargs="+", default=list(OURS), choices=list(OURS), help="beside the peers"
+    )
     parser.add_argument("--steps", type=int, default=60, help="of each way; two thirds are timed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", help="JSON file to write")
@@ -101,8 +102,7 @@ def scenes(args: argparse.Namespace, device: torch.device) -> list[dict]:
     return [to_device(collate(found[i : i + args.batch]), device) for i in (0, args.batch)]
 
 
-def timed(way: str, args, device, batches: list[dict], loop, decoder: str = "skips",
-          **how) -> Row:  # fmt: skip
+def timed(way: str, args, device, batches: list[dict], loop, decoder: str = "skips", **how) -> Row:
     """Seconds a step and the last losses of `loop`, which returns both."""
     torch.manual_seed(0)
     if device.type == "cuda":
@@ -135,8 +135,12 @@ def plain_double(x, other):
     return torch.cat([interpolate(x), other], dim=1)
 
 
-@mock.patch.multiple(decomposition, run_heads=heads_apart, double_beside=plain_double,
-                     strided_over_cells=lambda conv, image: conv(image))  # fmt: skip
+@mock.patch.multiple(
+    decomposition,
+    run_heads=heads_apart,
+    double_beside=plain_double,
+    strided_over_cells=lambda conv, image: conv(image),
+)
 @mock.patch.object(CellKernels, "convolve", lambda cells, conv, image: conv(image))
 @mock.patch.object(fusion, "_by_pixel", lambda layers, x: layers(x).float())
 def peer_loop(model: Stage1, batches: list[dict], steps: int) -> tuple[float, float]:
@@ -166,13 +170,24 @@ def labels_by_sample(batch: dict, cfg: PretrainConfig) -> PseudoLabels:
     return PseudoLabels(*(torch.cat(parts) for parts in zip(*found)))
 
 
-def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: str, compile: bool,
-             replayed: bool = False) -> tuple[float, float]:  # fmt: skip
+def our_loop(
+    model: Stage1,
+    batches: list[dict],
+    steps: int,
+    mixed_precision: str,
+    compile: bool,
+    replayed: bool = False,
+) -> tuple[float, float]:
     first = steps // WARM_SHARE
     training = TrainingConfig(
-        batch_size=len(batches[0]["visible"]), steps=steps, mixed_precision=mixed_precision,
-        schedule="constant", log_every=first, eval_every=0, save_every=0,
-    )  # fmt: skip
+        batch_size=len(batches[0]["visible"]),
+        steps=steps,
+        mixed_precision=mixed_precision,
+        schedule="constant",
+        log_every=first,
+        eval_every=0,
+        save_every=0,
+    )
     if compile:
         model.to(memory_format=torch.channels_last)
     objective = MultiTaskPretrainLoss(PretrainConfig().loss)
@@ -186,10 +201,15 @@ def our_loop(model: Stage1, batches: list[dict], steps: int, mixed_precision: st
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| way | batch | s/step | images/s | times peer | peak GiB | loss |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
-    lines += [f"| {r.way} | {r.batch} | {r.seconds:.4f} | {r.images_s:.1f} | {r.times_peer:.2f} |"
-              f" {r.peak_gib:.1f} | {r.loss:.4f} |" for r in rows]  # fmt: skip
+    lines = [
+        "| way | batch | s/step | images/s | times peer | peak GiB | loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.way} | {r.batch} | {r.seconds:.4f} | {r.images_s:.1f} | {r.times_peer:.2f} |"
+        f" {r.peak_gib:.1f} | {r.loss:.4f} |"
+        for r in rows
+    ]
     return "\n".join(lines)
 
 

@@ -106,13 +106,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="full-random", choices=list(fluxes.PRESETS))
     parser.add_argument("--size", type=int, default=512, help="pixels of a panel's side")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--ways", nargs="+", default=["peer", *WAYS],
-                        choices=["peer", *WAYS])  # fmt: skip
+    parser.add_argument("--ways", nargs="+", default=["peer", *WAYS], choices=["peer", *WAYS])
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--text", nargs="+", type=int, default=[512, 64], help="prompt tokens")
     parser.add_argument("--steps", type=int, default=8, help="timed steps, after warming up")
-    parser.add_argument("--sample", nargs="*", default=[], choices=list(WAYS),
-                        help="ways whose sampler is timed too, batch 4")  # fmt: skip
+    parser.add_argument(
+        "--sample",
+        nargs="*",
+        default=[],
+        choices=list(WAYS),
+        help="ways whose sampler is timed too, batch 4",
+    )
     parser.add_argument("--learn", type=int, default=0, help="only compare losses, n steps")
     parser.add_argument("--out", help="JSON file to write")
     return parser.parse_args(argv)
@@ -123,10 +127,14 @@ def peer_rows(args, way: str, device: torch.device, gemm: float):
     from peft import LoraConfig as PeftConfig
 
     flux = fluxes.random_flux(args.preset, torch.bfloat16, device).requires_grad_(False)
-    flux.add_adapter(PeftConfig(
-        r=16, lora_alpha=32, target_modules=LoraConfig().target_modules,
-        init_lora_weights="gaussian",
-    ))  # fmt: skip
+    flux.add_adapter(
+        PeftConfig(
+            r=16,
+            lora_alpha=32,
+            target_modules=LoraConfig().target_modules,
+            init_lora_weights="gaussian",
+        )
+    )
     flux.enable_gradient_checkpointing()
     optimizer = make_optimizer(flux)
     flops = step_flops(flux, args.size, args.text[0])
@@ -158,9 +166,12 @@ def peer_batch(flux, batch: int, size: int, text: int, device) -> tuple[dict, to
         hidden_states=normal(batch, tokens, cfg.in_channels),
         encoder_hidden_states=normal(batch, text, cfg.joint_attention_dim),
         pooled_projections=normal(batch, cfg.pooled_projection_dim),
-        timestep=torch.rand(batch, device=device), guidance=torch.ones(batch, device=device),
-        img_ids=ids, txt_ids=torch.zeros(text, 3, device=device), return_dict=False,
-    )  # fmt: skip
+        timestep=torch.rand(batch, device=device),
+        guidance=torch.ones(batch, device=device),
+        img_ids=ids,
+        txt_ids=torch.zeros(text, 3, device=device),
+        return_dict=False,
+    )
     return inputs, normal(batch, tokens, cfg.out_channels)
 
 
@@ -224,15 +235,33 @@ def sampling_row(translator, way, text, size, gemm, device, batch: int = 4) -> R
     steps = SAMPLING_STEPS if device.type == "cuda" else 2
     sample(translator, visible, noise, SamplingConfig(steps=2))  # compile
     flops = steps * step_flops(translator.flux, size, text, forward=True)
-    row = measure(lambda: sample(translator, visible, noise, SamplingConfig(steps=steps)),
-                  f"{way} sample", batch, text, flops, gemm, 1, device, warm=0)  # fmt: skip
+    row = measure(
+        lambda: sample(translator, visible, noise, SamplingConfig(steps=steps)),
+        f"{way} sample",
+        batch,
+        text,
+        flops,
+        gemm,
+        1,
+        device,
+        warm=0,
+    )
     row.seconds /= batch
     translator.train()
     return row
 
 
-def measure(step: Callable, way: str, batch: int, text: int, flops: float, gemm: float,
-            steps: int, device: torch.device, warm: int = WARM_STEPS) -> Row:  # fmt: skip
+def measure(
+    step: Callable,
+    way: str,
+    batch: int,
+    text: int,
+    flops: float,
+    gemm: float,
+    steps: int,
+    device: torch.device,
+    warm: int = WARM_STEPS,
+) -> Row:
     """Median of `steps` steps; nothing waits for the device in between, as in training."""
     for _ in range(warm):
         step()
@@ -246,8 +275,17 @@ def measure(step: Callable, way: str, batch: int, text: int, flops: float, gemm:
     seconds = statistics.median(elapsed(a, b) for a, b in pairwise(ticks))
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     tflops = batch * flops / seconds / 1e12
-    return Row(way, batch, text, seconds, batch / seconds, tflops, tflops / gemm, peak,
-               *kernels_that_ran(step, device))  # fmt: skip
+    return Row(
+        way,
+        batch,
+        text,
+        seconds,
+        batch / seconds,
+        tflops,
+        tflops / gemm,
+        peak,
+        *kernels_that_ran(step, device),
+    )
 
 
 def kernels_that_ran(step: Callable, device: torch.device) -> tuple[str, str]:
@@ -258,8 +296,12 @@ def kernels_that_ran(step: Callable, device: torch.device) -> tuple[str, str]:
         step()
         synchronize(device)
     names = {event.key.lower() for event in profile.key_averages()}
-    families = {"fa3 e4m3": ("flashattnfwdsm90",), "cudnn": ("cudnn", "sdpa"),
-                "flash": ("flash_fwd",), "efficient": ("fmha_cutlass",)}  # fmt: skip
+    families = {
+        "fa3 e4m3": ("flashattnfwdsm90",),
+        "cudnn": ("cudnn", "sdpa"),
+        "flash": ("flash_fwd",),
+        "efficient": ("fmha_cutlass",),
+    }
     products = {"quack": ("quack",), "cublaslt": ("nvjet", "_qq", "_gelu")}
 
     def found(families: dict[str, tuple[str, ...]]) -> str:
@@ -322,8 +364,11 @@ def release(device: torch.device) -> None:
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    lines = ["| way | batch | text | s | img/s | model TFLOP/s | MFU | peak GiB | attention |"
-             " products |", "|---" * 10 + "|"]  # fmt: skip
+    lines = [
+        "| way | batch | text | s | img/s | model TFLOP/s | MFU | peak GiB | attention |"
+        " products |",
+        "|---" * 10 + "|",
+    ]
     lines += [
         f"| {r.way} | {r.batch} | {r.text} | {r.seconds:.4f} | {r.images_s:.2f} | {r.tflops:.0f} |"
         f" {100 * r.mfu:.0f} % | {r.peak_gib:.1f} | {r.attention} | {r.products} |"

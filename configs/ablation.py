@@ -66,13 +66,16 @@ class AblateConfig:
                 raise ValueError(f"{name!r} becomes a folder: letters, digits, . _ - only")
         for name, stage in self.stages.items():
             if stage.script not in SCRIPTS:
-                raise ValueError(f"stages.{name}.script is {stage.script!r}, must be one of"
-                                 f" {', '.join(SCRIPTS)}")  # fmt: skip
+                raise ValueError(
+                    f"stages.{name}.script is {stage.script!r}, must be one of {', '.join(SCRIPTS)}"
+                )
         for name, changes in self.variants.items():
             stages = changes if isinstance(changes, dict) else {}
             if unknown := [stage for stage in stages if stage not in self.stages]:
-                raise ValueError(f"variants.{name} changes the stage {unknown[0]!r}; there are"
-                                 f" {', '.join(self.stages)}")  # fmt: skip
+                raise ValueError(
+                    f"variants.{name} changes the stage {unknown[0]!r}; there are"
+                    f" {', '.join(self.stages)}"
+                )
 
 
 def command_of(
@@ -110,8 +113,10 @@ def command_of(
     if trains and loaded.training.seed != seed:
         raise ValueError(f"variant {variant}, stage {stage} sets training.seed, which `seeds` does")
     if trains and any(x.startswith(("run.output_dir=", "--output_dir")) for x in arguments):
-        raise ValueError(f"variant {variant}, stage {stage} sets the folder, which --output_dir of"
-                         " ablate.py does")  # fmt: skip
+        raise ValueError(
+            f"variant {variant}, stage {stage} sets the folder, which --output_dir of"
+            " ablate.py does"
+        )
     return [chosen.script, *arguments]
 
 

@@ -29,14 +29,16 @@ def attach_latents(cfg: TrainConfig, model: Translator, sets: tuple[Pairs, ...],
     codec = model.codec.identity()
     keys = [_keys(pairs, codec, cfg.data.num_workers) for pairs in sets]
     found = latents.find(folder)
-    missing = {key: (s, i) for s, own in enumerate(keys) for i, key in enumerate(own)
-               if key not in found}  # fmt: skip
+    missing = {
+        key: (s, i) for s, own in enumerate(keys) for i, key in enumerate(own) if key not in found
+    }
     latents.check_room(folder, len(missing), tokens_shape(*sets[0].size))
     dist.barrier()  # nobody writes before everybody has looked
     if missing:
         dist.print0(f"data.latents: encoding {len(missing)} pairs into {folder}")
-        shards = [list(missing)[i : i + latents.SHARD]
-                  for i in range(0, len(missing), latents.SHARD)]  # fmt: skip
+        shards = [
+            list(missing)[i : i + latents.SHARD] for i in range(0, len(missing), latents.SHARD)
+        ]
         _build(shards[rank::world], missing, model, sets, folder, device, cfg.data.num_workers)
     dist.barrier()
     for pairs, own in zip(sets, keys):

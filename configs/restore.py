@@ -81,11 +81,15 @@ def new_translator(cfg: TrainConfig, device: torch.device) -> Translator:
     decided = {"physics": pretrained.physics, "decomposition": stage1.decomposition.cfg}
     for name, value in decided.items():
         if getattr(cfg.model, name) not in (value, getattr(TranslatorConfig(), name)):
-            raise ValueError(f"model.{name} is decided by model.decomposition_checkpoint"
-                             f" {cfg.model.decomposition_checkpoint}; leave it out")  # fmt: skip
+            raise ValueError(
+                f"model.{name} is decided by model.decomposition_checkpoint"
+                f" {cfg.model.decomposition_checkpoint}; leave it out"
+            )
     if cfg.model.preset in ("demo", "small") and not cfg.model.train_base:
-        dist.print0(f"note: model.preset={cfg.model.preset} is random and its last layer zero: with"
-                    " model.train_base=false nothing is learnt")
+        dist.print0(
+            f"note: model.preset={cfg.model.preset} is random and its last layer zero: with"
+            " model.train_base=false nothing is learnt"
+        )
     cfg.model.decomposition = stage1.decomposition.cfg
     cfg.model.physics = pretrained.physics
     return build_translator(cfg.model, stage1, device=device)

@@ -19,9 +19,20 @@ MOST_MEAN = 20  # of flow.mean: beyond it the sigmoid is 0 or 1 in fp32
 
 # What an evaluation gives, so that a misspelt training.best_metric is said before the first step.
 # Add what you add to an eval_fn.
-OF_MAPS = ["val_loss", "val_intensity", "val_material", "val_context", "val_consistency",
-           "val_separation", "val_material_ce", "val_accuracy", "val_miou", "val_pearson",
-           "val_rank", "val_edge_sharpness"]  # fmt: skip
+OF_MAPS = [
+    "val_loss",
+    "val_intensity",
+    "val_material",
+    "val_context",
+    "val_consistency",
+    "val_separation",
+    "val_material_ce",
+    "val_accuracy",
+    "val_miou",
+    "val_pearson",
+    "val_rank",
+    "val_edge_sharpness",
+]
 OF_FUSED = ["val_physics", "val_reconstruction", "val_psnr", "val_ssim", "val_fused_edge_sharpness"]
 OF_VELOCITY = ["val_loss", *(f"val_loss_t{i}" for i in range(TIME_BINS))]
 OF_SAMPLES = ["val_psnr", "val_ssim"]
@@ -44,17 +55,33 @@ FLAGS = {
 USE_FLAGS = {
     name: name
     for name in (
-        "checkpoint", "output_dir", "device", "batch_size", "steps", "guidance_scale", "shift",
-        "samples", "seed", "test_data", "split", "limit", "num_workers", "image_path",
-        "keep_aspect", "counts", "lpips",
+        "checkpoint",
+        "output_dir",
+        "device",
+        "batch_size",
+        "steps",
+        "guidance_scale",
+        "shift",
+        "samples",
+        "seed",
+        "test_data",
+        "split",
+        "limit",
+        "num_workers",
+        "image_path",
+        "keep_aspect",
+        "counts",
+        "lpips",
     )
-}  # fmt: skip
+}
 
 
 def _check_best(training: TrainingConfig, given: list[str]) -> None:
     if training.best_metric.removeprefix("-") not in given:
-        raise ValueError(f"training.best_metric is {training.best_metric}; this run's evaluations"
-                         f" give {', '.join(given)}")  # fmt: skip
+        raise ValueError(
+            f"training.best_metric is {training.best_metric}; this run's evaluations"
+            f" give {', '.join(given)}"
+        )
 
 
 @dataclass(kw_only=True)
@@ -72,12 +99,16 @@ class PretrainConfig:
 
     def __post_init__(self):
         if self.data.latents is not None:
-            raise ValueError("data.latents is for train.py and finetune.py: stage 1 encodes nothing"
-                             f"; leave it null here (it is {self.data.latents})")  # fmt: skip
+            raise ValueError(
+                "data.latents is for train.py and finetune.py: stage 1 encodes nothing"
+                f"; leave it null here (it is {self.data.latents})"
+            )
         labelled = NUM_MATERIALS, len(CONTEXT_CHANNELS)
         if (found := (self.model.num_materials, self.model.num_context_channels)) != labelled:
-            raise ValueError("model.num_materials and model.num_context_channels must be those of"
-                             f" the labels, {labelled}, got {found}")  # fmt: skip
+            raise ValueError(
+                "model.num_materials and model.num_context_channels must be those of"
+                f" the labels, {labelled}, got {found}"
+            )
         _check_best(self.training, OF_MAPS + (OF_FUSED if self.physics else []))
 
 
@@ -92,8 +123,10 @@ class FlowConfig:
 
     def __post_init__(self):
         if self.std <= 0 or self.shift <= 0 or self.visible_weight < 0:
-            raise ValueError("flow needs std > 0, shift > 0 and visible_weight >= 0, got"
-                             f" {self.std}, {self.shift} and {self.visible_weight}")  # fmt: skip
+            raise ValueError(
+                "flow needs std > 0, shift > 0 and visible_weight >= 0, got"
+                f" {self.std}, {self.shift} and {self.visible_weight}"
+            )
         if abs(self.mean) > MOST_MEAN:
             raise ValueError(f"flow.mean is {self.mean}: nearly every time would be 0 or 1")
 
@@ -111,8 +144,10 @@ class TranslatorTrainingConfig(TrainingConfig):
         super().__post_init__()
         weights = self.lambda_generation, self.lambda_decomposition_consistency
         if min(weights) < 0 or not max(weights) > 0:
-            raise ValueError("lambda_generation and lambda_decomposition_consistency must not be"
-                             " negative, and one above 0, got {} and {}".format(*weights))
+            raise ValueError(
+                "lambda_generation and lambda_decomposition_consistency must not be"
+                " negative, and one above 0, got {} and {}".format(*weights)
+            )
 
 
 @dataclass(kw_only=True)

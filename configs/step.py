@@ -17,8 +17,12 @@ TOLERANCE = 5e-3
 COMPARE_EVERY = 500  # steps
 
 
-def stage1_step(labels: LabelConfig, objective: MultiTaskPretrainLoss, compiled: bool = False,
-                replayed: bool = False) -> Callable:  # fmt: skip
+def stage1_step(
+    labels: LabelConfig,
+    objective: MultiTaskPretrainLoss,
+    compiled: bool = False,
+    replayed: bool = False,
+) -> Callable:
     """loss_fn(model, batch) -> (loss, parts to log), as `fit` wants it.
 
     Args:

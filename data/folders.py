@@ -148,8 +148,11 @@ def similar_pairs(visible: np.ndarray, infrared: np.ndarray) -> list[tuple[int, 
             against = slice(other, other + rows)
             near = visible[part] @ visible[against].T > SIMILAR
             near &= infrared[part] @ infrared[against].T > SIMILAR
-            found += [(int(i) + first, int(j) + other) for i, j in zip(*np.nonzero(near))
-                      if i + first < j + other]
+            found += [
+                (int(i) + first, int(j) + other)
+                for i, j in zip(*np.nonzero(near))
+                if i + first < j + other
+            ]
     return found
 
 

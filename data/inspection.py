@@ -108,9 +108,16 @@ def inspect(task: tuple[Item, Options]) -> Inspection:
     infrared = pair.infrared
     tails = np.quantile(infrared, [TAIL, 1 - TAIL], method="nearest")
     return Inspection(
-        infrared.shape, str(infrared.dtype), float(infrared.min()), float(infrared.max()),
-        float(tails[0]), float(tails[1]), sha256(pair.visible_bytes), sha256(pair.infrared_bytes),
-        thumbnail(pair.visible), thumbnail(infrared),
+        infrared.shape,
+        str(infrared.dtype),
+        float(infrared.min()),
+        float(infrared.max()),
+        float(tails[0]),
+        float(tails[1]),
+        sha256(pair.visible_bytes),
+        sha256(pair.infrared_bytes),
+        thumbnail(pair.visible),
+        thumbnail(infrared),
         pair.resized,
     )
 
@@ -144,8 +151,12 @@ def given_window(words: list[str], scale: float, offset: float) -> tuple[float, 
 
 
 def find_window(
-    found: list[Inspection], splits: list[str], window: tuple[float, float] | None,
-    unit: str, scale: float, offset: float,
+    found: list[Inspection],
+    splits: list[str],
+    window: tuple[float, float] | None,
+    unit: str,
+    scale: float,
+    offset: float,
 ) -> Window:
     """The window of a data set in its unit: given, 0..255 for 8 bit, else from the training split.
 

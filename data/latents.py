@@ -36,8 +36,9 @@ def make_folder(path: str) -> Path:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"data.latents is {path}, where no folder can be made"
-                         f" ({error.strerror})") from None  # fmt: skip
+        raise ValueError(
+            f"data.latents is {path}, where no folder can be made ({error.strerror})"
+        ) from None
     return Path(path)
 
 
@@ -47,8 +48,10 @@ def check_room(folder: Path, pairs: int, tokens: tuple[int, int]) -> None:
     if pairs and not os.access(folder, os.W_OK):
         raise ValueError(f"data.latents: {pairs} pairs are missing in {folder}, which is read-only")
     if needed > free:
-        raise ValueError(f"data.latents: {pairs} pairs need {needed / 2**30:.1f} GiB more in"
-                         f" {folder}, but {free / 2**30:.1f} are free")  # fmt: skip
+        raise ValueError(
+            f"data.latents: {pairs} pairs need {needed / 2**30:.1f} GiB more in"
+            f" {folder}, but {free / 2**30:.1f} are free"
+        )
 
 
 def remove_damaged(folder: Path, rank: int, world_size: int) -> list[str]:
@@ -105,8 +108,10 @@ class Latents:
         shards = find(folder)
         absent = sum(key not in shards for key in keys)
         if absent:
-            raise ValueError(f"data.latents: {absent} of {len(keys)} pairs are not in {folder}; it"
-                             " must be on storage that all machines see")  # fmt: skip
+            raise ValueError(
+                f"data.latents: {absent} of {len(keys)} pairs are not in {folder}; it"
+                " must be on storage that all machines see"
+            )
         self.places = [(key, shards[key]) for key in keys]
         self.files: dict[Path, safe_open] = {}  # opened by each process when first needed
 

@@ -7,8 +7,14 @@ from collections.abc import Iterable
 VERSION = 1
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "dev": "val", "test": "test", "testing": "test",
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
 }
 
 

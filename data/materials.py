@@ -12,7 +12,7 @@ import torch
 from data.label_sets import CLASSES, PALETTES
 
 NUM_MATERIALS = 32
-IGNORE = 255        # unlabelled, in class maps and in material maps
+IGNORE = 255  # unlabelled, in class maps and in material maps
 
 
 @dataclass(frozen=True)
@@ -39,35 +39,41 @@ _LIBRARY = "approximate: as quoted from the ECOSTRESS (ASTER) and MODIS UCSB spe
 _GUESS = "a guess by likeness to other entries"
 
 MATERIALS = (
-    Material("sky", 1.00, "convention: a sky is described by its brightness temperature",
-             (70, 130, 180)),
+    Material(
+        "sky", 1.00, "convention: a sky is described by its brightness temperature", (70, 130, 180)
+    ),
     Material("asphalt", 0.95, _TABLE + ", paving 0.90-0.98", (90, 90, 100)),
     Material("concrete", 0.94, _TABLE + ", 0.92-0.97", (190, 190, 190)),
     Material("brick", 0.93, _TABLE + ", red brick 0.93-0.96", (178, 60, 40)),
     Material("stone", 0.91, _LIBRARY + "; granite in tables 0.77-0.97", (150, 130, 110)),
     Material("plaster", 0.92, _TABLE + ", rough coat 0.91, others 0.80-0.93", (250, 220, 170)),
-    Material("glass", 0.85, _TABLE + ", 0.80-0.97; low, as windows are often seen aslant",
-             (0, 200, 230)),
+    Material(
+        "glass", 0.85, _TABLE + ", 0.80-0.97; low, as windows are often seen aslant", (0, 200, 230)
+    ),
     Material("painted metal", 0.92, _TABLE + ", oil paint 0.94, lacquer 0.80-0.95", (0, 0, 160)),
-    Material("bare metal", 0.25, _TABLE + ", 0.05 polished to 0.3 weathered and galvanised",
-             (220, 0, 220)),
+    Material(
+        "bare metal",
+        0.25,
+        _TABLE + ", 0.05 polished to 0.3 weathered and galvanised",
+        (220, 0, 220),
+    ),
     Material("foliage", 0.98, _LIBRARY + ", green leaves and canopies 0.97-0.99", (20, 110, 30)),
     Material("grass", 0.98, _LIBRARY + ", green 0.98, dry 0.95", (120, 230, 60)),
     Material("bark", 0.95, _LIBRARY + ", 0.94-0.97", (90, 50, 20)),
     Material("wood", 0.90, _TABLE + ", planed oak 0.90", (200, 140, 70)),
     Material("soil", 0.95, _TABLE + ", dry 0.92, wet 0.95", (130, 80, 50)),
-    Material("sand", 0.90, _TABLE + ", 0.76-0.90; quartz is low from 8 to 9.5 um",
-             (240, 210, 90)),
+    Material("sand", 0.90, _TABLE + ", 0.76-0.90; quartz is low from 8 to 9.5 um", (240, 210, 90)),
     Material("gravel", 0.93, _GUESS + ", between stone and soil", (160, 160, 120)),
-    Material("water", 0.97, _LIBRARY + ", 0.98, tables 0.96; falls at grazing view",
-             (20, 60, 255)),
-    Material("snow and ice", 0.97, _LIBRARY + ", 0.96-0.99; total-band tables 0.80-0.98",
-             (235, 245, 255)),
+    Material("water", 0.97, _LIBRARY + ", 0.98, tables 0.96; falls at grazing view", (20, 60, 255)),
+    Material(
+        "snow and ice", 0.97, _LIBRARY + ", 0.96-0.99; total-band tables 0.80-0.98", (235, 245, 255)
+    ),
     Material("rubber", 0.94, _TABLE + ", black rubber 0.94", (30, 30, 30)),
     Material("plastic", 0.92, _TABLE + ", 0.85-0.96", (255, 128, 0)),
     Material("skin", 0.98, _TABLE + ", human skin 0.98", (255, 170, 140)),
-    Material("textile", 0.90, _TABLE + ", textiles 0.90; cotton 0.77, black cloth 0.98",
-             (255, 0, 90)),
+    Material(
+        "textile", 0.90, _TABLE + ", textiles 0.90; cotton 0.77, black cloth 0.98", (255, 0, 90)
+    ),
     Material("animal coat", 0.96, _GUESS + ", between textile and skin", (140, 100, 140)),
     Material("leather", 0.90, _TABLE + ", which disagree: 0.75-0.98", (110, 20, 50)),
     Material("paper", 0.93, _TABLE + ", white bond 0.93, 0.70-0.94", (255, 255, 220)),
@@ -91,7 +97,7 @@ def _table(classes: tuple[tuple[str, str | None], ...]) -> np.ndarray:
 TABLES = {name: _table(classes) for name, classes in CLASSES.items()}
 CLASS_NAMES = {name: tuple(c for c, _ in classes) for name, classes in CLASSES.items()}
 
-_UNLABELLED_COLOR = (0, 0, 0)   # in palettes where no class is black
+_UNLABELLED_COLOR = (0, 0, 0)  # in palettes where no class is black
 
 
 def material_table(name: str) -> torch.Tensor:
@@ -132,11 +138,15 @@ def decode_palette(rgb: np.ndarray, palette_name: str) -> np.ndarray:
         color = (int(code) >> 16, int(code) >> 8 & 255, int(code) & 255)
         if len(matches) > 1:
             names = " and ".join(CLASS_NAMES[palette_name][m] for m in matches)
-            raise ValueError(f"colour {color} ({count} pixels) stands for {names} in palette "
-                             f"'{palette_name}': store class ids instead of colours")
+            raise ValueError(
+                f"colour {color} ({count} pixels) stands for {names} in palette "
+                f"'{palette_name}': store class ids instead of colours"
+            )
         if len(matches) == 0 and color != _UNLABELLED_COLOR:
-            raise ValueError(f"colour {color} ({count} of {inverse.size} pixels) is not in palette "
-                             f"'{palette_name}'; {len(codes)} colours in the image")
+            raise ValueError(
+                f"colour {color} ({count} of {inverse.size} pixels) is not in palette "
+                f"'{palette_name}'; {len(codes)} colours in the image"
+            )
         ids[i] = matches[0] if len(matches) else IGNORE
     return ids[inverse].reshape(rgb.shape[:2])
 
@@ -156,16 +166,19 @@ def _known(name: str, of: dict) -> str:
 class ClassBalance:
     """How often each material occurs in a collection of label images."""
 
-    pixels: np.ndarray      # (32,) int64
-    images: np.ndarray      # (32,) int64: images that have the material
-    unlabelled: int         # pixels without a material
+    pixels: np.ndarray  # (32,) int64
+    images: np.ndarray  # (32,) int64: images that have the material
+    unlabelled: int  # pixels without a material
     total_images: int
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Material name -> share of the labelled pixels and share of the images, in [0, 1]."""
         labelled, images = max(int(self.pixels.sum()), 1), max(self.total_images, 1)
         return {
-            MATERIALS[i].name: {"pixels": float(self.pixels[i] / labelled),
-                                "images": float(self.images[i] / images)}
-            for i in np.argsort(-self.pixels, kind="stable") if self.pixels[i]
+            MATERIALS[i].name: {
+                "pixels": float(self.pixels[i] / labelled),
+                "images": float(self.images[i] / images),
+            }
+            for i in np.argsort(-self.pixels, kind="stable")
+            if self.pixels[i]
         }

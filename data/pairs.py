@@ -153,8 +153,9 @@ class ParquetSource:
                 f"row groups of up to {size:.0f} MiB make random rows slow; write smaller ones"
             )
         if None in self.rows.small["sha256"]:
-            self.notes.append("no hashes (prepare.py writes them): images that are in two splits"
-                              " are not found")  # fmt: skip
+            self.notes.append(
+                "no hashes (prepare.py writes them): images that are in two splits are not found"
+            )
         self.only_8_bit = False  # whether the window is a guess that suits no other type
         self.window = self._find_window(cfg)
 
@@ -230,8 +231,9 @@ class ParquetSource:
         semantic = None
         if data.get("semantic") is not None:
             semantic = decode_semantic(data["semantic"], f"{where}, semantic", self.palette or None)
-        return make_pair(decode_visible(data["visible"], f"{where}, visible"), infrared, semantic,
-                         where)
+        return make_pair(
+            decode_visible(data["visible"], f"{where}, visible"), infrared, semantic, where
+        )
 
 
 def _agreed(manifests: list[dict], pick, what: str):
@@ -381,8 +383,10 @@ def describe(dataset: Pairs, samples: int = 4) -> dict:
         "size": list(dataset.size),
         "stored_sizes": sorted({p.infrared.shape for p in pairs}),
         "infrared_type": sorted({str(p.infrared.dtype) for p in pairs}),
-        "infrared_range": [float(min(p.infrared.min() for p in pairs)),
-                           float(max(p.infrared.max() for p in pairs))],
+        "infrared_range": [
+            float(min(p.infrared.min() for p in pairs)),
+            float(max(p.infrared.max() for p in pairs)),
+        ],
         "window": "per image" if dataset.window is None else list(dataset.window),
         "semantic": dataset.source.has_semantic,
         "notes": dataset.notes,

@@ -18,9 +18,17 @@ QUANTIZED, NONE = "quantized", "none"
 MATERIAL_SOURCES = (*TABLES, QUANTIZED, NONE)
 INTENSITIES = ("minmax", "window")
 CONTEXT_CHANNELS = (
-    "brightness", "contrast", "red", "green", "shadow", "|dx|", "|dy|", "texture",
+    "brightness",
+    "contrast",
+    "red",
+    "green",
+    "shadow",
+    "|dx|",
+    "|dy|",
+    "texture",
 )
-SHADOW_BELOW = 0.3      # brightness
+SHADOW_BELOW = 0.3  # brightness
+
 
 @dataclass(kw_only=True)
 class LabelConfig:
@@ -29,24 +37,27 @@ class LabelConfig:
     # label set of the class maps (synthetic, ade20k, cityscapes, msrs); quantized: 32 grey levels
     # of the visible image, a signal to test with and no materials; none: no material labels
     material_source: str = "synthetic"
-    intensity: str = "minmax"   # stretch each image (automatic gain), or window: calibrated as is
-    fourth_root: bool = False   # intensity ** (1/4), nearer to temperature than to radiance
+    intensity: str = "minmax"  # stretch each image (automatic gain), or window: calibrated as is
+    fourth_root: bool = False  # intensity ** (1/4), nearer to temperature than to radiance
 
     def __post_init__(self):
         if self.material_source not in MATERIAL_SOURCES:
-            raise ValueError(f"labels.material_source is '{self.material_source}', "
-                             f"must be one of {', '.join(MATERIAL_SOURCES)}")
+            raise ValueError(
+                f"labels.material_source is '{self.material_source}', "
+                f"must be one of {', '.join(MATERIAL_SOURCES)}"
+            )
         if self.intensity not in INTENSITIES:
-            raise ValueError(f"labels.intensity is '{self.intensity}', "
-                             f"must be one of {', '.join(INTENSITIES)}")
+            raise ValueError(
+                f"labels.intensity is '{self.intensity}', must be one of {', '.join(INTENSITIES)}"
+            )
 
 
 class PseudoLabels(NamedTuple):
     """Labels on the inputs' device, without gradient."""
 
-    intensity: Tensor   # (B, 1, H, W) float32 in [0, 1]
-    material: Tensor    # (B, H, W) int64 in 0..31, 255 = ignored
-    context: Tensor     # (B, 8, H, W) float32 in [0, 1], CONTEXT_CHANNELS in this order
+    intensity: Tensor  # (B, 1, H, W) float32 in [0, 1]
+    material: Tensor  # (B, H, W) int64 in 0..31, 255 = ignored
+    context: Tensor  # (B, 8, H, W) float32 in [0, 1], CONTEXT_CHANNELS in this order
 
 
 @torch.no_grad()
@@ -64,11 +75,15 @@ def prepare_pseudo_labels(
     """
     B, _, H, W = visible.shape if visible.ndim == 4 else (0, 0, 0, 0)
     wanted = {(B, 3, H, W), (B, 1, H, W)}
-    if (visible.shape != (B, 3, H, W) or tuple(infrared.shape) not in wanted
-            or semantic.shape != (B, H, W)):
+    if (
+        visible.shape != (B, 3, H, W)
+        or tuple(infrared.shape) not in wanted
+        or semantic.shape != (B, H, W)
+    ):
         raise ValueError(
             "visible, infrared and semantic must be (B,3,H,W), (B,3 or 1,H,W) and (B,H,W), got "
-            f"{tuple(visible.shape)}, {tuple(infrared.shape)} and {tuple(semantic.shape)}")
+            f"{tuple(visible.shape)}, {tuple(infrared.shape)} and {tuple(semantic.shape)}"
+        )
     visible = visible.float()
     return PseudoLabels(
         intensity=intensity_labels(infrared.float(), cfg),
@@ -98,12 +113,12 @@ def material_labels(visible: Tensor, semantic: Tensor, cfg: LabelConfig) -> Tens
     return _table_on(cfg.material_source, semantic.device)[semantic.long()]
 
 
-@torch.compiler.assume_constant_result      # a compiled step holds the table itself
+@torch.compiler.assume_constant_result  # a compiled step holds the table itself
 def _table_on(name: str, device: torch.device) -> Tensor:
     return _table_of(name, device)
 
 
-@lru_cache      # a copy per device, not per batch
+@lru_cache  # a copy per device, not per batch
 def _table_of(name: str, device: torch.device) -> Tensor:
     return material_table(name).to(device)
 
@@ -120,6 +135,14 @@ def context_labels(visible: Tensor) -> Tensor:
     shadow = (brightness < SHADOW_BELOW).float()
     dx = F.pad((brightness[..., :, 1:] - brightness[..., :, :-1]).abs(), (0, 1, 0, 0))
     dy = F.pad((brightness[..., 1:, :] - brightness[..., :-1, :]).abs(), (0, 0, 0, 1))
-    channels = [brightness, contrast, visible[:, 0:1], visible[:, 1:2], shadow, dx, dy,
-                (dx + dy) / 2]
+    channels = [
+        brightness,
+        contrast,
+        visible[:, 0:1],
+        visible[:, 1:2],
+        shadow,
+        dx,
+        dy,
+        (dx + dy) / 2,
+    ]
     return torch.cat(channels, dim=1)

@@ -13,8 +13,8 @@ BAND_UM = (8.0, 14.0)
 # that most of a clear sky saturates at 0, hot enough that skin (0.8) lies below an engine (1).
 WINDOW_K = (256.15, 318.15)
 
-_FIRST_C = 1.191042972e8    # 2 h c^2 in W um^4 / (m^2 sr)   (CODATA 2018)
-_SECOND_C = 1.438776877e4   # h c / k in um K
+_FIRST_C = 1.191042972e8  # 2 h c^2 in W um^4 / (m^2 sr)   (CODATA 2018)
+_SECOND_C = 1.438776877e4  # h c / k in um K
 _TABLE_K = np.arange(180.0, 420.25, 0.25)
 
 

@@ -40,29 +40,33 @@ _WALL_SKYVIEW[[CLASS["window"], CLASS["roof"]]] = 0.75, 0.70
 class Canvas:
     """What the drawing fills in, at twice the image's resolution: (H, W), colours (3, H, W)."""
 
-    classes: np.ndarray     # uint8
+    classes: np.ndarray  # uint8
     albedo: np.ndarray
-    sun: np.ndarray         # direct light, cosine and shadows included, 0..1
-    stored: np.ndarray      # share of the day's heat received: shadows of some hours ago
-    lamp: np.ndarray        # light of lamps
-    glow: np.ndarray        # light emitted towards the camera
-    delta: np.ndarray       # K above what the thermal model gives the class
-    skyview: np.ndarray     # share of sky in what a surface reflects and radiates to
-    y: np.ndarray           # (H,) centres of rows, in image heights
-    x: np.ndarray           # (W,) centres of columns, from the image's centre, in image heights
+    sun: np.ndarray  # direct light, cosine and shadows included, 0..1
+    stored: np.ndarray  # share of the day's heat received: shadows of some hours ago
+    lamp: np.ndarray  # light of lamps
+    glow: np.ndarray  # light emitted towards the camera
+    delta: np.ndarray  # K above what the thermal model gives the class
+    skyview: np.ndarray  # share of sky in what a surface reflects and radiates to
+    y: np.ndarray  # (H,) centres of rows, in image heights
+    x: np.ndarray  # (W,) centres of columns, from the image's centre, in image heights
 
 
 def new_canvas(height: int, width: int) -> Canvas:
     """An empty canvas of height x width samples: sky everywhere."""
+
     def plane() -> np.ndarray:
         return np.zeros((height, width), np.float32)
 
     return Canvas(
         classes=np.full((height, width), CLASS["sky"], np.uint8),
         albedo=np.zeros((3, height, width), np.float32),
-        sun=plane(), stored=plane(), lamp=plane(),
+        sun=plane(),
+        stored=plane(),
+        lamp=plane(),
         glow=np.zeros((3, height, width), np.float32),
-        delta=plane(), skyview=plane(),
+        delta=plane(),
+        skyview=plane(),
         y=((np.arange(height, dtype=np.float32) + 0.5) / height),
         x=((np.arange(width, dtype=np.float32) + 0.5 - width / 2) / height),
     )
@@ -70,8 +74,9 @@ def new_canvas(height: int, width: int) -> Canvas:
 
 def grass_color(season: float) -> np.ndarray:
     """Albedo of grass: dull in winter, green in spring, dry at the height of summer."""
-    stops = np.array([[0.17, 0.17, 0.08], [0.10, 0.27, 0.05], [0.13, 0.30, 0.05],
-                      [0.24, 0.27, 0.08]], np.float32)
+    stops = np.array(
+        [[0.17, 0.17, 0.08], [0.10, 0.27, 0.05], [0.13, 0.30, 0.05], [0.24, 0.27, 0.08]], np.float32
+    )
     place = season * (len(stops) - 1)
     i = min(int(place), len(stops) - 2)
     return stops[i] + (place - i) * (stops[i + 1] - stops[i])
@@ -90,8 +95,11 @@ def draw_sky(canvas: Canvas, world: World, rng: np.random.Generator) -> None:
     density = np.clip((veil - 1.6 + 3.2 * weather.cloud) * 0.8 + 0.3, 0, 1)
     haze = np.exp(-up / 0.22)
     clear = _mix(weather.sky_color, weather.horizon_color, haze)
-    white = weather.sky_color * 1.6 + 0.004 if weather.night else (
-        vector(0.86, 0.87, 0.90) - 0.28 * max(weather.cloud - 0.5, 0))
+    white = (
+        weather.sky_color * 1.6 + 0.004
+        if weather.night
+        else (vector(0.86, 0.87, 0.90) - 0.28 * max(weather.cloud - 0.5, 0))
+    )
     shade = 1.0 - 0.10 * np.clip(noise(bearing * 60 + shift[3], up * 160 + shift[0]), -1, 2)
     canvas.glow[:, rows] = clear + (white[:, None, None] * shade - clear) * density
     clear_k = weather.zenith_k + (weather.air_k - 3.0 - weather.zenith_k) * haze
@@ -107,9 +115,19 @@ def _draw_treeline(canvas, world, rng, rows, up, bearing) -> None:
     mask = up < 0.045 + 0.012 * line + 0.006 * leaves
     tone = grass_color(world.weather.season)[:, None, None] * (0.45 + 0.10 * leaves)
     haze = 0.25 * world.weather.horizon_color[:, None, None]
-    fill(canvas, rows, slice(None), mask, CLASS["tree crown"], 0.75 * tone,
-         sun=0.5 * world.weather.direct, stored=0.5 * world.weather.stored, skyview=0.4,
-         delta=0.3 * leaves, glow=haze * (0.3 if world.weather.night else 1.0))
+    fill(
+        canvas,
+        rows,
+        slice(None),
+        mask,
+        CLASS["tree crown"],
+        0.75 * tone,
+        sun=0.5 * world.weather.direct,
+        stored=0.5 * world.weather.stored,
+        skyview=0.4,
+        delta=0.3 * leaves,
+        glow=haze * (0.3 if world.weather.night else 1.0),
+    )
 
 
 def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -117,11 +135,29 @@ def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return a[:, None, None] + (b - a)[:, None, None] * weight
 
 
-def fill(canvas: Canvas, rows, columns, mask, which, albedo, sun, stored, skyview, delta=0.0,
-         lamp=0.0, glow=0.0) -> None:
+def fill(
+    canvas: Canvas,
+    rows,
+    columns,
+    mask,
+    which,
+    albedo,
+    sun,
+    stored,
+    skyview,
+    delta=0.0,
+    lamp=0.0,
+    glow=0.0,
+) -> None:
     """Write values (broadcast) into the window [rows, columns] (slices) where mask is true."""
-    for plane, value in (("classes", which), ("sun", sun), ("stored", stored), ("delta", delta),
-                         ("skyview", skyview), ("lamp", lamp)):
+    for plane, value in (
+        ("classes", which),
+        ("sun", sun),
+        ("stored", stored),
+        ("delta", delta),
+        ("skyview", skyview),
+        ("lamp", lamp),
+    ):
         np.copyto(getattr(canvas, plane)[rows, columns], value, where=mask, casting="unsafe")
     for plane, value in (("albedo", albedo), ("glow", glow)):
         np.copyto(getattr(canvas, plane)[:, rows, columns], value, where=mask, casting="unsafe")
@@ -155,8 +191,9 @@ def _ground_albedo(world, rng, classes, u, v, depth, patches) -> np.ndarray:
     base[CLASS["grass"]] = grass_color(world.weather.season) * rng.uniform(0.85, 1.15)
     fine[CLASS["grass"]], coarse[CLASS["grass"]] = 0.30, 0.20
     fade = np.minimum(1.0, 7.0 / depth)
-    texture = (1.0 + fine.take(classes) * fade * noise(u * 22, v * 22)
-               + coarse.take(classes) * patches)
+    texture = (
+        1.0 + fine.take(classes) * fade * noise(u * 22, v * 22) + coarse.take(classes) * patches
+    )
     slab = (wrap(u, 0.9) < 0.07) | (wrap(v, 0.9) < 0.07)
     texture -= 0.30 * fade * (slab & (classes == CLASS["pavement"]))
     return np.take(base.T, classes, axis=1) * np.clip(texture, 0.25, 2.0)
@@ -171,7 +208,7 @@ def draw_ground(canvas: Canvas, world: World, rng: np.random.Generator) -> None:
     du, dv = world.rays(canvas.x[None])
     u, v = world.camera_u + depth * du, depth * dv
     classes = _ground_classes(world, u, v)
-    patches = noise(u * 3.1 + 40, v * 1.6)      # repairs, wear: seen in both bands
+    patches = noise(u * 3.1 + 40, v * 1.6)  # repairs, wear: seen in both bands
     albedo = _ground_albedo(world, rng, classes, u, v, depth, patches)
     cosine = float(weather.sun[2])
     sun = weather.direct * cosine * world.lit(u, v, 0.0, weather.sun)
@@ -215,8 +252,17 @@ def draw_walls(canvas: Canvas, world: World) -> None:
             continue
         first, last = np.flatnonzero(seen)[[0, -1]]
         columns = slice(first, last + 1)
-        _draw_side(canvas, world, side, sign, columns, seen[columns],
-                   np.where(seen, depth, 1.0)[columns], along[columns], house[columns])
+        _draw_side(
+            canvas,
+            world,
+            side,
+            sign,
+            columns,
+            seen[columns],
+            np.where(seen, depth, 1.0)[columns],
+            along[columns],
+            house[columns],
+        )
 
 
 def _draw_side(canvas, world, side, sign, columns, seen, depth, along, house) -> None:
@@ -260,8 +306,7 @@ def _facade(world: World, side: Side, along, up, house, pixel):
     albedo = side.color[house].T[:, None] * _wall_texture(classes, along, up, house, pixel)
     roof = side.roof_color[house].T[:, None] * (0.75 + 0.5 * (wrap(up, 0.36) < 0.2))
     np.copyto(albedo, roof, where=classes == CLASS["roof"])
-    wood = vector(0.30, 0.17, 0.08)[:, None, None] * (
-        0.85 + 0.3 * (wrap(along, 0.3) < 0.2))
+    wood = vector(0.30, 0.17, 0.08)[:, None, None] * (0.85 + 0.3 * (wrap(along, 0.3) < 0.2))
     np.copyto(albedo, wood, where=door)
     eave = np.abs(up - roof_from + 0.12) < 0.12
     albedo *= np.where(eave, 0.55, 1.0)
@@ -281,8 +326,11 @@ def _wall_texture(classes, along, up, house, pixel) -> np.ndarray:
     plaster = 1.0 + 0.07 * stain
     panel = (wrap(up, 1.4) < 0.10) | (wrap(along, 2.4) < 0.10)
     concrete = 1.0 + 0.12 * stain - 0.35 * panel
-    return np.where(classes == CLASS["brick wall"], brick,
-                    np.where(classes == CLASS["plaster wall"], plaster, concrete))
+    return np.where(
+        classes == CLASS["brick wall"],
+        brick,
+        np.where(classes == CLASS["plaster wall"], plaster, concrete),
+    )
 
 
 def _window_glow(weather: Weather, lit, window, up, along, albedo) -> np.ndarray:

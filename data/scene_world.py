@@ -12,8 +12,8 @@ from data.materials import CLASS_NAMES
 
 CLASS = {name: i for i, name in enumerate(CLASS_NAMES["synthetic"])}
 
-BUILDINGS = 16      # distinct houses a side; the row repeats behind the last
-TILE = 256          # side of the noise tile
+BUILDINGS = 16  # distinct houses a side; the row repeats behind the last
+TILE = 256  # side of the noise tile
 
 
 def _make_noise_tile() -> np.ndarray:
@@ -46,18 +46,18 @@ class Weather:
     """Light and heat of a scene; temperatures in kelvin, sun as a unit vector (u, v, up)."""
 
     night: bool
-    season: float           # 0 winter, 1 summer
-    cloud: float            # 0 clear, 1 overcast
-    direct: float           # sunlight on a surface facing the sun, 0..1
-    ambient: float          # sky light
-    stored: float           # heat stored since morning, 0..1
-    cooling: float          # loss to a clear sky, 0..1
+    season: float  # 0 winter, 1 summer
+    cloud: float  # 0 clear, 1 overcast
+    direct: float  # sunlight on a surface facing the sun, 0..1
+    ambient: float  # sky light
+    stored: float  # heat stored since morning, 0..1
+    cooling: float  # loss to a clear sky, 0..1
     air_k: float
-    zenith_k: float         # brightness temperature of the sky overhead
-    sun: np.ndarray         # towards the sun now
+    zenith_k: float  # brightness temperature of the sky overhead
+    sun: np.ndarray  # towards the sun now
     earlier_sun: np.ndarray  # towards the sun two or three hours ago: its shadows are still cool
     sun_color: np.ndarray
-    sky_color: np.ndarray   # overhead
+    sky_color: np.ndarray  # overhead
     horizon_color: np.ndarray
     lamp_color: np.ndarray
 
@@ -66,20 +66,20 @@ class Weather:
 class Side:
     """One side of the street; arrays have an entry per building."""
 
-    open: bool              # no houses
-    verge: str              # class between pavement and houses
-    beyond: str             # class beyond the houses' line, seen where there is none
-    length: float           # of a house, m
+    open: bool  # no houses
+    verge: str  # class between pavement and houses
+    beyond: str  # class beyond the houses' line, seen where there is none
+    length: float  # of a house, m
     phase: float
-    height: np.ndarray      # m, 0 where there is a gap
-    kind: np.ndarray        # class id of the wall
-    color: np.ndarray       # (BUILDINGS, 3)
-    roof: np.ndarray        # height of the roof's visible part, m
+    height: np.ndarray  # m, 0 where there is a gap
+    kind: np.ndarray  # class id of the wall
+    color: np.ndarray  # (BUILDINGS, 3)
+    roof: np.ndarray  # height of the roof's visible part, m
     roof_color: np.ndarray  # (BUILDINGS, 3)
-    period: np.ndarray      # distance of windows, m
-    glazing: np.ndarray     # share of the period that is glass
-    shop: np.ndarray        # bool: the ground floor is a shop window
-    lit: np.ndarray         # (32, 8) bool: window cells with light (and heating) behind them
+    period: np.ndarray  # distance of windows, m
+    glazing: np.ndarray  # share of the period that is glass
+    shop: np.ndarray  # bool: the ground floor is a shop window
+    lit: np.ndarray  # (32, 8) bool: window cells with light (and heating) behind them
 
 
 @dataclass
@@ -89,16 +89,16 @@ class World:
     yaw: float
     camera_u: float
     camera_height: float
-    horizon: float          # y of the horizon
+    horizon: float  # y of the horizon
     focal: float
-    road: float             # half widths, m
+    road: float  # half widths, m
     pavement: float
-    front: float            # |u| of the houses
+    front: float  # |u| of the houses
     lamp_v: float
     lamp_spacing: float
     crossing_v: float
     weather: Weather
-    sides: tuple[Side, Side]    # left (-u), right (+u)
+    sides: tuple[Side, Side]  # left (-u), right (+u)
 
     def rays(self, x_from_centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(du, dv): metres across and along the street per metre of depth, for image columns."""
@@ -183,8 +183,16 @@ def sample_weather(rng: np.random.Generator) -> Weather:
     )
 
 
-_PLASTERS = np.array([[0.76, 0.62, 0.36], [0.76, 0.56, 0.18], [0.36, 0.53, 0.72],
-                      [0.76, 0.42, 0.34], [0.86, 0.78, 0.56], [0.46, 0.66, 0.36]])
+_PLASTERS = np.array(
+    [
+        [0.76, 0.62, 0.36],
+        [0.76, 0.56, 0.18],
+        [0.36, 0.53, 0.72],
+        [0.76, 0.42, 0.34],
+        [0.86, 0.78, 0.56],
+        [0.46, 0.66, 0.36],
+    ]
+)
 _ROOFS = np.array([[0.46, 0.17, 0.09], [0.36, 0.12, 0.07], [0.13, 0.14, 0.18]])
 
 
@@ -196,8 +204,11 @@ def sample_side(rng: np.random.Generator, across: bool) -> Side:
     concrete = np.array([0.37, 0.37, 0.36]) * rng.uniform(0.75, 1.25, (n, 1))
     plaster = _PLASTERS[rng.integers(len(_PLASTERS), size=n)] * rng.uniform(0.8, 1.1, (n, 1))
     which = kind[:, None]
-    color = np.where(which == CLASS["brick wall"], brick,
-                     np.where(which == CLASS["plaster wall"], plaster, concrete))
+    color = np.where(
+        which == CLASS["brick wall"],
+        brick,
+        np.where(which == CLASS["plaster wall"], plaster, concrete),
+    )
     height = rng.uniform(4.5, 8.0, n) if across else rng.uniform(5.0, 15.0, n)
     is_open = bool(rng.random() < 0.25)
     height[rng.random(n) < (1.0 if is_open else 0.2)] = 0.0
@@ -212,8 +223,9 @@ def sample_side(rng: np.random.Generator, across: bool) -> Side:
         kind=kind,
         color=color.astype(np.float32),
         roof=np.where(pitched, rng.uniform(1.4, 2.4, n), 0.0).astype(np.float32),
-        roof_color=(_ROOFS[rng.integers(len(_ROOFS), size=n)]
-                    * rng.uniform(0.8, 1.2, (n, 1))).astype(np.float32),
+        roof_color=(
+            _ROOFS[rng.integers(len(_ROOFS), size=n)] * rng.uniform(0.8, 1.2, (n, 1))
+        ).astype(np.float32),
         period=rng.uniform(2.0, 3.2, n).astype(np.float32),
         glazing=rng.uniform(0.35, 0.6, n).astype(np.float32),
         shop=rng.random(n) < 0.35,

@@ -305,7 +305,8 @@ class RowReader:
     def largest_group(self) -> int:
         """Bytes of the largest row group."""
         sizes = [
-            m.row_group(g).total_byte_size for m in self.rows.metadata
+            m.row_group(g).total_byte_size
+            for m in self.rows.metadata
             for g in range(m.num_row_groups)
         ]
         return max(sizes, default=0)

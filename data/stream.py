@@ -60,8 +60,12 @@ def _loader(dataset, batches, num_workers: int, collate_fn=collate) -> DataLoade
     # fork: workers share the cache of decoded pairs, and start in milliseconds
     context = multiprocessing.get_context("fork") if num_workers else None
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate_fn,
-        pin_memory=torch.cuda.is_available(), multiprocessing_context=context,
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context=context,
         prefetch_factor=4 if num_workers else None,
         generator=torch.Generator(),  # the default one would draw from the run's own randomness
         worker_init_fn=_leave_signals_to_the_run,
@@ -125,9 +129,13 @@ def stream(
 
 
 def sequential(
-    dataset: Pairs, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0,
+    dataset: Pairs,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
     limit: int = 0,
-) -> Iterator[dict]:  # fmt: skip
+) -> Iterator[dict]:
     """Every pair once over all ranks, in order, without augmentation; the last batch may be short.
 
     Rank r takes items r, r + world_size, ...; ranks may have different numbers of batches. `draw`
@@ -139,8 +147,14 @@ def sequential(
     return _one_sentence(iter(_loader(dataset, batches, num_workers)))
 
 
-def in_step(dataset: Pairs, batch_size: int, rank: int = 0, world_size: int = 1,
-            num_workers: int = 0, limit: int = 0) -> Iterator[dict]:  # fmt: skip
+def in_step(
+    dataset: Pairs,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    limit: int = 0,
+) -> Iterator[dict]:
     """`sequential` with equally many batches on every rank, for models whose passes are collective.
 
     Every batch has `filler` (bool): true for one that only keeps the other ranks company, whose

@@ -26,7 +26,7 @@ from data.scene_world import CLASS, World, sample_world
 # K per unit of: sunlight now, heat stored since morning, loss to a clear sky at full sky view
 _THERMAL = {
     "road": (12.0, 15.0, 2.0),
-    "road marking": (12.0, 15.0, 2.0),      # a coat of paint: no contrast in the infrared
+    "road marking": (12.0, 15.0, 2.0),  # a coat of paint: no contrast in the infrared
     "pavement": (7.0, 10.0, 4.0),
     "brick wall": (13.0, 11.0, 2.0),
     "plaster wall": (9.0, 6.0, 3.0),
@@ -34,18 +34,18 @@ _THERMAL = {
     "window": (1.5, 0.5, 2.0),
     "door": (9.0, 2.0, 2.0),
     "roof": (15.0, 4.0, 9.0),
-    "grass": (9.0, -3.0, 9.0),              # transpires by day, cools fast at night
+    "grass": (9.0, -3.0, 9.0),  # transpires by day, cools fast at night
     "tree crown": (3.0, -2.0, 1.0),
     "trunk": (4.0, 3.0, 1.0),
     "soil": (14.0, 6.0, 6.0),
-    "car body": (6.0, 2.0, 11.0),           # thin sheet; paint colour adds its own
+    "car body": (6.0, 2.0, 11.0),  # thin sheet; paint colour adds its own
     "car window": (4.0, 1.0, 6.0),
     "tyre": (8.0, 3.0, 2.0),
     "clothing": (6.0, 0.0, 2.0),
     "steelwork": (8.0, 1.0, 5.0),
 }
-_WATER_K = (277.0, 292.0)   # winter, summer: between day and night air
-_READ_NOISE = (0.006, 0.022)    # of the visible, in image values: by day, by night
+_WATER_K = (277.0, 292.0)  # winter, summer: between day and night air
+_READ_NOISE = (0.006, 0.022)  # of the visible, in image values: by day, by night
 
 _COEFFICIENTS = np.zeros((3, len(CLASS)), np.float32)
 for _name, _row in _THERMAL.items():
@@ -63,13 +63,13 @@ class Scene(NamedTuple):
     that of a grey body of this emissivity with the same emission.
     """
 
-    visible: np.ndarray         # (H, W, 3) float32 in [0, 1]
-    infrared: np.ndarray        # (H, W) float32 in [0, 1]
-    semantic: np.ndarray        # (H, W) uint8, ids of the label set "synthetic"
-    material: np.ndarray        # (H, W) uint8, material ids
-    temperature_k: np.ndarray   # (H, W) float32
-    emissivity: np.ndarray      # (H, W) float32
-    environment: np.ndarray     # (H, W) float32, reflected radiance in to_unit's unit
+    visible: np.ndarray  # (H, W, 3) float32 in [0, 1]
+    infrared: np.ndarray  # (H, W) float32 in [0, 1]
+    semantic: np.ndarray  # (H, W) uint8, ids of the label set "synthetic"
+    material: np.ndarray  # (H, W) uint8, material ids
+    temperature_k: np.ndarray  # (H, W) float32
+    emissivity: np.ndarray  # (H, W) float32
+    environment: np.ndarray  # (H, W) float32, reflected radiance in to_unit's unit
     night: bool
     name: str
 
@@ -113,9 +113,14 @@ def _temperature(canvas: Canvas, world: World) -> np.ndarray:
     water = _WATER_K[0] + weather.season * (_WATER_K[1] - _WATER_K[0]) - weather.air_k
     own = np.zeros(len(CLASS), np.float32)
     own[CLASS["water"]] = water
-    return (weather.air_k + own.take(classes, mode="clip") + canvas.delta
-            + sun * canvas.sun + stored * canvas.stored
-            - cooling * weather.cooling * canvas.skyview)
+    return (
+        weather.air_k
+        + own.take(classes, mode="clip")
+        + canvas.delta
+        + sun * canvas.sun
+        + stored * canvas.stored
+        - cooling * weather.cooling * canvas.skyview
+    )
 
 
 def _expose_infrared(canvas: Canvas, world: World) -> tuple[np.ndarray, ...]:
@@ -126,16 +131,18 @@ def _expose_infrared(canvas: Canvas, world: World) -> tuple[np.ndarray, ...]:
     """
     weather = world.weather
     emissivity = _EMISSIVITY.take(canvas.classes)
-    sky, around = band_radiance(np.array([0.7 * weather.zenith_k + 0.3 * weather.air_k,
-                                          weather.air_k]))
+    sky, around = band_radiance(
+        np.array([0.7 * weather.zenith_k + 0.3 * weather.air_k, weather.air_k])
+    )
     emission = emissivity * band_radiance(_temperature(canvas, world)).astype(np.float32)
     incoming = float(around) + float(sky - around) * canvas.skyview
     mean_emissivity = _blur(_halve(emissivity))
     temperature_k = band_temperature(_blur(_halve(emission)) / mean_emissivity)
     share = _blur(_halve(1.0 - emissivity)) + 1e-6
     environment = _blur(_halve((1.0 - emissivity + 1e-6) * incoming)) / share
-    infrared = to_window(mean_emissivity * band_radiance(temperature_k)
-                         + (1.0 - mean_emissivity) * environment)
+    infrared = to_window(
+        mean_emissivity * band_radiance(temperature_k) + (1.0 - mean_emissivity) * environment
+    )
     maps = infrared, temperature_k, mean_emissivity, to_unit(environment)
     return tuple(m.astype(np.float32) for m in maps)
 
@@ -147,8 +154,11 @@ def _expose_visible(canvas: Canvas, world: World, rng: np.random.Generator) -> n
     tint = weather.sky_color / weather.sky_color.mean() * 0.4 + 0.6
     channels = []
     for c in range(3):
-        light = (1.1 * weather.sun_color[c] * canvas.sun + tint[c] * sky_light
-                 + 0.55 * weather.lamp_color[c] * canvas.lamp)
+        light = (
+            1.1 * weather.sun_color[c] * canvas.sun
+            + tint[c] * sky_light
+            + 0.55 * weather.lamp_color[c] * canvas.lamp
+        )
         channels.append(_halve(canvas.albedo[c] * light + canvas.glow[c]))
     image = np.sqrt(np.clip(np.stack(channels, axis=-1), 0.0, 1.0))
     amplitude = _READ_NOISE[int(weather.night)]

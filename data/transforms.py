@@ -176,8 +176,10 @@ def _decode_npy(data: bytes, where: str) -> np.ndarray:
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0,
-                  (2, 0): np.lib.format.read_array_header_2_0}[version]
+        reader = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
         shape, _, dtype = reader(stream)
         if dtype.hasobject:
             raise ValueError("object arrays are not images")
@@ -325,10 +327,8 @@ def augment(
     rows, columns = max(1, round(height * side)), max(1, round(width * side))
     y, x = int(top * (height - rows + 1)), int(left * (width - columns + 1))
     step = -1 if flip < cfg.flip else 1
-    pair = Pair(*(
-        None if image is None else image[y : y + rows, x : x + columns][:, ::step]
-        for image in pair
-    ))
+    cut = np.s_[y : y + rows, x : x + columns]
+    pair = Pair(*(None if image is None else image[cut][:, ::step] for image in pair))
     pair = pair if size is None else resize(pair, size)
     if cfg.brightness or cfg.contrast:
         levels = np.arange(256, dtype=np.float64)

@@ -31,12 +31,16 @@ SHARD_BYTES, SHARD_ROWS = 512 * 2**20, 2000
 # A random row costs the reading of its group: few rows and few bytes, whichever comes first.
 GROUP_BYTES, GROUP_ROWS = 2 * 2**20, 64
 IMAGES = ("visible", "infrared", "semantic")
-SCHEMA = pa.schema([
-    *((key, pa.binary()) for key in IMAGES),
-    *((key, pa.string()) for key in ("name", "source", "split", "sha256", "ir_unit")),
-    ("ir_scale", pa.float64()), ("ir_offset", pa.float64()),
-    ("height", pa.int32()), ("width", pa.int32()),
-])
+SCHEMA = pa.schema(
+    [
+        *((key, pa.binary()) for key in IMAGES),
+        *((key, pa.string()) for key in ("name", "source", "split", "sha256", "ir_unit")),
+        ("ir_scale", pa.float64()),
+        ("ir_offset", pa.float64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+    ]
+)
 SYNTHETIC_COUNTS = 65535  # 16-bit counts of normalised radiance 1.0
 
 
@@ -54,12 +58,20 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
         pair = decode_item(item, options)
         visible = encode_png(pair.visible) if found.resized else visible
         semantic = None if pair.semantic is None else encode_png(pair.semantic)
-    return _hashed({
-        "visible": visible, "infrared": infrared, "semantic": semantic,
-        "name": item.name, "source": item.source, "split": split, **radiometry,
-        "height": found.size[0], "width": found.size[1],
-        "classes": None if semantic is None else _count(pair.semantic),
-    })
+    return _hashed(
+        {
+            "visible": visible,
+            "infrared": infrared,
+            "semantic": semantic,
+            "name": item.name,
+            "source": item.source,
+            "split": split,
+            **radiometry,
+            "height": found.size[0],
+            "width": found.size[1],
+            "classes": None if semantic is None else _count(pair.semantic),
+        }
+    )
 
 
 def synthetic_row(task: tuple[int, int, tuple[int, int], str, str]) -> dict:
@@ -67,13 +79,22 @@ def synthetic_row(task: tuple[int, int, tuple[int, int], str, str]) -> dict:
     seed, index, size, split, name = task
     scene = render_scene(seed, index, size)
     counts = np.rint(scene.infrared.astype(np.float64) * SYNTHETIC_COUNTS).astype(np.uint16)
-    return _hashed({
-        "visible": encode_png(np.rint(scene.visible * 255.0).astype(np.uint8)),
-        "infrared": encode_png(counts), "semantic": encode_png(scene.semantic),
-        "name": name, "source": "synthetic", "split": split, "ir_unit": "counts",
-        "ir_scale": None, "ir_offset": None,
-        "height": counts.shape[0], "width": counts.shape[1], "classes": _count(scene.semantic),
-    })
+    return _hashed(
+        {
+            "visible": encode_png(np.rint(scene.visible * 255.0).astype(np.uint8)),
+            "infrared": encode_png(counts),
+            "semantic": encode_png(scene.semantic),
+            "name": name,
+            "source": "synthetic",
+            "split": split,
+            "ir_unit": "counts",
+            "ir_scale": None,
+            "ir_offset": None,
+            "height": counts.shape[0],
+            "width": counts.shape[1],
+            "classes": _count(scene.semantic),
+        }
+    )
 
 
 def _count(semantic: np.ndarray) -> np.ndarray:
@@ -104,7 +125,9 @@ class Balance:
         pixels = np.zeros(256, np.int64)
         np.add.at(pixels, lookup, self.classes)
         materials = ClassBalance(
-            pixels[:NUM_MATERIALS], self.material_images[:NUM_MATERIALS], int(pixels[IGNORE]),
+            pixels[:NUM_MATERIALS],
+            self.material_images[:NUM_MATERIALS],
+            int(pixels[IGNORE]),
             self.images,
         )
         counts = self.classes[: len(names)]
@@ -147,7 +170,10 @@ class ShardWriter:
             self.path = self.folder / f"{self.split}-{len(self.shards):05d}.parquet"
             # Images are compressed already; dictionaries and statistics of them are waste.
             self.writer = pq.ParquetWriter(
-                self.path, SCHEMA, compression="none", use_dictionary=False,
+                self.path,
+                SCHEMA,
+                compression="none",
+                use_dictionary=False,
                 write_statistics=["name", "source", "split"],
             )
         self.writer.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA))
@@ -164,10 +190,15 @@ class ShardWriter:
             while part := file.read(2**24):
                 hasher.update(part)
             os.fsync(file.fileno())
-        self.shards.append({
-            "file": self.path.name, "split": self.split, "rows": self.shard_rows,
-            "bytes": self.path.stat().st_size, "sha256": hasher.hexdigest(),
-        })
+        self.shards.append(
+            {
+                "file": self.path.name,
+                "split": self.split,
+                "rows": self.shard_rows,
+                "bytes": self.path.stat().st_size,
+                "sha256": hasher.hexdigest(),
+            }
+        )
         self.writer, self.shard_bytes, self.shard_rows = None, 0, 0
 
 

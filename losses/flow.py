@@ -62,6 +62,7 @@ def flow_loss(error_BN: Tensor, infrared_N: Tensor, visible_weight: float = 0.0)
     """
     if error_BN.shape[-1:] != infrared_N.shape:
         raise ValueError(f"shapes differ: {error_BN.shape=}, {infrared_N.shape=}")
+
     def mean_over(panel_N: Tensor) -> Tensor:  # indexing by a mask would wait for the device
         return torch.where(panel_N, error_BN, 0.0).sum(-1) / panel_N.sum()
 

@@ -49,8 +49,12 @@ def material_separation_loss(intensity: Tensor, probabilities: Tensor) -> Tensor
     Source: Fisher 1925, Statistical Methods for Research Workers, Sec. 45 (correlation ratio).
     """
     B, channels, H, W = intensity.shape
-    if channels != 1 or probabilities.ndim != 4 or probabilities.shape[::2] != (B, H) \
-            or probabilities.shape[3] != W:
+    if (
+        channels != 1
+        or probabilities.ndim != 4
+        or probabilities.shape[::2] != (B, H)
+        or probabilities.shape[3] != W
+    ):
         raise ValueError(
             "need intensity (B, 1, H, W) and probabilities (B, M, H, W), got "
             f"{tuple(intensity.shape)} and {tuple(probabilities.shape)}"

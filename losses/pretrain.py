@@ -163,8 +163,12 @@ def material_cross_entropy(
         weights: (M,) of the classes, or None.
     Raises: ValueError: batch or image sizes differ.
     """
-    if logits.ndim != 4 or labels.ndim != 3 or logits.shape[::2] != labels.shape[:2] \
-            or logits.shape[3] != labels.shape[2]:
+    if (
+        logits.ndim != 4
+        or labels.ndim != 3
+        or logits.shape[::2] != labels.shape[:2]
+        or logits.shape[3] != labels.shape[2]
+    ):
         raise ValueError(
             "need logits (B, M, H, W) and labels (B, H, W), got "
             f"{tuple(logits.shape)} and {tuple(labels.shape)}"
@@ -172,7 +176,9 @@ def material_cross_entropy(
     known = labels != IGNORE
     # one row a pixel: for images torch's gradient is not the same in every run on a GPU
     pixel_loss = F.cross_entropy(
-        logits.float().movedim(1, -1).flatten(0, 2), labels.flatten(), ignore_index=IGNORE,
+        logits.float().movedim(1, -1).flatten(0, 2),
+        labels.flatten(),
+        ignore_index=IGNORE,
         reduction="none",
     ).view(labels.shape)  # (B, H, W)
     plain_B = _mean(pixel_loss, known.float())

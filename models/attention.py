@@ -68,18 +68,28 @@ class FluxAttention:
     not name, so `guidance` is named here: it travels to the patched blocks, others ignore it.
     """
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None,
-                 image_rotary_emb=None, guidance=None):
+    def __call__(
+        self,
+        attn,
+        hidden_states,
+        encoder_hidden_states=None,
+        attention_mask=None,
+        image_rotary_emb=None,
+        guidance=None,
+    ):
         """Upstream's names in the signature; ours from the next line on."""
         if attention_mask is not None:
             raise ValueError("FLUX.1-Fill is trained without an attention mask; got one")
         x_BSD, text = hidden_states, encoder_hidden_states
-        q, k, v = (f(x_BSD).unflatten(-1, (-1, attn.head_dim))
-                   for f in (attn.to_q, attn.to_k, attn.to_v))
+        q, k, v = (
+            f(x_BSD).unflatten(-1, (-1, attn.head_dim)) for f in (attn.to_q, attn.to_k, attn.to_v)
+        )
         q, k = attn.norm_q(q), attn.norm_k(k)
         if text is not None:
-            tq, tk, tv = (f(text).unflatten(-1, (-1, attn.head_dim))
-                          for f in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+            tq, tk, tv = (
+                f(text).unflatten(-1, (-1, attn.head_dim))
+                for f in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            )
             q = torch.cat([attn.norm_added_q(tq), q], dim=1)
             k = torch.cat([attn.norm_added_k(tk), k], dim=1)
             v = torch.cat([tv, v], dim=1)
@@ -123,8 +133,10 @@ def _probe(batch: int, tokens: int, heads: int, width: int) -> str:
     Raises: RuntimeError: cuDNN's gradient differs from flash's, or it is slower.
     """
     shape, wide = (batch, tokens, heads, width), (batch, tokens, 5 * heads * width)
-    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-               for _ in range(3))  # fmt: skip
+    q, k, v = (
+        torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
     whole = torch.randn(wide, device="cuda", dtype=torch.bfloat16)
     sliced = whole[..., : heads * width]
     grads, seconds = {}, {}

@@ -1,8 +1,8 @@
 """A trained translator as a folder that needs nothing else, and back.
 
-    pytorch_lora_weights.safetensors   adapters, as `FluxFillPipeline.load_lora_weights` reads them
-    thermaflux.safetensors             guidance, stage 1, prompt; and FLUX where it was trained
-    thermaflux.json                    the run's configuration and versions
+pytorch_lora_weights.safetensors   adapters, as `FluxFillPipeline.load_lora_weights` reads them
+thermaflux.safetensors             guidance, stage 1, prompt; and FLUX where it was trained
+thermaflux.json                    the run's configuration and versions
 """
 
 import json
@@ -22,8 +22,13 @@ def is_bundle(path: str | Path) -> bool:
     return (Path(path) / CONFIG_FILE).is_file()
 
 
-def save_bundle(folder: str | Path, translator: Translator, state: dict[str, Tensor],
-                config: dict, versions: dict[str, str]) -> None:  # fmt: skip
+def save_bundle(
+    folder: str | Path,
+    translator: Translator,
+    state: dict[str, Tensor],
+    config: dict,
+    versions: dict[str, str],
+) -> None:
     """Write the folder.
 
     Args:

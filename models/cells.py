@@ -21,8 +21,9 @@ class CellKernels(nn.Module):
     def __init__(self):
         super().__init__()
         # [a, j, k]: what the pixel that tap k meets, seen from pixel a of a cell, owes to cell j
-        doubled = torch.tensor([[[3, 1, 0], [1, 3, 3], [0, 0, 1]],
-                                [[1, 0, 0], [3, 3, 1], [0, 1, 3]]]) / 4  # fmt: skip
+        doubled = (
+            torch.tensor([[[3, 1, 0], [1, 3, 3], [0, 0, 1]], [[1, 0, 0], [3, 3, 1], [0, 1, 3]]]) / 4
+        )
         # [a, s, j, k]: 1 where that pixel is pixel s of cell j
         pixel = torch.zeros(2, 2, 3, 3)
         for a in range(2):

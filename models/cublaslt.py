@@ -12,7 +12,7 @@ Dimension key:  B batch   N rows (tokens)   I input width   O output width
 """
 
 import ctypes
-from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_float, c_int, c_int8, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 
 import torch
@@ -24,14 +24,15 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 14, E4M3: 28}  # cudaDataType
 COMPUTE_FP32 = 68
 TRANSPOSE_A, EPILOGUE, FAST_SUMS = 3, 7, 25  # of a product's description
 BATCH, SAMPLE_STRIDE = 5, 6  # of a matrix's layout
-WORKSPACE_BYTES, SPLIT_SUMS = 1, 3  # of the choice of kernels
-GELU = 32
+WORKSPACE_BYTES, SPLIT_SUMS, ALIGNED = 1, 3, (5, 6, 8)  # of the choice of kernels
+NOTHING, GELU = 1, 32  # done to a result
 WORKSPACE = 32 * 2**20
 CANDIDATES, ROUNDS, REPEATS = 8, 3, 5  # how many kernels are tried, and how often
 
 
-def multiply(x: Tensor, weight_OI: Tensor, unit: float, out: Tensor,
-             with_gelu: bool = False) -> None:  # fmt: skip
+def multiply(
+    x: Tensor, weight_OI: Tensor, unit: float, out: Tensor, with_gelu: bool = False
+) -> None:
     """Write f(unit * x W^T) to `out`, bf16 or e4m3.
 
     x (N, I) and W are e4m3, out (N, O); or x (B, N, I) and out (B, N, O). All may be parts of
@@ -46,7 +47,10 @@ def multiply(x: Tensor, weight_OI: Tensor, unit: float, out: Tensor,
         assert t.stride(-1) == 1 and t.data_ptr() % 16 == 0, t.stride()
     sizes = *x.shape[-2:], len(weight_OI), len(x) if x.dim() == 3 else 1
     strides = x.stride()[:-1], weight_OI.stride()[:-1], out.stride()[:-1]
-    _kernel(x.device, sizes, strides, out.dtype, with_gelu)(x, weight_OI, unit, out)
+    # cuBLASLt assumes 256 where it is not told
+    alignment = tuple(min(256, t.data_ptr() & -t.data_ptr()) for t in (weight_OI, x, out))
+    kernel = _kernel(x.device, sizes, strides, alignment, out.dtype, with_gelu)
+    kernel(x, weight_OI, unit, out)
 
 
 def _plain(x: Tensor, weight_OI: Tensor, unit: float, out: Tensor, with_gelu: bool) -> None:
@@ -74,10 +78,11 @@ class _Library:
         self.call(f"{name}Create", byref(thing), *args)
         return thing
 
-    def set(self, name: str, thing: c_void_p, **of: tuple[int, ctypes._SimpleCData]) -> None:
-        for number, value in of.values():
-            self.call(f"{name}SetAttribute", thing, number, byref(value),
-                      c_size_t(ctypes.sizeof(value)))  # fmt: skip
+    def set(self, name: str, thing: c_void_p, values: dict[int, ctypes._SimpleCData]) -> None:
+        for number, value in values.items():
+            self.call(
+                f"{name}SetAttribute", thing, number, byref(value), c_size_t(ctypes.sizeof(value))
+            )
 
 
 @cache
@@ -88,49 +93,72 @@ def _library(device: torch.device) -> _Library:
 class _Candidate(ctypes.Structure):
     """cublasLtMatmulHeuristicResult_t."""
 
-    _fields_ = [("algorithm", c_uint64 * 8), ("workspace", c_size_t), ("status", c_int),
-                ("waves", c_float), ("reserved", c_int * 4)]  # fmt: skip
+    _fields_ = [
+        ("algorithm", c_uint64 * 8),
+        ("workspace", c_size_t),
+        ("status", c_int),
+        ("waves", c_float),
+        ("reserved", c_int * 4),
+    ]
 
 
 class _Kernel:
     """The product for some sizes. cuBLASLt is column-major: to it, out^T = W x^T."""
 
-    def __init__(self, device, sizes, strides, dtype, with_gelu):
+    def __init__(self, device, sizes, strides, alignment, dtype, with_gelu):
         rows, wide, high, self.batch = sizes
         of_x, of_weight, of_out = (s[::-1] for s in strides)  # of a row, and of a sample
-        self.library = lt = _library(device)
+        self.lt = lt = _library(device)
         self.product = lt.made("MatmulDesc", COMPUTE_FP32, DTYPES[torch.float32])
-        lt.set("MatmulDesc", self.product, transposed=(TRANSPOSE_A, c_int(1)),
-               fast=(FAST_SUMS, ctypes.c_int8(1)))  # fmt: skip
-        if with_gelu:
-            lt.set("MatmulDesc", self.product, epilogue=(EPILOGUE, c_int(GELU)))
+        epilogue = c_int(GELU if with_gelu else NOTHING)
+        lt.set(
+            "MatmulDesc",
+            self.product,
+            {TRANSPOSE_A: c_int(1), FAST_SUMS: c_int8(1), EPILOGUE: epilogue},
+        )
         self.layouts = [
             self._layout(E4M3, wide, high, *of_weight),
             self._layout(E4M3, wide, rows, *of_x),
             self._layout(torch.bfloat16, high, rows, high),  # of what is added to: never read
             self._layout(dtype, high, rows, *of_out),
         ]
-        self.candidates = self._candidates()
+        self.candidates = self._candidates(alignment)
         self.fastest = None
 
-    def _layout(self, dtype: torch.dtype, rows: int, columns: int, stride: int,
-                sample: int = 0) -> c_void_p:  # fmt: skip
+    def _layout(
+        self, dtype: torch.dtype, rows: int, columns: int, stride: int, sample: int = 0
+    ) -> c_void_p:
         """Of columns `stride` apart, in samples `sample` apart (0: the same for all)."""
         sizes = c_uint64(rows), c_uint64(columns), c_int64(stride)
-        layout = self.library.made("MatrixLayout", DTYPES[dtype], *sizes)
+        layout = self.lt.made("MatrixLayout", DTYPES[dtype], *sizes)
         if self.batch > 1:
-            self.library.set("MatrixLayout", layout, batch=(BATCH, c_int(self.batch)),
-                             sample=(SAMPLE_STRIDE, c_int64(sample)))  # fmt: skip
+            of_batch = {BATCH: c_int(self.batch), SAMPLE_STRIDE: c_int64(sample)}
+            self.lt.set("MatrixLayout", layout, of_batch)
         return layout
 
-    def _candidates(self) -> list[_Candidate]:
-        lt = self.library
+    def _candidates(self, alignment: tuple[int, ...]) -> list[_Candidate]:
+        lt = self.lt
         wish = lt.made("MatmulPreference")
-        lt.set("MatmulPreference", wish, workspace=(WORKSPACE_BYTES, c_uint64(WORKSPACE)),
-               in_one_piece=(SPLIT_SUMS, ctypes.c_uint32(0)))  # fmt: skip
+        lt.set(
+            "MatmulPreference",
+            wish,
+            {
+                WORKSPACE_BYTES: c_uint64(WORKSPACE),
+                SPLIT_SUMS: c_uint32(0),
+                **{kind: c_uint32(bytes_) for kind, bytes_ in zip(ALIGNED, alignment)},
+            },
+        )
         found, count = (_Candidate * CANDIDATES)(), c_int()
-        lt.call("MatmulAlgoGetHeuristic", lt.handle, self.product, *self.layouts, wish,
-                CANDIDATES, found, byref(count))  # fmt: skip
+        lt.call(
+            "MatmulAlgoGetHeuristic",
+            lt.handle,
+            self.product,
+            *self.layouts,
+            wish,
+            CANDIDATES,
+            found,
+            byref(count),
+        )
         lt.call("MatmulPreferenceDestroy", wish)
         if not count.value:
             raise RuntimeError("cuBLASLt has no kernel for this product of e4m3")
@@ -143,12 +171,28 @@ class _Kernel:
         self._run(self.fastest, x, weight, unit, out)
 
     def _run(self, candidate: _Candidate, x, weight, unit, out) -> None:
-        lt, (of_weight, of_x, of_sum, of_out) = self.library, self.layouts
+        lt, (of_weight, of_x, of_sum, of_out) = self.lt, self.layouts
         W, X, unread, Y = (c_void_p(t.data_ptr()) for t in (weight, x, lt.workspace, out))
         stream = c_void_p(torch.cuda.current_stream(x.device).cuda_stream)
-        lt.call("Matmul", lt.handle, self.product, byref(c_float(unit)), W, of_weight, X, of_x,
-                byref(c_float(0)), unread, of_sum, Y, of_out, byref(candidate.algorithm),
-                c_void_p(lt.workspace.data_ptr()), c_size_t(WORKSPACE), stream)  # fmt: skip
+        lt.call(
+            "Matmul",
+            lt.handle,
+            self.product,
+            byref(c_float(unit)),
+            W,
+            of_weight,
+            X,
+            of_x,
+            byref(c_float(0)),
+            unread,
+            of_sum,
+            Y,
+            of_out,
+            byref(candidate.algorithm),
+            c_void_p(lt.workspace.data_ptr()),
+            c_size_t(WORKSPACE),
+            stream,
+        )
 
     def _seconds(self, *args) -> list[float]:
         """Of every candidate, its fastest round."""

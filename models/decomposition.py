@@ -171,9 +171,7 @@ class Head(nn.Module):
 
     def __init__(self, widths: list[int], detail_channels: int):
         super().__init__()
-        self.hidden = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths[:-1])
-        )
+        self.hidden = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths[:-1]))
         self.last = nn.Conv2d(widths[-2] + detail_channels, widths[-1], 3, padding=1)
         for conv in self.hidden:
             _he(conv)
@@ -182,8 +180,9 @@ class Head(nn.Module):
         nn.init.zeros_(self.last.bias)
 
 
-def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None,
-              cells: CellKernels | None) -> list[Tensor]:  # fmt: skip
+def run_heads(
+    heads: list[Head], x: Tensor, detail: Tensor | None, cells: CellKernels | None
+) -> list[Tensor]:
     """What each head makes of the features; first and last layers of all heads are one product.
 
     Apart, the last ones have few channels (one, for intensity), which GPUs compute slowly.
@@ -201,12 +200,15 @@ def run_heads(heads: list[Head], x: Tensor, detail: Tensor | None,
         for conv in head.hidden[1:]:
             parts[i] = F.relu(conv(parts[i]))
     widths, sizes = [part.shape[1] for part in parts], [len(head.last.bias) for head in heads]
-    own, of_detail = zip(*(h.last.weight.split([n, h.last.in_channels - n], dim=1)
-                           for h, n in zip(heads, widths)))  # fmt: skip
-    weight = torch.cat([
-        F.pad(rows, (0, 0, 0, 0, sum(widths[:i]), sum(widths[i + 1 :])))  # others' parts: zero
-        for i, rows in enumerate(own)
-    ])  # fmt: skip
+    own, of_detail = zip(
+        *(h.last.weight.split([n, h.last.in_channels - n], dim=1) for h, n in zip(heads, widths))
+    )
+    weight = torch.cat(
+        [
+            F.pad(rows, (0, 0, 0, 0, sum(widths[:i]), sum(widths[i + 1 :])))  # others' parts: zero
+            for i, rows in enumerate(own)
+        ]
+    )
     bias = torch.cat([head.last.bias for head in heads])
     if detail is not None:
         parts.append(detail)

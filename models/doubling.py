@@ -89,9 +89,11 @@ if triton is not None:
     @triton.jit
     def _row(x, at, C, before, j, after, c, inside):
         """A row's cells with their neighbours: three (CELLS, CHANNELS) fp32."""
-        return (tl.load(x + (at + before) * C + c, inside, 0).to(tl.float32),
-                tl.load(x + (at + j) * C + c, inside, 0).to(tl.float32),
-                tl.load(x + (at + after) * C + c, inside, 0).to(tl.float32))  # fmt: skip
+        return (
+            tl.load(x + (at + before) * C + c, inside, 0).to(tl.float32),
+            tl.load(x + (at + j) * C + c, inside, 0).to(tl.float32),
+            tl.load(x + (at + after) * C + c, inside, 0).to(tl.float32),
+        )
 
     @triton.jit
     def _pair(before, middle, after, out, at, D, j, c, inside):
@@ -112,10 +114,28 @@ if triton is not None:
         b1, m1, a1 = _row(x, middle, C, before, j, after, c, inside)
         b2, m2, a2 = _row(x, bottom, C, before, j, after, c, inside)
         at = (sample * 2 * h + 2 * i) * 2 * w
-        _pair(0.75 * b1 + 0.25 * b0, 0.75 * m1 + 0.25 * m0, 0.75 * a1 + 0.25 * a0,
-              out, at, D, j, c, inside)  # fmt: skip
-        _pair(0.75 * b1 + 0.25 * b2, 0.75 * m1 + 0.25 * m2, 0.75 * a1 + 0.25 * a2,
-              out, at + 2 * w, D, j, c, inside)  # fmt: skip
+        _pair(
+            0.75 * b1 + 0.25 * b0,
+            0.75 * m1 + 0.25 * m0,
+            0.75 * a1 + 0.25 * a0,
+            out,
+            at,
+            D,
+            j,
+            c,
+            inside,
+        )
+        _pair(
+            0.75 * b1 + 0.25 * b2,
+            0.75 * m1 + 0.25 * m2,
+            0.75 * a1 + 0.25 * a2,
+            out,
+            at + 2 * w,
+            D,
+            j,
+            c,
+            inside,
+        )
 
     @triton.jit
     def _gathered(g, at, w, D, j, c, inside):

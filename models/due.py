@@ -13,7 +13,7 @@ class Due(NamedTuple):
     """x + gate * (sum of terms, and a bias), not yet added up."""
 
     x_BSD: Tensor
-    gate_1D: Tensor
+    gate_BD: Tensor  # or (1, D) for all samples
     terms: tuple[Tensor, ...]  # (B, S, D) each
     bias_D: Tensor | None = None
 

@@ -12,8 +12,15 @@ from quack.gemm_config import GemmConfig
 
 # Two groups of warps take turns: one multiplies while the other finishes its 128 x 192 numbers, so
 # that finishing costs no time. 128 x 256 by both groups together: 6 % slower.
-CONFIG = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_n=1,
-                    device_capacity=9, is_dynamic_persistent=False)  # fmt: skip
+CONFIG = GemmConfig(
+    tile_m=128,
+    tile_n=192,
+    pingpong=True,
+    cluster_m=2,
+    cluster_n=1,
+    device_capacity=9,
+    is_dynamic_persistent=False,
+)
 CHOSEN = dict(config=CONFIG, tuned=False)
 # said, because a square result does not show whether a vector belongs to columns or rows
 BIAS, GATE = RowVecLoad("bias"), RowVecLoad("gate")

@@ -70,8 +70,14 @@ class Wanted(NamedTuple):
 # ---- the arithmetic: functions of tensors
 
 
-def double_block(x_BND: Tensor, text_BMD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor],
-                 image: Stream, text: Stream) -> tuple[Tensor, Tensor]:  # fmt: skip
+def double_block(
+    x_BND: Tensor,
+    text_BMD: Tensor,
+    temb_BD: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    image: Stream,
+    text: Stream,
+) -> tuple[Tensor, Tensor]:
     """One double block: (image, text) tokens -> (image, text) tokens."""
     M = text_BMD.shape[1]
     x_mod, text_mod = _modulation(temb_BD, image, 6), _modulation(temb_BD, text, 6)
@@ -83,8 +89,13 @@ def double_block(x_BND: Tensor, text_BMD: Tensor, temb_BD: Tensor, rotary: tuple
     )
 
 
-def single_block(x_BSD: Tensor, temb_BD: Tensor, rotary: tuple[Tensor, Tensor], w: Stream,
-                 wanted: Wanted | None = None) -> Tensor:  # fmt: skip
+def single_block(
+    x_BSD: Tensor,
+    temb_BD: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    w: Stream,
+    wanted: Wanted | None = None,
+) -> Tensor:
     """One single block, on text and image tokens joined; (B, S, D), or fewer tokens if `wanted`."""
     shift, scale, gate = _modulation(temb_BD, w, 3)
     x = modulated(x_BSD, shift, scale)
@@ -126,8 +137,9 @@ def heads_of(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream]) -> 
     for y, (x, w) in zip(products, streams):
         parts = _adapted(y.chunk(3, dim=-1), x, [w.adapters[n] for n in "qkv"])
         q, k, v = (y.unflatten(-1, (-1, w.norm_q_d.shape[0])) for y in parts)
-        of_streams.append((*(F.rms_norm(y, n.shape, n, EPS)
-                             for y, n in ((q, w.norm_q_d), (k, w.norm_k_d))), v))  # fmt: skip
+        of_streams.append(
+            (*(F.rms_norm(y, n.shape, n, EPS) for y, n in ((q, w.norm_q_d), (k, w.norm_k_d))), v)
+        )
     q, k, v = (torch.cat(parts, dim=1) for parts in zip(*of_streams))
     return rotate(q, *rotary), rotate(k, *rotary), v
 
@@ -182,8 +194,9 @@ def _adapted(parts, x: Tensor, adapters: list[Adapter | None]) -> list[Tensor]:
 # ---- the model
 
 
-def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
-            recompute_every: int = 0) -> None:  # fmt: skip
+def install(
+    flux: nn.Module, guidance: SemanticGuidance, compiled: bool, recompute_every: int = 0
+) -> None:
     """Replace the forward of a `freeze`d flux (this instance only).
 
     Args:
@@ -239,21 +252,26 @@ def _read_rows_once() -> None:
 
 
 def _run_double(block, function, x_BND, text_BMD, temb_BD, rotary):
-    attn = block.attn
-    norms = (attn.norm_q, attn.norm_k), (attn.norm_added_q, attn.norm_added_k)
-    streams = [
-        stream_of(block, of, f"{name}_", *n) for (name, of), n in zip(STREAMS.items(), norms)
-    ]
-    return function(x_BND, text_BMD, temb_BD, rotary, *streams)
+    return function(x_BND, text_BMD, temb_BD, rotary, *streams_of(block))
 
 
 def _run_single(block, function, x_BSD, temb_BD, rotary, wanted=None):
-    stream = stream_of(block, SINGLE, "", block.attn.norm_q, block.attn.norm_k)
-    return function(x_BSD, temb_BD, rotary, stream, wanted)
+    return function(x_BSD, temb_BD, rotary, *streams_of(block), wanted)
 
 
-def stream_of(block, of: dict[str, list[str]], prefix: str, norm_q, norm_k) -> Stream:
-    """Read anew at every call: FSDP and recomputation replace the tensors of a module."""
+def streams_of(block: nn.Module) -> list[Stream]:
+    """Image and text of a double block; a single block has one.
+
+    Read anew at every call: FSDP and recomputation replace the tensors of a module.
+    """
+    attn = block.attn
+    if hasattr(block, "proj_mlp"):
+        return [_stream_of(block, SINGLE, "", attn.norm_q, attn.norm_k)]
+    norms = (attn.norm_q, attn.norm_k), (attn.norm_added_q, attn.norm_added_k)
+    return [_stream_of(block, of, f"{name}_", *n) for (name, of), n in zip(STREAMS.items(), norms)]
+
+
+def _stream_of(block, of: dict[str, list[str]], prefix: str, norm_q, norm_k) -> Stream:
     matrices = {m: block.frozen[prefix + m].matrix() for m in of}
     layers = [*zip("qkv", of["qkv"]), *((m, of[m][0]) for m in ("out", "up", "down"))]
     adapters = {m: _adapter(block.get_submodule(n)) for m, n in layers}
@@ -267,9 +285,21 @@ def _adapter(layer: nn.Module) -> Adapter | None:
     return Adapter(layer.lora_A.weight, layer.lora_B.weight, layer.scale, dropout)
 
 
-def _forward(flux, fuser, recompute_every, hidden_states, encoder_hidden_states,
-             pooled_projections, timestep, img_ids, txt_ids, guidance, joint_attention_kwargs=None,
-             return_dict=False, infrared_rows=0):  # fmt: skip
+def _forward(
+    flux,
+    fuser,
+    recompute_every,
+    hidden_states,
+    encoder_hidden_states,
+    pooled_projections,
+    timestep,
+    img_ids,
+    txt_ids,
+    guidance,
+    joint_attention_kwargs=None,
+    return_dict=False,
+    infrared_rows=0,
+):
     """Upstream's names in the signature (the caller passes them), ours from the next line on.
 
     infrared_rows: rows of the diptych's grid if only the infrared panel is wanted; the visible

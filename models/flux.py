@@ -24,8 +24,12 @@ from models.attention import FluxAttention
 from models.guidance import SemanticGuidance
 
 BLOCK_PARAMETERS = [
-    "hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "joint_attention_kwargs",
-]  # fmt: skip
+    "hidden_states",
+    "encoder_hidden_states",
+    "temb",
+    "image_rotary_emb",
+    "joint_attention_kwargs",
+]
 IN_CHANNELS = 384  # 64 noisy + 64 masked + 256 mask
 CLIP_TOKENS = 77
 MODULATIONS = ("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")
@@ -79,9 +83,11 @@ def random_flux(preset: str, dtype: torch.dtype, device="cpu") -> FluxTransforme
     try:
         with torch.device(device):
             flux = FluxTransformer2DModel(
-                in_channels=IN_CHANNELS, out_channels=64, guidance_embeds=True,
+                in_channels=IN_CHANNELS,
+                out_channels=64,
+                guidance_embeds=True,
                 **asdict(PRESETS[preset]),
-            )  # fmt: skip
+            )
     finally:
         torch.set_default_dtype(before)
     if preset != "full-random":
@@ -136,9 +142,12 @@ def encode_prompt(flux_fill_id: str, prompt: str, tokens: int, device="cpu") -> 
     """
     try:
         pipeline = FluxFillPipeline.from_pretrained(
-            flux_fill_id, transformer=None, vae=None, torch_dtype=torch.bfloat16,
+            flux_fill_id,
+            transformer=None,
+            vae=None,
+            torch_dtype=torch.bfloat16,
             use_safetensors=True,
-        )  # fmt: skip
+        )
     except Exception as error:
         raise ValueError(_cannot_load(flux_fill_id, error)) from error
     length = len(pipeline.tokenizer(prompt).input_ids)
@@ -201,8 +210,15 @@ def recompute_blocks(flux: FluxTransformer2DModel, every: int) -> None:
     flux.enable_gradient_checkpointing(run)
 
 
-def _guided_forward(add, upstream, hidden_states, encoder_hidden_states, temb,
-                    image_rotary_emb=None, joint_attention_kwargs=None):
+def _guided_forward(
+    add,
+    upstream,
+    hidden_states,
+    encoder_hidden_states,
+    temb,
+    image_rotary_emb=None,
+    joint_attention_kwargs=None,
+):
     """Upstream's names in the signature (it calls us by keyword), ours from the next line on."""
     kwargs = dict(joint_attention_kwargs or {})
     guidance = kwargs.pop("guidance", None)

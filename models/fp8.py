@@ -48,8 +48,14 @@ class Frozen(nn.Module):
     The bytes of e4m3 are kept as uint8, which collectives, checkpoints and `.to()` leave alone.
     """
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, fp8: bool = False,
-                 transposed: bool = False, largest: float | None = None):  # fmt: skip
+    def __init__(
+        self,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        fp8: bool = False,
+        transposed: bool = False,
+        largest: float | None = None,
+    ):
         """largest: one unit for the whole matrix, with room for this value; else one a row."""
         super().__init__()
         scale = copy = None
@@ -116,8 +122,9 @@ class _Mlp(torch.autograd.Function):
     """Two frozen, rounded matrices and the GELU between them; keeps what is before the GELU."""
 
     @staticmethod
-    def forward(ctx, x_NI, up, up_bias, up_scale, up_t, native,
-                down, down_bias, down_scale, down_t, _):  # fmt: skip
+    def forward(
+        ctx, x_NI, up, up_bias, up_scale, up_t, native, down, down_bias, down_scale, down_t, _
+    ):
         ctx.native = native
         x8, scale_N1 = quantise(x_NI)
         before = _scaled(x8, up, scale_N1, up_scale, up_bias, x_NI.dtype, native)
@@ -134,8 +141,14 @@ class _Mlp(torch.autograd.Function):
         return dx, *[None] * 10
 
 
-def _back(g8_NO: Tensor, scale_N1: Tensor, weight_OI: Tensor, transposed_IO: Tensor | None,
-          dtype: torch.dtype, native: bool) -> Tensor:  # fmt: skip
+def _back(
+    g8_NO: Tensor,
+    scale_N1: Tensor,
+    weight_OI: Tensor,
+    transposed_IO: Tensor | None,
+    dtype: torch.dtype,
+    native: bool,
+) -> Tensor:
     """g W (N, I); W's own scales are in g already."""
     if transposed_IO is None:
         transposed_IO = weight_OI.view(torch.uint8).t().contiguous().view(E4M3)
@@ -143,12 +156,26 @@ def _back(g8_NO: Tensor, scale_N1: Tensor, weight_OI: Tensor, transposed_IO: Ten
     return _scaled(g8_NO, transposed_IO, scale_N1, ones_I, None, dtype, native)
 
 
-def _scaled(a_NI: Tensor, b_OI: Tensor, a_scale_N1: Tensor, b_scale_O: Tensor,
-            bias_O: Tensor | None, dtype: torch.dtype, native: bool) -> Tensor:  # fmt: skip
+def _scaled(
+    a_NI: Tensor,
+    b_OI: Tensor,
+    a_scale_N1: Tensor,
+    b_scale_O: Tensor,
+    bias_O: Tensor | None,
+    dtype: torch.dtype,
+    native: bool,
+) -> Tensor:
     """a b^T with its scales, (N, O). Where the hardware cannot, the same rounding in `dtype`."""
     if native:
-        return torch._scaled_mm(a_NI, b_OI.t(), scale_a=a_scale_N1, scale_b=b_scale_O[None],
-                                bias=bias_O, out_dtype=dtype, use_fast_accum=True)  # fmt: skip
+        return torch._scaled_mm(
+            a_NI,
+            b_OI.t(),
+            scale_a=a_scale_N1,
+            scale_b=b_scale_O[None],
+            bias=bias_O,
+            out_dtype=dtype,
+            use_fast_accum=True,
+        )
     y = (a_NI.to(dtype) @ b_OI.to(dtype).t()).float() * a_scale_N1 * b_scale_O
     return (y if bias_O is None else y + bias_O).to(dtype)
 

@@ -119,9 +119,19 @@ def _launches(cos_Sd: Tensor, flat: list[Tensor], tokens: int, warps: int):
         y, low, up, norm_q, norm_k = flat[i : i + 5]
         B, M, d = y.shape[0], y.shape[1], norm_q.shape[0]
         h, r = y.shape[2] // (3 * d), up.shape[-1] if up.numel() else 0
-        sizes = dict(M=M, S=cos_Sd.shape[0], first=first, h=h, EPS=EPS, R=r,
-                     RANK=max(16, triton.next_power_of_2(r)), WIDTH=d, TOKENS=tokens,
-                     PACKED=y.dtype == torch.bfloat16, num_warps=warps)  # fmt: skip
+        sizes = dict(
+            M=M,
+            S=cos_Sd.shape[0],
+            first=first,
+            h=h,
+            EPS=EPS,
+            R=r,
+            RANK=max(16, triton.next_power_of_2(r)),
+            WIDTH=d,
+            TOKENS=tokens,
+            PACKED=y.dtype == torch.bfloat16,
+            num_warps=warps,
+        )
         yield (y, low, up, norm_q, norm_k), (triton.cdiv(M, tokens), h, B), sizes
         first += M
 
@@ -162,16 +172,29 @@ if triton is not None:
             tl.store(x + 2 * at + 1, odd, inside)
 
     @triton.jit
-    def _adapted(y, low, up, row, column, inside, h, part: tl.constexpr, R: tl.constexpr,
-                 RANK: tl.constexpr, WIDTH: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
+    def _adapted(
+        y,
+        low,
+        up,
+        row,
+        column,
+        inside,
+        h,
+        part: tl.constexpr,
+        R: tl.constexpr,
+        RANK: tl.constexpr,
+        WIDTH: tl.constexpr,
+        PACKED: tl.constexpr,
+    ):
         """t of one head, even and odd."""
         column += part * h * (WIDTH // 2)
         even, odd = _load(y, row * (3 * h * (WIDTH // 2)) + column, inside, PACKED)
         if R > 0:
             rank = tl.arange(0, RANK)
             there = (rank < R)[:, None]
-            a = tl.load(low + row * (3 * R) + part * R + rank[None, :],
-                        inside & (rank < R)[None, :], 0)  # fmt: skip
+            a = tl.load(
+                low + row * (3 * R) + part * R + rank[None, :], inside & (rank < R)[None, :], 0
+            )
             at = 2 * column * R + rank[:, None]
             even += tl.dot(a, tl.load(up + at, there, 0), input_precision="ieee")
             odd += tl.dot(a, tl.load(up + at + R, there, 0), input_precision="ieee")
@@ -197,8 +220,7 @@ if triton is not None:
         return even * c - odd * s, odd * c + even * s
 
     @triton.jit
-    def _turned_back(g_even, g_odd, even, odd, norm, c, s, EPS: tl.constexpr,
-                     WIDTH: tl.constexpr):  # fmt: skip
+    def _turned_back(g_even, g_odd, even, odd, norm, c, s, EPS: tl.constexpr, WIDTH: tl.constexpr):
         """Gradient of t, given that of `_turned`."""
         weight_even, weight_odd = _weights(norm, WIDTH)
         scale = _scale(even, odd, EPS, WIDTH)
@@ -222,10 +244,28 @@ if triton is not None:
         return row * (WIDTH // 2) + tl.arange(0, WIDTH // 2)[None, :]
 
     @triton.jit
-    def _forward_kernel(y, low, up, norm_q, norm_k, cos, sin, q, k, v,
-                        M, S, first, h, EPS: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-                        WIDTH: tl.constexpr, TOKENS: tl.constexpr,
-                        PACKED: tl.constexpr):  # fmt: skip
+    def _forward_kernel(
+        y,
+        low,
+        up,
+        norm_q,
+        norm_k,
+        cos,
+        sin,
+        q,
+        k,
+        v,
+        M,
+        S,
+        first,
+        h,
+        EPS: tl.constexpr,
+        R: tl.constexpr,
+        RANK: tl.constexpr,
+        WIDTH: tl.constexpr,
+        TOKENS: tl.constexpr,
+        PACKED: tl.constexpr,
+    ):
         c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
         row, column, joint, inside = _pairs(M, S, first, h, WIDTH, TOKENS)
         joint = _in_row(joint, WIDTH)
@@ -239,10 +279,29 @@ if triton is not None:
         _store(v, joint, even, odd, inside, PACKED)
 
     @triton.jit
-    def _backward_kernel(y, low, up, norm_q, norm_k, cos, sin, dq, dk, dv, out, M, S, first, h,
-                         EPS: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-                         WIDTH: tl.constexpr, TOKENS: tl.constexpr,
-                         PACKED: tl.constexpr):  # fmt: skip
+    def _backward_kernel(
+        y,
+        low,
+        up,
+        norm_q,
+        norm_k,
+        cos,
+        sin,
+        dq,
+        dk,
+        dv,
+        out,
+        M,
+        S,
+        first,
+        h,
+        EPS: tl.constexpr,
+        R: tl.constexpr,
+        RANK: tl.constexpr,
+        WIDTH: tl.constexpr,
+        TOKENS: tl.constexpr,
+        PACKED: tl.constexpr,
+    ):
         c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
         D = h * (WIDTH // 2)  # pairs of q in a row
         row, column, joint, inside = _pairs(M, S, first, h, WIDTH, TOKENS)

@@ -21,26 +21,35 @@ STREAMS = {
     "image": {
         "modulation": ["norm1.linear"],
         "qkv": ["attn.to_q", "attn.to_k", "attn.to_v"],
-        "out": ["attn.to_out.0"], "up": ["ff.net.0.proj"], "down": ["ff.net.2"],
+        "out": ["attn.to_out.0"],
+        "up": ["ff.net.0.proj"],
+        "down": ["ff.net.2"],
     },
     "text": {
         "modulation": ["norm1_context.linear"],
         "qkv": ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"],
-        "out": ["attn.to_add_out"], "up": ["ff_context.net.0.proj"], "down": ["ff_context.net.2"],
+        "out": ["attn.to_add_out"],
+        "up": ["ff_context.net.0.proj"],
+        "down": ["ff_context.net.2"],
     },
-}  # fmt: skip
+}
 SINGLE = {
     "modulation": ["norm.linear"],
     "qkv": ["attn.to_q", "attn.to_k", "attn.to_v"],
-    "out": ["proj_out"], "up": ["proj_mlp"], "down": ["proj_out"],  # proj_out's columns, split
-}  # fmt: skip
+    "out": ["proj_out"],
+    "up": ["proj_mlp"],
+    "down": ["proj_out"],  # proj_out's columns, split
+}
 
 
-def freeze(flux: nn.Module, device: torch.device | str,
-           dtype: Literal["bf16", "fp32", "fp8", "fp8-small"],
-           mesh: DeviceMesh | None = None,
-           adapters: dict[str, Tensor] | None = None,
-           one_unit: bool = False) -> None:  # fmt: skip
+def freeze(
+    flux: nn.Module,
+    device: torch.device | str,
+    dtype: Literal["bf16", "fp32", "fp8", "fp8-small"],
+    mesh: DeviceMesh | None = None,
+    adapters: dict[str, Tensor] | None = None,
+    one_unit: bool = False,
+) -> None:
     """Move `flux` to `device` block by block, each block's matrices merged (and rounded).
 
     So no more than one block exists twice, and the peak is that of the result. Do it after loading
@@ -48,11 +57,12 @@ def freeze(flux: nn.Module, device: torch.device | str,
     none and rounds the modulations' matrices too: half the memory, slower. Sharded over a `mesh`,
     "fp8" keeps none either: it would double what is gathered.
 
-    Args: adapters: trained values, "flux." before their names in flux. Those of the blocks are
-        taken out of it and added to the matrices, before these are rounded; the model then only
-        samples (models/sampling_blocks.py), and keeps no transposed copy.
+    Args:
+        adapters: trained values, "flux." before their names in flux. Those of the blocks are taken
+            out of it and added to the matrices, before these are rounded; the model then only
+            samples (models/sampling_blocks.py), and keeps no transposed copy.
         one_unit: round a whole layer in one unit instead of each row in its own, as
-        models/rounded_blocks.py needs it.
+            models/rounded_blocks.py needs it.
 
     Raises: ValueError: an adapter sits on a layer that this file does not adapt, or is missing from
         `adapters` or has another shape there.
@@ -112,8 +122,9 @@ def _merge(block: nn.Module, layers: list[str], kind: str) -> tuple[Tensor, Tens
 def _largest(block: nn.Module, layers: list[str]) -> float:
     """What a unit must have room for: the weights, and with its digits the biases. Not 0."""
     bases = [_base(block.get_submodule(n)) for n in layers]
-    weights, biases = (max(float(getattr(b, kind).abs().max()) for b in bases)
-                       for kind in ("weight", "bias"))  # fmt: skip
+    weights, biases = (
+        max(float(getattr(b, kind).abs().max()) for b in bases) for kind in ("weight", "bias")
+    )
     return max(SMALLEST, weights, biases / BIAS_ROOM)
 
 

@@ -38,8 +38,9 @@ def gated_sum(x_BSD: Tensor, gate_BD: Tensor, h_BSI: Tensor, m: Matrix) -> Tenso
 def gated_mlp(x_BSD: Tensor, gate_BD: Tensor, h_BSD: Tensor, up: Matrix, down: Matrix) -> Tensor:
     """x + gate * down(gelu(up(h)))."""
     if _fits(h_BSD, gate_BD, up):
-        return _GatedMlp.apply(x_BSD, gate_BD, h_BSD, up.weight_OI, up.bias_O, down.weight_OI,
-                               down.bias_O)  # fmt: skip
+        return _GatedMlp.apply(
+            x_BSD, gate_BD, h_BSD, up.weight_OI, up.bias_O, down.weight_OI, down.bias_O
+        )
     return x_BSD + gate_BD[:, None] * mlp(h_BSD, up, down)
 
 
@@ -105,8 +106,9 @@ def linear_slope(g_NO: Tensor, weight_OI: Tensor, before_NI: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("thermaflux::linear_gated", mutates_args=())
-def linear_gated(x_BSO: Tensor, gate_BO: Tensor, h_BSI: Tensor, weight_OI: Tensor,
-                 bias_O: Tensor | None) -> Tensor:  # fmt: skip
+def linear_gated(
+    x_BSO: Tensor, gate_BO: Tensor, h_BSI: Tensor, weight_OI: Tensor, bias_O: Tensor | None
+) -> Tensor:
     """(B, S, O)."""
     if not x_BSO.is_cuda:
         return x_BSO + gate_BO[:, None] * F.linear(h_BSI, weight_OI, bias_O)
@@ -115,9 +117,13 @@ def linear_gated(x_BSO: Tensor, gate_BO: Tensor, h_BSI: Tensor, weight_OI: Tenso
     B = len(x_BSO)
     bias_O = gate_BO.new_zeros(len(weight_OI)) if bias_O is None else bias_O
     done = epilogues.gated(
-        h_BSI.contiguous(), weight_OI.t().expand(B, -1, -1), x_BSO.contiguous(),
-        gate=gate_BO.contiguous(), bias=bias_O.expand(B, -1), **epilogues.CHOSEN,
-    )  # fmt: skip
+        h_BSI.contiguous(),
+        weight_OI.t().expand(B, -1, -1),
+        x_BSO.contiguous(),
+        gate=gate_BO.contiguous(),
+        bias=bias_O.expand(B, -1),
+        **epilogues.CHOSEN,
+    )
     return done["D"]
 
 
@@ -175,11 +181,13 @@ def _try(device: torch.device) -> str:
     before = F.linear(x, up, up_bias).flatten(0, 1)
     for result, plain in (
         (linear_gelu(x.flatten(0, 1), up, up_bias)[1], gelu(before)),
-        (linear_slope(g, down, before),
-         torch.ops.aten.gelu_backward(g @ down, before, approximate="tanh")),
+        (
+            linear_slope(g, down, before),
+            torch.ops.aten.gelu_backward(g @ down, before, approximate="tanh"),
+        ),
         (linear_gated(x, gate, h, down, None), x + gate[:, None] * F.linear(h, down)),
         (linear_gated(x, gate, h, down, g[0]), x + gate[:, None] * F.linear(h, down, g[0])),
-    ):  # fmt: skip
+    ):
         gap = float((result - plain).float().norm() / plain.float().norm())
         if not gap < TOLERANCE:
             raise RuntimeError(f"quack-kernels {found} differs from torch by {gap:.1e}")

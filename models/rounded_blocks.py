@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models import fast, merge
+from models import fast
 from models.cublaslt import multiply
 from models.due import Due
-from models.fast import Wanted
+from models.fast import Stream, Wanted
 from models.fp8 import Frozen, Matrix
 from models.kernels import E4M3
 from models.rounded_attention import HOPPER, attend_rounded, gap
@@ -61,9 +61,14 @@ class RoundedStream(NamedTuple):
 # ---- the arithmetic
 
 
-def double_block(x: Due, text: Due, modulations: tuple[Tensor, Tensor],
-                 rotary: tuple[Tensor, Tensor], w_image: RoundedStream,
-                 w_text: RoundedStream) -> tuple[Due, Due]:  # fmt: skip
+def double_block(
+    x: Due,
+    text: Due,
+    modulations: tuple[Tensor, Tensor],
+    rotary: tuple[Tensor, Tensor],
+    w_image: RoundedStream,
+    w_text: RoundedStream,
+) -> tuple[Due, Due]:
     """One double block: (image, text) -> (image, text)."""
     x_mod, text_mod = (m.chunk(6, dim=1) for m in modulations)
     x_BND, x8 = _settle(x, *x_mod[:2])
@@ -75,8 +80,13 @@ def double_block(x: Due, text: Due, modulations: tuple[Tensor, Tensor],
     )
 
 
-def single_block(x: Due, modulation: Tensor, rotary: tuple[Tensor, Tensor], w: RoundedStream,
-                 wanted: Wanted | None = None) -> Due:  # fmt: skip
+def single_block(
+    x: Due,
+    modulation: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    w: RoundedStream,
+    wanted: Wanted | None = None,
+) -> Due:
     """One single block, on text and image tokens joined; fewer tokens if `wanted`."""
     shift, scale, gate = modulation.chunk(3, dim=1)
     x_BSD, x8 = _settle(x, shift, scale)
@@ -91,8 +101,8 @@ def single_block(x: Due, modulation: Tensor, rotary: tuple[Tensor, Tensor], w: R
     return Due(x_BSD, gate, (_product(inner, w.down, x_BSD.dtype),), w.down.bias_O)
 
 
-def _settle(x: Due, shift_1D: Tensor, scale_1D: Tensor) -> tuple[Tensor, Tensor]:
-    x_BSD, x8 = settle(x, shift_1D, scale_1D)
+def _settle(x: Due, shift_BD: Tensor, scale_BD: Tensor) -> tuple[Tensor, Tensor]:
+    x_BSD, x8 = settle(x, shift_BD, scale_BD)
     _count(x8[..., : x_BSD.shape[2]])
     return x_BSD, x8
 
@@ -104,8 +114,11 @@ def _product(x8: Tensor, w: Rounded, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _attend(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Tensor, RoundedStream],
-            wanted: Wanted | None = None) -> Tensor:  # fmt: skip
+def _attend(
+    rotary: tuple[Tensor, Tensor],
+    *streams: tuple[Tensor, Tensor, RoundedStream],
+    wanted: Wanted | None = None,
+) -> Tensor:
     """Attention among the tokens of all streams joined: (B, S, D)."""
     sizes = [x8.shape[1] for _, x8, _ in streams]
     B, _, D = streams[0][0].shape
@@ -113,14 +126,17 @@ def _attend(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Tensor, Round
     for (_, x8, w), part in zip(streams, v.split(sizes, dim=1)):
         multiply(x8, w.v.weight_OI, w.v.unit, part)
     _count(v)
-    q, k = rounded_heads(*rotary, [Turned(_product(x8, w.qk, x.dtype), w.norm_q_d, w.norm_k_d)
-                                   for x, x8, w in streams])  # fmt: skip
+    q, k = rounded_heads(
+        *rotary,
+        [Turned(_product(x8, w.qk, x.dtype), w.norm_q_d, w.norm_k_d) for x, x8, w in streams],
+    )
     q = q if wanted is None else fast.only(q.view(torch.uint8), wanted).view(E4M3)
     return attend_rounded(q, k, v.unflatten(2, q.shape[2:])).flatten(2)
 
 
-def _after_attention(x: Tensor, out: Tensor, modulation: tuple[Tensor, ...],
-                     w: RoundedStream) -> Due:  # fmt: skip
+def _after_attention(
+    x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: RoundedStream
+) -> Due:
     """The rest of one stream of a double block."""
     _, _, gate, shift_mlp, scale_mlp, gate_mlp = modulation
     out8 = torch.empty(x.shape, dtype=E4M3, device=x.device)
@@ -166,8 +182,10 @@ def _judge(seen_T2: Tensor) -> None:
     if least < SMALL:
         what.append(f"holds values around {least:.1e} with few digits")
     if what:
-        log.warning(f"sampling in e4m3 {' and '.join(what)}; without the package fa3-fwd rows have"
-                    " their own units, and sampling takes 15 % longer")  # fmt: skip
+        log.warning(
+            f"sampling in e4m3 {' and '.join(what)}; without the package fa3-fwd rows have"
+            " their own units, and sampling takes 15 % longer"
+        )
 
 
 def _count(*parts: Tensor) -> None:
@@ -182,41 +200,30 @@ def _count(*parts: Tensor) -> None:
 
 
 def take(block: nn.Module) -> list[RoundedStream]:
-    """The streams of a block that `merge.freeze` has rounded with one unit a matrix.
+    """The streams of a block that `merge.freeze` has rounded with one unit a layer.
 
     Its own matrices are given up, but for those of the modulations.
     """
-    if hasattr(block, "proj_mlp"):
-        norms = block.attn.norm_q.weight, block.attn.norm_k.weight
-        return [stream_of(_given_up(block, "", merge.SINGLE), *norms)]
-    of_text = block.attn.norm_added_q.weight, block.attn.norm_added_k.weight
-    norms = {"image": (block.attn.norm_q.weight, block.attn.norm_k.weight), "text": of_text}
-    return [stream_of(_given_up(block, f"{name}_", of), *norms[name])
-            for name, of in merge.STREAMS.items()]  # fmt: skip
+    streams = [rounded_stream(stream) for stream in fast.streams_of(block)]
+    for name in [n for n in block.frozen if "modulation" not in n]:
+        del block.frozen[name]
+    return streams
 
 
-def _given_up(block: nn.Module, prefix: str, names: dict) -> dict[str, Frozen]:
-    return {name: block.frozen[prefix + name] if name == "modulation" else
-            block.frozen.pop(prefix + name) for name in names}  # fmt: skip
-
-
-def stream_of(frozen: dict[str, Frozen], norm_q_d: Tensor, norm_k_d: Tensor) -> RoundedStream:
-    of = {name: f.matrix() for name, f in frozen.items()}
-    units = {name: float(m.scale_O[0]) for name, m in of.items() if name != "modulation"}
-    qkv, up = (with_bias(of[n].weight_OI, units[n], of[n].bias_O) for n in ("qkv", "up"))
-    qk, v = qkv.tensor_split([2 * len(qkv) // 3])
-    biased = {"qk": Rounded(qk, units["qkv"]), "v": Rounded(v, units["qkv"]),
-              "up": Rounded(up, units["up"])}  # fmt: skip
-    out, down = of["out"], of["down"]
+def rounded_stream(s: Stream) -> RoundedStream:
+    qkv, up = _with_bias_inside(s.qkv), _with_bias_inside(s.up)
+    qk, v = (Rounded(w, qkv.unit) for w in qkv.weight_OI.tensor_split([2 * len(s.qkv.bias_O) // 3]))
+    out, down = (Rounded(m.weight_OI, float(m.scale_O[0]), m.bias_O) for m in (s.out, s.down))
     if out.bias_O is None:  # parts of one layer, so with one unit
-        assert units["out"] == units["down"], units
-        both = [m.weight_OI.view(torch.uint8) for m in (out, down)]
-        last = Rounded(torch.cat(both, dim=1).view(E4M3), units["down"], down.bias_O)
-        return RoundedStream(of["modulation"], **biased, down=last, norm_q_d=norm_q_d,
-                             norm_k_d=norm_k_d)  # fmt: skip
-    rest = {name: Rounded(of[name].weight_OI, units[name], of[name].bias_O)
-            for name in ("out", "down")}  # fmt: skip
-    return RoundedStream(of["modulation"], **biased, **rest, norm_q_d=norm_q_d, norm_k_d=norm_k_d)
+        assert out.unit == down.unit, (out.unit, down.unit)
+        both = [w.weight_OI.view(torch.uint8) for w in (out, down)]
+        out, down = None, down._replace(weight_OI=torch.cat(both, dim=1).view(E4M3))
+    return RoundedStream(s.modulation, qk, v, up, down, s.norm_q_d, s.norm_k_d, out)
+
+
+def _with_bias_inside(m: Matrix) -> Rounded:
+    unit = float(m.scale_O[0])
+    return Rounded(with_bias(m.weight_OI, unit, m.bias_O), unit)
 
 
 # ---- whether they can be used
@@ -263,14 +270,15 @@ def block_gap(device: torch.device | str, width: int) -> float:
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=g).to(torch.bfloat16)
 
-    def frozen(high: int, wide: int, bias: bool = True) -> Frozen:
+    def frozen(high: int, wide: int, bias: bool = True) -> Matrix:
         weight = normal(high, wide) / wide**0.5
-        return Frozen(weight, normal(high) if bias else None, fp8=True, largest=0.5)
+        return Frozen(weight, normal(high) if bias else None, fp8=True, largest=0.5).matrix()
 
     def stream(single: bool = False) -> RoundedStream:
         sizes = {"qkv": (3 * D, D), "out": (D, D), "up": (F, D), "down": (D, F)}
         of = {n: frozen(*s, bias=not (single and n == "out")) for n, s in sizes.items()}
-        return stream_of({"modulation": frozen(1, D), **of}, normal(width), normal(width))
+        norms = dict(norm_q_d=normal(width), norm_k_d=normal(width))
+        return rounded_stream(Stream(frozen(1, D), **of, **norms, adapters={}))
 
     x, text, of_time = normal(B, N, D), normal(B, M, D), normal(2, 15 * D)
     angle = (6 * torch.rand(M + N, width // 2, generator=g)).repeat_interleave(2, dim=1)

@@ -17,10 +17,6 @@ from models.attention import rotate
 from models.heads import EPS, can_fuse
 from models.kernels import E4M3, rounded
 
-if heads.triton is not None:
-    import triton
-    import triton.language as tl
-
 TOKENS, WARPS = 4, 1  # of a program, which makes one head
 
 
@@ -43,10 +39,12 @@ def rounded_heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[Turned]) -> tupl
 def turned_heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[Turned]) -> list[Tensor]:
     """q and k, not rounded, by torch's own operations."""
     of_streams = [
-        [F.rms_norm(x.unflatten(-1, (-1, len(n))), n.shape, n, EPS)
-         for x, n in zip(y.chunk(2, dim=-1), norms)]
+        [
+            F.rms_norm(x.unflatten(-1, (-1, len(n))), n.shape, n, EPS)
+            for x, n in zip(y.chunk(2, dim=-1), norms)
+        ]
         for y, *norms in streams
-    ]  # fmt: skip
+    ]
     joined = [torch.cat(parts, dim=1) for parts in zip(*of_streams)]
     return [rotate(x, cos_Sd, sin_Sd) for x in joined]
 
@@ -60,15 +58,32 @@ def kernel_heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[Turned]) -> tuple
     first = 0
     for y, norm_q, norm_k in streams:
         B, M, _ = y.shape
-        _rounded_kernel[(triton.cdiv(M, TOKENS), h, B)](
-            y, norm_q, norm_k, cos_Sd, sin_Sd, q, k, M, S, first, h, EPS=EPS, WIDTH=d,
-            TOKENS=TOKENS, PACKED=y.dtype == torch.bfloat16, num_warps=WARPS,
-        )  # fmt: skip
+        _rounded_kernel[(-(-M // TOKENS), h, B)](
+            y,
+            norm_q,
+            norm_k,
+            cos_Sd,
+            sin_Sd,
+            q,
+            k,
+            M,
+            S,
+            first,
+            h,
+            EPS=EPS,
+            WIDTH=d,
+            TOKENS=TOKENS,
+            PACKED=y.dtype == torch.bfloat16,
+            num_warps=WARPS,
+        )
         first += M
     return q, k
 
 
 if heads.triton is not None:
+    import triton
+    import triton.language as tl
+
     from models.heads import _angles, _load, _pairs
     from models.heads import _turned as _turn
 
@@ -80,9 +95,23 @@ if heads.triton is not None:
         tl.store(x + at, both.to(tl.float8e4nv), inside)
 
     @triton.jit
-    def _rounded_kernel(y, norm_q, norm_k, cos, sin, q, k, M, S, first, h, EPS: tl.constexpr,
-                        WIDTH: tl.constexpr, TOKENS: tl.constexpr,
-                        PACKED: tl.constexpr):  # fmt: skip
+    def _rounded_kernel(
+        y,
+        norm_q,
+        norm_k,
+        cos,
+        sin,
+        q,
+        k,
+        M,
+        S,
+        first,
+        h,
+        EPS: tl.constexpr,
+        WIDTH: tl.constexpr,
+        TOKENS: tl.constexpr,
+        PACKED: tl.constexpr,
+    ):
         c, s = _angles(cos, sin, M, first, WIDTH, TOKENS)
         D = h * (WIDTH // 2)  # pairs of q in a row
         row, column, joint, inside = _pairs(M, S, first, h, WIDTH, TOKENS)

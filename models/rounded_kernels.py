@@ -90,20 +90,40 @@ def add_up(*parts: Due) -> Tensor:
     return out
 
 
-def launch(due: Due, sums: Tensor, out: Tensor | None = None, shift_BD: Tensor | None = None,
-           scale_BD: Tensor | None = None) -> None:  # fmt: skip
+def launch(
+    due: Due,
+    sums: Tensor,
+    out: Tensor | None = None,
+    shift_BD: Tensor | None = None,
+    scale_BD: Tensor | None = None,
+) -> None:
     """The kernel of `settle`, or without `out` of `add_up`, writing to `sums` and `out`."""
-    (y,), bias, gate = due.terms, due.bias_D, due.gate_1D
+    (y,), bias, gate = due.terms, due.bias_D, due.gate_BD
     x, y = due.x_BSD.contiguous(), y.contiguous()
     B, S, D = x.shape
     shift, scale = (gate, gate) if out is None else (shift_BD, scale_BD)
     steps = [v.stride(0) if len(v) > 1 else 0 for v in (gate, shift, scale)]
     _settle_kernel[(S, B)](
-        x, gate, y, y if bias is None else bias, shift, scale, sums, y if out is None else out,
-        D, S, sums.stride(0), 0 if out is None else out.stride(1), *steps, EPS=EPS,
-        BIASED=bias is not None, ROUNDED=out is not None, DIGITS_WIDTH=DIGITS_WIDTH,
-        BLOCK=triton.next_power_of_2(D), num_warps=8,
-    )  # fmt: skip
+        x,
+        gate,
+        y,
+        y if bias is None else bias,
+        shift,
+        scale,
+        sums,
+        y if out is None else out,
+        D,
+        S,
+        sums.stride(0),
+        0 if out is None else out.stride(1),
+        *steps,
+        EPS=EPS,
+        BIASED=bias is not None,
+        ROUNDED=out is not None,
+        DIGITS_WIDTH=DIGITS_WIDTH,
+        BLOCK=triton.next_power_of_2(D),
+        num_warps=8,
+    )
 
 
 def round_rows(x_BSD: Tensor, out_BSD: Tensor) -> None:
@@ -114,12 +134,18 @@ def round_rows(x_BSD: Tensor, out_BSD: Tensor) -> None:
 
 
 def round_rows_by_kernel(x_BSD: Tensor, out_BSD: Tensor) -> None:
+    """`round_rows` by the kernel."""
     B, S, D = x_BSD.shape
     assert x_BSD.stride(2) == out_BSD.stride(2) == 1
     _round_kernel[(S, B)](
-        x_BSD, out_BSD, D, *x_BSD.stride()[:2], *out_BSD.stride()[:2],
-        BLOCK=triton.next_power_of_2(D), num_warps=4,
-    )  # fmt: skip
+        x_BSD,
+        out_BSD,
+        D,
+        *x_BSD.stride()[:2],
+        *out_BSD.stride()[:2],
+        BLOCK=triton.next_power_of_2(D),
+        num_warps=4,
+    )
 
 
 if triton is not None:
@@ -129,10 +155,28 @@ if triton is not None:
         return tl.minimum(tl.maximum(x, -448.0), 448.0).to(tl.float8e4nv)
 
     @triton.jit
-    def _settle_kernel(x, gate, y, bias, shift, scale, sums, out, width, S, sums_step, out_stride,
-                       gate_step, shift_step, scale_step, EPS: tl.constexpr,
-                       BIASED: tl.constexpr, ROUNDED: tl.constexpr, DIGITS_WIDTH: tl.constexpr,
-                       BLOCK: tl.constexpr):  # fmt: skip
+    def _settle_kernel(
+        x,
+        gate,
+        y,
+        bias,
+        shift,
+        scale,
+        sums,
+        out,
+        width,
+        S,
+        sums_step,
+        out_stride,
+        gate_step,
+        shift_step,
+        scale_step,
+        EPS: tl.constexpr,
+        BIASED: tl.constexpr,
+        ROUNDED: tl.constexpr,
+        DIGITS_WIDTH: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
         token, sample = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
         row = sample * S + token
         i = tl.arange(0, BLOCK)
@@ -156,8 +200,7 @@ if triton is not None:
             tl.store(out + row * out_stride + width + j, _e4m3(digit))
 
     @triton.jit
-    def _round_kernel(x, out, width, x_batch, x_token, out_batch, out_token,
-                      BLOCK: tl.constexpr):  # fmt: skip
+    def _round_kernel(x, out, width, x_batch, x_token, out_batch, out_token, BLOCK: tl.constexpr):
         token, sample = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
         i = tl.arange(0, BLOCK)
         inside = i < width

@@ -58,9 +58,15 @@ def sample(translator: Translator, visible: Tensor, noise: Tensor, cfg: Sampling
     for t, t_next, ready in zip(times[:-1].tolist(), times[1:].tolist(), prepared):
         t_B = torch.full((len(visible),), t, device=visible.device)
         velocity = translator.velocity(
-            latents, known, t_B, guide, (H, W), cfg.guidance_scale, infrared_only=True,
+            latents,
+            known,
+            t_B,
+            guide,
+            (H, W),
+            cfg.guidance_scale,
+            infrared_only=True,
             prepared=ready,
-        ).float()  # fmt: skip
+        ).float()
         on_path = torch.lerp(known, noise.float(), t_next)
         stepped = latents + (t_next - t) * velocity
         latents = torch.where(infrared_N[:, None], stepped, on_path)
@@ -77,8 +83,9 @@ def noise_for(draws: list[int], shape: tuple[int, ...], seed: int, device) -> Te
     return torch.stack([torch.randn(shape, generator=g, device=device) for g in generators])
 
 
-def translate(translator: Translator, visible: Tensor, draws: list[int],
-              cfg: SamplingConfig) -> Tensor:  # fmt: skip
+def translate(
+    translator: Translator, visible: Tensor, draws: list[int], cfg: SamplingConfig
+) -> Tensor:
     """Infrared (B, 1, H, W) in [0, 1]: the mean of cfg.samples samples of each photograph.
 
     Args: draws: one number a photograph; the result is a function of (cfg.seed, draw).

@@ -21,7 +21,6 @@ from models.due import Due, settled
 from models.fast import Stream, Wanted
 from models.fp8 import linear, linear_of_few, mlp
 from models.guidance import SemanticGuidance
-from models.merge import SINGLE, STREAMS
 from models.rounded_kernels import add_up
 
 # of every block: (T, P D) each, of a step (1, P D); last, the time's embedding: (T, D)
@@ -31,22 +30,35 @@ Modulations = list[tuple[Tensor, ...]]
 # ---- the arithmetic: functions of tensors
 
 
-def double_block(x: Due, text: Due, modulations: tuple[Tensor, Tensor],
-                 rotary: tuple[Tensor, Tensor], w_image: Stream,
-                 w_text: Stream) -> tuple[Due, Due]:  # fmt: skip
+def double_block(
+    x: Due,
+    text: Due,
+    modulations: tuple[Tensor, Tensor],
+    rotary: tuple[Tensor, Tensor],
+    w_image: Stream,
+    w_text: Stream,
+) -> tuple[Due, Due]:
     """One double block: (image, text) -> (image, text)."""
     x_BND, text_BMD = settled(x), settled(text)
     x_mod, text_mod = (m.chunk(6, dim=1) for m in modulations)
-    out_BSD = _attend(rotary, (fast.modulated(text_BMD, *text_mod[:2]), w_text),
-                      (fast.modulated(x_BND, *x_mod[:2]), w_image))  # fmt: skip
+    out_BSD = _attend(
+        rotary,
+        (fast.modulated(text_BMD, *text_mod[:2]), w_text),
+        (fast.modulated(x_BND, *x_mod[:2]), w_image),
+    )
     text_out, x_out = out_BSD.split([text_BMD.shape[1], x_BND.shape[1]], dim=1)
     return _after_attention(x_BND, x_out, x_mod, w_image), _after_attention(
         text_BMD, text_out, text_mod, w_text
     )
 
 
-def single_block(x: Due, modulation: Tensor, rotary: tuple[Tensor, Tensor], w: Stream,
-                 wanted: Wanted | None = None) -> Due:  # fmt: skip
+def single_block(
+    x: Due,
+    modulation: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    w: Stream,
+    wanted: Wanted | None = None,
+) -> Due:
     """One single block, on text and image tokens joined; fewer tokens if `wanted`."""
     x_BSD = settled(x)
     shift, scale, gate = modulation.chunk(3, dim=1)
@@ -57,8 +69,9 @@ def single_block(x: Due, modulation: Tensor, rotary: tuple[Tensor, Tensor], w: S
     return Due(x_BSD, gate, (linear(out, w.out), mlp(h_BSD, w.up, w.down)))
 
 
-def _attend(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream],
-            wanted: Wanted | None = None) -> Tensor:  # fmt: skip
+def _attend(
+    rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream], wanted: Wanted | None = None
+) -> Tensor:
     """Attention among the tokens of all streams joined: (B, S, D)."""
     q, k, v = fast.heads_of(rotary, *streams)
     return fast.attend(q if wanted is None else fast.only(q, wanted), k, v)
@@ -83,8 +96,9 @@ class Blocks(NamedTuple):
     terms: int = 1  # of the sums that the single blocks read
 
 
-def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
-            rounded: bool = False) -> None:  # fmt: skip
+def install(
+    flux: nn.Module, guidance: SemanticGuidance, compiled: bool, rounded: bool = False
+) -> None:
     """Replace the forward of a flux that `merge.freeze` has rounded, its adapters folded in.
 
     Args:
@@ -94,12 +108,12 @@ def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
     """
     if compiled:
         fast.compile_guidance(guidance)
+    streams_of = rounded_blocks.take if rounded else fast.streams_of
+    for block in (*flux.transformer_blocks, *flux.single_transformer_blocks):
+        block.streams = streams_of(block)
     if rounded:
-        for block in (*flux.transformer_blocks, *flux.single_transformer_blocks):
-            block.streams = rounded_blocks.take(block)
         blocks = Blocks(rounded_blocks.double_block, rounded_blocks.single_block, add_up)
     else:
-        _read_streams(flux)
         functions = [double_block, single_block, settled]
         if compiled:
             functions = [fast.compile_block(f, fast.BACKEND) for f in functions]
@@ -108,19 +122,10 @@ def install(flux: nn.Module, guidance: SemanticGuidance, compiled: bool,
     flux.forward = rounded_blocks.watched(forward) if rounded else forward
 
 
-def _read_streams(flux: nn.Module) -> None:
-    for block in flux.transformer_blocks:
-        norms = (block.attn.norm_q, block.attn.norm_k), (block.attn.norm_added_q,
-                                                         block.attn.norm_added_k)  # fmt: skip
-        block.streams = [fast.stream_of(block, of, f"{name}_", *n)
-                         for (name, of), n in zip(STREAMS.items(), norms)]  # fmt: skip
-    for block in flux.single_transformer_blocks:
-        block.streams = [fast.stream_of(block, SINGLE, "", block.attn.norm_q, block.attn.norm_k)]
-
-
 @torch.no_grad()
-def modulations_at(flux: nn.Module, times: Tensor, guidance_scale: float,
-                   pooled_C: Tensor) -> list[Modulations]:  # fmt: skip
+def modulations_at(
+    flux: nn.Module, times: Tensor, guidance_scale: float, pooled_C: Tensor
+) -> list[Modulations]:
     """What every block needs to know of the time, at each of `times` (T,)."""
     T = len(times)
     scale = torch.full((T,), guidance_scale, device=times.device)
@@ -136,9 +141,22 @@ def _modulations(flux: nn.Module, temb_TD: Tensor) -> Modulations:
 
 
 @torch.no_grad()
-def _forward(flux, fuser, blocks, hidden_states, encoder_hidden_states, pooled_projections,
-             timestep, img_ids, txt_ids, guidance, joint_attention_kwargs=None,
-             return_dict=False, infrared_rows=0, modulations=None):  # fmt: skip
+def _forward(
+    flux,
+    fuser,
+    blocks,
+    hidden_states,
+    encoder_hidden_states,
+    pooled_projections,
+    timestep,
+    img_ids,
+    txt_ids,
+    guidance,
+    joint_attention_kwargs=None,
+    return_dict=False,
+    infrared_rows=0,
+    modulations=None,
+):
     """As models/fast.py's; `modulations` of this step, if at hand."""
     x_BND, text_BMD = flux.x_embedder(hidden_states), flux.context_embedder(encoder_hidden_states)
     if not modulations:

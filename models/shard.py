@@ -25,8 +25,12 @@ def all_ranks(device: torch.device | str) -> DeviceMesh | None:
     return init_device_mesh(torch.device(device).type, (torch_dist.get_world_size(),))
 
 
-def place(flux: nn.Module, device: torch.device | str, mesh: DeviceMesh | None = None,
-          finish: Callable[[nn.Module], None] | None = None) -> None:  # fmt: skip
+def place(
+    flux: nn.Module,
+    device: torch.device | str,
+    mesh: DeviceMesh | None = None,
+    finish: Callable[[nn.Module], None] | None = None,
+) -> None:
     """Move `flux` to `device` block by block, so that no more than one block is there twice.
 
     Args:

@@ -99,8 +99,14 @@ class Translator(nn.Module):
         flux, codec, prompt: from `build_translator`.
     """
 
-    def __init__(self, cfg: TranslatorConfig, flux: nn.Module, codec: nn.Module,
-                 prompt: fluxes.Prompt, stage1: Stage1):  # fmt: skip
+    def __init__(
+        self,
+        cfg: TranslatorConfig,
+        flux: nn.Module,
+        codec: nn.Module,
+        prompt: fluxes.Prompt,
+        stage1: Stage1,
+    ):
         super().__init__()
         self.cfg = cfg
         self.quick = False  # whether models/fast.py runs the blocks
@@ -125,9 +131,15 @@ class Translator(nn.Module):
             self.stage1.eval()
         return self
 
-    def forward(self, visible: Tensor, infrared: Tensor, noise: Tensor, t: Tensor,
-                encoded: tuple[Tensor, Tensor] | None = None,
-                infrared_only: bool = False) -> Prediction:  # fmt: skip
+    def forward(
+        self,
+        visible: Tensor,
+        infrared: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        encoded: tuple[Tensor, Tensor] | None = None,
+        infrared_only: bool = False,
+    ) -> Prediction:
         """One training step's prediction.
 
         Args:
@@ -141,8 +153,9 @@ class Translator(nn.Module):
         seen = self.decompose(visible)
         noisy = torch.lerp(data, noise, t.view(-1, 1, 1))
         guide = self.guide(seen.maps)
-        velocity = self.velocity(noisy, masked, t, guide, visible.shape[-2:],
-                                 self.cfg.training_guidance, infrared_only)  # fmt: skip
+        velocity = self.velocity(
+            noisy, masked, t, guide, visible.shape[-2:], self.cfg.training_guidance, infrared_only
+        )
         return Prediction(velocity, data, seen)
 
     def decompose(self, visible: Tensor) -> Stage1Output:
@@ -171,10 +184,17 @@ class Translator(nn.Module):
         cells = codecs.unpack(latents, H // codecs.CELL, 2 * W // codecs.CELL)
         return codecs.infrared_panel(self.codec.decode(cells))
 
-    def velocity(self, noisy: Tensor, masked: Tensor, t: Tensor, guide: Guidance | None,
-                 size: tuple[int, int], guidance_scale: float,
-                 infrared_only: bool = False,
-                 prepared: Modulations | None = None) -> Tensor:  # fmt: skip
+    def velocity(
+        self,
+        noisy: Tensor,
+        masked: Tensor,
+        t: Tensor,
+        guide: Guidance | None,
+        size: tuple[int, int],
+        guidance_scale: float,
+        infrared_only: bool = False,
+        prepared: Modulations | None = None,
+    ) -> Tensor:
         """FLUX's velocity (B, N, 64) of a packed noisy diptych at time t.
 
         bf16 weights run outside autocast, in bf16 throughout: autocast lifts every norm to fp32.
@@ -237,9 +257,13 @@ class Translator(nn.Module):
         return (3 if self.cfg.train_base else 2) * linear + 3 * attention
 
 
-def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Prompt | None = None,
-                     device: torch.device | str = "cpu",
-                     adapters: dict[str, Tensor] | None = None) -> Translator:  # fmt: skip
+def build_translator(
+    cfg: TranslatorConfig,
+    stage1: Stage1,
+    prompt: fluxes.Prompt | None = None,
+    device: torch.device | str = "cpu",
+    adapters: dict[str, Tensor] | None = None,
+) -> Translator:
     """Build the model that `cfg` names, on `device`.
 
     Args:
@@ -281,8 +305,9 @@ def build_translator(cfg: TranslatorConfig, stage1: Stage1, prompt: fluxes.Promp
         if translator.samples_only:
             sampling_blocks.install(translator.flux, translator.guidance, cfg.compile, rounded)
         else:
-            fast.install(translator.flux, translator.guidance, cfg.compile,
-                         cfg.gradient_checkpointing)
+            fast.install(
+                translator.flux, translator.guidance, cfg.compile, cfg.gradient_checkpointing
+            )
         translator.quick = True
         translator.stage1.to(memory_format=torch.channels_last)
         if cfg.compile:

@@ -23,8 +23,9 @@ def plain(x, other):
     return torch.cat([doubled, other], dim=1)
 
 
-def compare(shape: tuple[int, ...], beside: int, device: str = "cpu", dtype=torch.float32,
-            tolerance=1e-6) -> float:  # fmt: skip
+def compare(
+    shape: tuple[int, ...], beside: int, device: str = "cpu", dtype=torch.float32, tolerance=1e-6
+) -> float:
     """Largest relative difference of the output and of both gradients."""
     torch.manual_seed(0)
     B, _, h, w = shape

@@ -31,8 +31,15 @@ def plain(cos, sin, streams):
     return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
-def compare(tokens: list[int], rank: int, adapted: list[bool], device: str = "cpu",
-            dtype=torch.float32, shape=(2, 2, 32), tolerance=1e-5) -> float:  # fmt: skip
+def compare(
+    tokens: list[int],
+    rank: int,
+    adapted: list[bool],
+    device: str = "cpu",
+    dtype=torch.float32,
+    shape=(2, 2, 32),
+    tolerance=1e-5,
+) -> float:
     """Largest relative difference of outputs and gradients."""
     torch.manual_seed(0)
     B, h, d = shape
@@ -45,10 +52,11 @@ def compare(tokens: list[int], rank: int, adapted: list[bool], device: str = "cp
             normal(B, M, 3 * h * d),
             normal(B, M, 3 * rank) if has else torch.empty(0, device=device, dtype=dtype),
             normal(3, h * d, rank) if has else torch.empty(0, device=device, dtype=dtype),
-            normal(d, grad=False), normal(d, grad=False),
+            normal(d, grad=False),
+            normal(d, grad=False),
         )
         for M, has in zip(tokens, adapted)
-    ]  # fmt: skip
+    ]
     angle = torch.rand(sum(tokens), d // 2, device=device).repeat_interleave(2, dim=1) * 6
     cos, sin = angle.cos(), angle.sin()
     wanted = [x for s in streams for x in s[:3] if x.numel()]
@@ -68,8 +76,12 @@ def compare(tokens: list[int], rank: int, adapted: list[bool], device: str = "cp
 
 
 if __name__ == "__main__":
-    for case in (([40], 4, [True]), ([5, 35], 16, [False, True]), ([33], 0, [False]),
-                 ([32, 3], 20, [True, True])):  # fmt: skip
+    for case in (
+        ([40], 4, [True]),
+        ([5, 35], 16, [False, True]),
+        ([33], 0, [False]),
+        ([32, 3], 20, [True, True]),
+    ):
         print(*case, compare(*case))
     # the interpreter's product of two bf16 matrices is wrong: without adapters
     print("bf16", compare([35, 5], 0, [False, False], dtype=torch.bfloat16, tolerance=1e-2))

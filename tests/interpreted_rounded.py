@@ -29,9 +29,13 @@ def same(ours: torch.Tensor, plain: torch.Tensor) -> float:
 def compare_heads(tokens: list[int], device: str = "cpu", dtype=torch.float32) -> float:
     torch.manual_seed(0)
     B, h, d = 2, 2, 32
-    streams = [Turned(torch.randn(B, M, 2 * h * d, device=device).to(dtype),
-                      *(300 * torch.rand(2, d, device=device)).to(dtype))
-               for M in tokens]  # fmt: skip
+    streams = [
+        Turned(
+            torch.randn(B, M, 2 * h * d, device=device).to(dtype),
+            *(300 * torch.rand(2, d, device=device)).to(dtype),
+        )
+        for M in tokens
+    ]
     angle = torch.rand(sum(tokens), d // 2, device=device).repeat_interleave(2, dim=1) * 6
     turned = angle.cos(), angle.sin()
     exact = [Turned(*(x.float() for x in s)) for s in streams]
@@ -49,14 +53,23 @@ def compare_settle(samples: int, device: str = "cpu", dtype=torch.float32, biase
     def normal(*size, scale=1.0):
         return (scale * torch.randn(size)).to(dtype)
 
-    due = Due(normal(B, S, D), normal(samples, D), (normal(B, S, D),),
-              normal(D, scale=9.0) if biased else None)  # fmt: skip
+    due = Due(
+        normal(B, S, D),
+        normal(samples, D),
+        (normal(B, S, D),),
+        normal(D, scale=9.0) if biased else None,
+    )
     shift, scale = normal(samples, D, scale=200.0), normal(samples, D)
     sums, out = rounded_kernels.settle(due, shift, scale)
 
     def moved(x):
-        return x if x is None else tuple(y.to(device) for y in x) if isinstance(x, tuple) else (
-            x.to(device))  # fmt: skip
+        return (
+            x
+            if x is None
+            else tuple(y.to(device) for y in x)
+            if isinstance(x, tuple)
+            else (x.to(device))
+        )
 
     ours = Due(*(moved(x) for x in due))
     found_out = rounded_kernels.empty_rows(B * S, D, device).unflatten(0, (B, S))

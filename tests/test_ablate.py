@@ -156,8 +156,13 @@ def test_stages_follow_each_other_and_what_is_common_runs_once(scripts, monkeypa
     assert found["guided"]["ours/psnr"]["mean"] == 103  # of the run that it names
     assert found["unguided"]["ours/psnr"]["mean"] == 130
     made = {str(p.parent.relative_to(scripts)) for p in scripts.glob("*/*/*/runs.txt")}
-    assert made == {"guided/seed_0/first", "guided/seed_0/second", "unguided/seed_0/second",
-                    "without/seed_0/first", "without/seed_0/second"}  # fmt: skip
+    assert made == {
+        "guided/seed_0/first",
+        "guided/seed_0/second",
+        "unguided/seed_0/second",
+        "without/seed_0/first",
+        "without/seed_0/second",
+    }
 
 
 def test_what_waits_for_a_failed_stage_is_not_run(scripts, monkeypatch, capsys):
@@ -200,19 +205,25 @@ def test_an_edited_config_of_a_stage_and_a_damaged_note_are_named(
     assert f"{note} is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change, said", [
-    (("stages:", "stage:"), "unknown key stage in .*did you mean stages"),
-    (("low: []\n  high: [optimizer.params.lr=10]", "{}"), "need at least one entry"),
-    (("pretrain.py", "pretain.py"), "script is 'pretain.py', must be one of pretrain.py, train.py"),
-    (("physics=off", "'run.output_dir={dir}'"), r"\{dir\} in .* is no placeholder; there are"),
-    (("optimizer.params.lr=10", "optimiser=1"), "variant high, stage pretrain: unknown key"),
-    (("[1, 2, 4]", "[1, 1]"), "different numbers"),
-    (("low: []", "low: {train: []}"), "changes the stage 'train'; there are pretrain"),
-    (("low", "a b"), "'a b' becomes a folder"),
-    (("physics=off", "--config=none.yaml"), "none.yaml"),
-    (("low: []", "low: [training.seed=7]"), "sets training.seed, which `seeds` does"),
-    (("physics=off", "run.output_dir=x"), "sets the folder, which --output_dir"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (("stages:", "stage:"), "unknown key stage in .*did you mean stages"),
+        (("low: []\n  high: [optimizer.params.lr=10]", "{}"), "need at least one entry"),
+        (
+            ("pretrain.py", "pretain.py"),
+            "script is 'pretain.py', must be one of pretrain.py, train.py",
+        ),
+        (("physics=off", "'run.output_dir={dir}'"), r"\{dir\} in .* is no placeholder; there are"),
+        (("optimizer.params.lr=10", "optimiser=1"), "variant high, stage pretrain: unknown key"),
+        (("[1, 2, 4]", "[1, 1]"), "different numbers"),
+        (("low: []", "low: {train: []}"), "changes the stage 'train'; there are pretrain"),
+        (("low", "a b"), "'a b' becomes a folder"),
+        (("physics=off", "--config=none.yaml"), "none.yaml"),
+        (("low: []", "low: [training.seed=7]"), "sets training.seed, which `seeds` does"),
+        (("physics=off", "run.output_dir=x"), "sets the folder, which --output_dir"),
+    ],
+)
 def test_a_wrong_file_is_one_sentence_and_nothing_runs(scripts, monkeypatch, capsys, change, said):
     assert call(monkeypatch, scripts, GRID.replace(*change)) == 2
     error = capsys.readouterr().err
@@ -232,14 +243,24 @@ def test_the_files_that_we_ship_are_accepted_by_the_scripts_they_name(path, tmp_
 
 def test_two_variants_trained_in_earnest_have_the_numbers_of_their_logs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    small = ["data.size=32", "model.width=8", "training.batch_size=2", "training.steps=1",
-             "run.images=0", "run.device=cpu", "training.save_every=0",
-             "data.synthetic_scenes={train: 2, val: 1, test: 1}"]  # fmt: skip
-    text = config.to_yaml(AblateConfig(
-        stages={"pretrain": StageConfig(script="pretrain.py", config=DEMO)},
-        variants={"skips": ["model.decoder=skips"], "plain": ["model.decoder=plain"]},
-        overrides=small, seeds=[3],
-    ))  # fmt: skip
+    small = [
+        "data.size=32",
+        "model.width=8",
+        "training.batch_size=2",
+        "training.steps=1",
+        "run.images=0",
+        "run.device=cpu",
+        "training.save_every=0",
+        "data.synthetic_scenes={train: 2, val: 1, test: 1}",
+    ]
+    text = config.to_yaml(
+        AblateConfig(
+            stages={"pretrain": StageConfig(script="pretrain.py", config=DEMO)},
+            variants={"skips": ["model.decoder=skips"], "plain": ["model.decoder=plain"]},
+            overrides=small,
+            seeds=[3],
+        )
+    )
 
     def here(command: list[str], **_) -> int:
         """In this process, as starting two others takes most of a minute on a busy machine."""

@@ -1,6 +1,6 @@
 """The shape of the code: which package may import which, and the size budgets.
 
-    pytest tests/test_architecture.py
+pytest tests/test_architecture.py
 """
 
 import ast
@@ -53,7 +53,7 @@ def test_files_stay_readable(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             length = node.end_lineno - node.lineno + 1
-            budget = 110 if node.name == "fit" else 60  # the loop is one function on purpose
+            budget = 130 if node.name == "fit" else 60  # the loop is one function on purpose
             assert length <= budget, f"{node.name} has {length} lines"
 
 
@@ -72,8 +72,9 @@ def test_no_file_is_unpickled_without_weights_only():
 
 def test_no_large_file_is_in_git():
     try:
-        names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
-                               check=True).stdout.split("\n")  # fmt: skip
+        names = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split("\n")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     large = [n for n in names if n and (ROOT / n).is_file() and (ROOT / n).stat().st_size > 2**20]

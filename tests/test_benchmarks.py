@@ -1,6 +1,6 @@
 """The benchmarks at toy size: every way runs, the table and the JSON are whole.
 
-    pytest tests/test_benchmarks.py
+pytest tests/test_benchmarks.py
 """
 
 import json
@@ -12,8 +12,20 @@ import torch
 from benchmarks import compiled, learning, loader, step
 from benchmarks import pretrain as benchmark
 
-TOY = ["--preset", "demo", "--size", "32", "--device", "cpu", "--text", "8", "--batches", "1",
-       "--steps", "1"]  # fmt: skip
+TOY = [
+    "--preset",
+    "demo",
+    "--size",
+    "32",
+    "--device",
+    "cpu",
+    "--text",
+    "8",
+    "--batches",
+    "1",
+    "--steps",
+    "1",
+]
 
 
 def test_every_way_of_the_step_gives_a_row(tmp_path, capsys):
@@ -38,11 +50,31 @@ def test_stage_1_by_every_way_has_the_same_loss(monkeypatch, tmp_path):
         return real(function, backend="aot_eager", **how)
 
     monkeypatch.setattr(torch, "compile", traced)
-    monkeypatch.setattr(benchmark, "OURS", {"fp32": dict(mixed_precision="no", compile=False),
-                                            "compiled": dict(mixed_precision="no", compile=True)})
+    monkeypatch.setattr(
+        benchmark,
+        "OURS",
+        {
+            "fp32": dict(mixed_precision="no", compile=False),
+            "compiled": dict(mixed_precision="no", compile=True),
+        },
+    )
     out = tmp_path / "pretrain.json"
-    rows = benchmark.main(["--backbone", "resnet18", "--size", "32", "--batch", "2", "--steps", "3",
-                           "--device", "cpu", "--out", str(out)])  # fmt: skip
+    rows = benchmark.main(
+        [
+            "--backbone",
+            "resnet18",
+            "--size",
+            "32",
+            "--batch",
+            "2",
+            "--steps",
+            "3",
+            "--device",
+            "cpu",
+            "--out",
+            str(out),
+        ]
+    )
     assert [r.way for r in rows] == ["peer", "peer, plain decoder", "fp32", "compiled"]
     same = [rows[0].loss, rows[2].loss, rows[3].loss]  # of one network
     assert same == pytest.approx([rows[0].loss] * 3, rel=1e-2)
@@ -50,14 +82,25 @@ def test_stage_1_by_every_way_has_the_same_loss(monkeypatch, tmp_path):
     assert len(json.loads(out.read_text())["rows"]) == 4
 
 
-TINY_STEP = ["--backbone", "resnet18", "--size", "32", "--batch", "2", "--steps", "1", "--device",
-             "cpu"]  # fmt: skip
+TINY_STEP = [
+    "--backbone",
+    "resnet18",
+    "--size",
+    "32",
+    "--batch",
+    "2",
+    "--steps",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 def test_the_compiled_step_has_the_gradients_of_the_other(monkeypatch, capsys):
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, options=None, **how: real(
-        f, backend="aot_eager", **how))  # fmt: skip
+    monkeypatch.setattr(
+        torch, "compile", lambda f, options=None, **how: real(f, backend="aot_eager", **how)
+    )
     found = compiled.main(TINY_STEP)
     assert list(found) == list(compiled.PARTS)
     # of few pixels, BatchNorm leaves the encoder a gradient of noise
@@ -81,8 +124,23 @@ def test_another_gradient_is_told(monkeypatch):
 
 def test_every_way_of_the_loader_gives_a_row(tmp_path, capsys):
     out = tmp_path / "loader.json"
-    rows = loader.main(["--size", "32", "--scenes", "6", "--batches", "3", "--workers", "0", "1",
-                        "--step_seconds", "0.01", "--out", str(out)])  # fmt: skip
+    rows = loader.main(
+        [
+            "--size",
+            "32",
+            "--scenes",
+            "6",
+            "--batches",
+            "3",
+            "--workers",
+            "0",
+            "1",
+            "--step_seconds",
+            "0.01",
+            "--out",
+            str(out),
+        ]
+    )
     ways = [(way, workers) for way in ("parquet", "cached", "latents") for workers in (0, 1)]
     assert [(r.way, r.workers) for r in rows] == ways
     assert all(r.pairs_s > 0 and 0 <= r.wait < 1 for r in rows)

@@ -1,6 +1,6 @@
 """Convolutions over cells against those over pixels, and doubling against torch's.
 
-    pytest tests/test_cells.py
+pytest tests/test_cells.py
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """Checkpoint files: whole or absent, nothing but what is trained, nothing but plain values.
 
-    pytest tests/test_checkpoint.py
+pytest tests/test_checkpoint.py
 """
 
 import os
@@ -28,8 +28,12 @@ class Net(nn.Module):
     def __init__(self, width=3):
         super().__init__()
         self.base = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).requires_grad_(False)
-        self.adapter = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width),
-                                     nn.Linear(width, 3), nn.BatchNorm1d(3, affine=False))
+        self.adapter = nn.Sequential(
+            nn.Linear(3, width),
+            nn.BatchNorm1d(width),
+            nn.Linear(width, 3),
+            nn.BatchNorm1d(3, affine=False),
+        )
         self.kept = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).requires_grad_(False)
         self.kept.saved_when_frozen = True
 
@@ -37,8 +41,14 @@ class Net(nn.Module):
 def test_only_trained_kept_and_their_buffers_are_saved():
     state = checkpoint.trained_state(Net())
     assert not any(name.startswith("base") for name in state)
-    assert {"adapter.0.weight", "adapter.1.running_mean", "adapter.3.running_var", "kept.0.weight",
-            "kept.1.running_mean", "kept.1.num_batches_tracked"} <= set(state)
+    assert {
+        "adapter.0.weight",
+        "adapter.1.running_mean",
+        "adapter.3.running_var",
+        "kept.0.weight",
+        "kept.1.running_mean",
+        "kept.1.num_batches_tracked",
+    } <= set(state)
     assert len(state) == 2 + 5 + 2 + 3 + 2 + 5
 
 
@@ -61,12 +71,17 @@ def test_a_compiled_model_is_saved_under_its_plain_names():
     checkpoint.load_into(net, plain, "plain")
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda s: s.pop("adapter.0.weight"), "it lacks 'adapter.0.weight'"),
-    (lambda s: s.update(strange=torch.zeros(1)), "this model has no 'strange'"),
-    (lambda s: s.update({"adapter.0.bias": torch.zeros(9)}),
-     r"'adapter.0.bias' is \(9,\) there and \(3,\) here"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda s: s.pop("adapter.0.weight"), "it lacks 'adapter.0.weight'"),
+        (lambda s: s.update(strange=torch.zeros(1)), "this model has no 'strange'"),
+        (
+            lambda s: s.update({"adapter.0.bias": torch.zeros(9)}),
+            r"'adapter.0.bias' is \(9,\) there and \(3,\) here",
+        ),
+    ],
+)
 def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shape(change, said):
     net = Net()
     state, before = checkpoint.trained_state(net), net.adapter[0].weight.clone()
@@ -74,7 +89,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shape(chang
     change(state)
     with pytest.raises(ValueError, match=f"old.pth does not fit: {said}"):
         checkpoint.load_into(net, state, "old.pth")
-    assert torch.equal(net.adapter[0].weight, before)       # nothing was half loaded
+    assert torch.equal(net.adapter[0].weight, before)  # nothing was half loaded
 
 
 def test_a_failure_between_writing_and_renaming_leaves_the_old_file(tmp_path, monkeypatch):
@@ -92,7 +107,7 @@ def test_a_failure_between_writing_and_renaming_leaves_the_old_file(tmp_path, mo
     assert checkpoint.latest(tmp_path) == path
     next_path = tmp_path / "checkpoint_00000002.pth"
     write(next_path, 3.0)
-    assert value_in(next_path) == 3.0                       # and the half-written one is gone
+    assert value_in(next_path) == 3.0  # and the half-written one is gone
     assert sorted(os.listdir(tmp_path)) == [path.name, next_path.name]
 
 
@@ -105,7 +120,7 @@ def test_a_full_disk_is_named_with_the_file_and_leaves_the_last_one(
 
     def save(parts, file):
         file.write(b"half")
-        raise RuntimeError("unexpected pos 64 vs 0")        # torch's words for a full disk
+        raise RuntimeError("unexpected pos 64 vs 0")  # torch's words for a full disk
 
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(OSError, match=r"checkpoint_00000001.pth was not written, \d+ MiB are free"):
@@ -120,7 +135,7 @@ def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
         original = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, f=original, n=name: (calls.append(n), f(*a))[1])
     write(tmp_path / "a.pth")
-    assert calls == ["fsync", "replace", "fsync"]           # the file, its name, the folder
+    assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
@@ -129,9 +144,14 @@ def test_latest_passes_over_a_damaged_file_and_names_it(tmp_path, capsys, damage
     write(old), write(new)
     whole = new.read_bytes()
     middle = whole.index(torch.full((50,), 1.0).numpy().tobytes()) + 20
-    new.write_bytes({
-        "cut": whole[:len(whole) // 2], "empty": b"", "text": b"not found",
-        "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1:]}[damage])
+    new.write_bytes(
+        {
+            "cut": whole[: len(whole) // 2],
+            "empty": b"",
+            "text": b"not found",
+            "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        }[damage]
+    )
     assert checkpoint.latest(tmp_path) == old
     assert f"passing over {new}" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"checkpoint_00000010.pth is damaged"):
@@ -170,7 +190,7 @@ def test_a_background_save_holds_the_values_of_its_moment(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "replace", lambda *a: (gate.wait(10), original(*a)))
     weight = torch.zeros(50)
     checkpoint.save(tmp_path / "a.pth", {"model": {"weight": weight}}, background=True)
-    weight += 1                                             # training goes on
+    weight += 1  # training goes on
     assert not (tmp_path / "a.pth").exists()
     gate.set()
     checkpoint.wait()
@@ -198,4 +218,7 @@ def test_prune_keeps_the_newest(tmp_path):
         write(tmp_path / f"checkpoint_{step:08d}.pth", keep=2)
     write(tmp_path / "best_model.pth", keep=2)
     assert sorted(os.listdir(tmp_path)) == [
-        "best_model.pth", "checkpoint_00000003.pth", "checkpoint_00000004.pth"]
+        "best_model.pth",
+        "checkpoint_00000003.pth",
+        "checkpoint_00000004.pth",
+    ]

@@ -1,6 +1,6 @@
 """The codecs, packing, mask and positions, against diffusers' own Fill pipeline.
 
-    pytest tests/test_codec.py
+pytest tests/test_codec.py
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """Configuration: every way of giving a value, and what is said about a wrong one.
 
-    pytest tests/test_config.py
+pytest tests/test_config.py
 """
 
 from dataclasses import dataclass, field
@@ -57,6 +57,7 @@ def yaml_file(tmp_path):
         path = tmp_path / "stage.yaml"
         path.write_text(text)
         return str(path)
+
     return write
 
 
@@ -84,15 +85,24 @@ def test_dry_run_and_resume_land_in_run():
     assert cfg.run.dry_run is True and cfg.run.resume == "a.pth"
 
 
-@pytest.mark.parametrize("text, key, value", [
-    ("part.lr=1e-4", "lr", 1e-4), ("part.lr=2", "lr", 2.0), ("part.epochs=1e3", "epochs", 1000),
-    ("part.precision=no", "precision", "no"), ("part.frozen=off", "frozen", False),
-    ("part.size=[8, 16]", "size", [8, 16]), ("part.crop=[0.1, 1]", "crop", (0.1, 1.0)),
-    ("part.inject.12=[material]", "inject", {6: ["intensity"], 12: ["material"]}),
-    ("part.inject={1: [a]}", "inject", {1: ["a"]}), ("part.checkpoint=007", "checkpoint", "007"),
-    ("part.checkpoint=", "checkpoint", None), ("part.checkpoint=a: b", "checkpoint", "a: b"),
-    ("part.folder=x/y", "folder", Path("x/y")),
-])
+@pytest.mark.parametrize(
+    "text, key, value",
+    [
+        ("part.lr=1e-4", "lr", 1e-4),
+        ("part.lr=2", "lr", 2.0),
+        ("part.epochs=1e3", "epochs", 1000),
+        ("part.precision=no", "precision", "no"),
+        ("part.frozen=off", "frozen", False),
+        ("part.size=[8, 16]", "size", [8, 16]),
+        ("part.crop=[0.1, 1]", "crop", (0.1, 1.0)),
+        ("part.inject.12=[material]", "inject", {6: ["intensity"], 12: ["material"]}),
+        ("part.inject={1: [a]}", "inject", {1: ["a"]}),
+        ("part.checkpoint=007", "checkpoint", "007"),
+        ("part.checkpoint=", "checkpoint", None),
+        ("part.checkpoint=a: b", "checkpoint", "a: b"),
+        ("part.folder=x/y", "folder", Path("x/y")),
+    ],
+)
 def test_values_become_the_type_of_their_key(text, key, value):
     found = getattr(load(text).part, key)
     assert found == value and type(found) is type(value)
@@ -117,25 +127,29 @@ def test_an_unknown_key_names_the_file_and_the_nearest_valid_one(yaml_file):
     path = yaml_file("part: {lrr: 1}\n")
     assert refused(default=path) == f"unknown key part.lrr in {path}; did you mean part.lr?"
     assert refused("prt.size=3") == (
-        "unknown key prt.size on the command line; did you mean part.size?")
+        "unknown key prt.size on the command line; did you mean part.size?"
+    )
     assert "did you mean run.output_dir?" in refused("output_dir=x")
     assert "unknown key part.lr.x" in refused("part.lr.x=1")
     assert "unknown flag --lrr; did you mean --lr?" in refused("--lrr", "1")
     assert "unknown flag --part.lr; write part.lr=VALUE" in refused("--part.lr", "1")
-    assert "unknown flag --elsewhere" in refused("--elsewhere", "1")    # no such key in this stage
+    assert "unknown flag --elsewhere" in refused("--elsewhere", "1")  # no such key in this stage
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("part.lr=fast", "expected float, got 'fast' (str)"),
-    ("part.lr=", "expected float, got nothing"),
-    ("part.lr=true", "expected float, got True (bool)"),
-    ("part.epochs=1.5", "expected int, got 1.5 (float)"),
-    ("part.size=[a]", "expected int or list of int, got ['a'] (list)"),
-    ("part.crop=[1, 2, 3]", "expected list of 2 (float, float), got [1, 2, 3] (list)"),
-    ("part.precision=fp16", "expected 'bf16' or 'no', got 'fp16' (str)"),
-    ("part.frozen=3", "expected true or false, got 3 (int)"),
-    ("part=3", "expected a section of keys, got 3 (int)"),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("part.lr=fast", "expected float, got 'fast' (str)"),
+        ("part.lr=", "expected float, got nothing"),
+        ("part.lr=true", "expected float, got True (bool)"),
+        ("part.epochs=1.5", "expected int, got 1.5 (float)"),
+        ("part.size=[a]", "expected int or list of int, got ['a'] (list)"),
+        ("part.crop=[1, 2, 3]", "expected list of 2 (float, float), got [1, 2, 3] (list)"),
+        ("part.precision=fp16", "expected 'bf16' or 'no', got 'fp16' (str)"),
+        ("part.frozen=3", "expected true or false, got 3 (int)"),
+        ("part=3", "expected a section of keys, got 3 (int)"),
+    ],
+)
 def test_a_wrong_type_says_the_key_what_was_expected_and_what_came(text, expected):
     key = text.partition("=")[0]
     assert refused(text) == f"{key} on the command line: {expected}"
@@ -143,7 +157,8 @@ def test_a_wrong_type_says_the_key_what_was_expected_and_what_came(text, expecte
 
 def test_a_value_that_a_section_refuses_names_the_section():
     assert refused("part.epochs=-1") == (
-        "part on the command line: epochs must not be negative, got -1")
+        "part on the command line: epochs must not be negative, got -1"
+    )
 
 
 def test_what_must_be_given_is_asked_for(yaml_file):
@@ -153,19 +168,28 @@ def test_what_must_be_given_is_asked_for(yaml_file):
     assert "write section.key=value" in refused("stray")
 
 
-@pytest.mark.parametrize("text, said", [
-    ("name: a\nname: b\n", "the key 'name' is given twice"),
-    ("name: [1\n", "not valid YAML"), ("- a\n", "must hold"),
-    ("name: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("name: a\nname: b\n", "the key 'name' is given twice"),
+        ("name: [1\n", "not valid YAML"),
+        ("- a\n", "must hold"),
+        ("name: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+    ],
+)
 def test_a_bad_file_is_refused(yaml_file, text, said):
     path = yaml_file(text)
     assert path in refused(default=path) and said in refused(default=path)
 
 
 def test_a_configuration_survives_yaml_and_checkpoints(yaml_file):
-    cfg = load("part.crop=[0.25, 1]", "part.lr=1e-5", "extra.checkpoint=1e4", "part.precision=no",
-               "run.output_dir=012")
+    cfg = load(
+        "part.crop=[0.25, 1]",
+        "part.lr=1e-5",
+        "extra.checkpoint=1e4",
+        "part.precision=no",
+        "run.output_dir=012",
+    )
     assert config.from_dict(StageConfig, config.to_dict(cfg)) == cfg
     assert config.load(StageConfig, [], default=yaml_file(config.to_yaml(cfg))) == cfg
 
@@ -175,9 +199,16 @@ def test_help_lists_flags_and_every_key_with_type_and_value(capsys, yaml_file):
         load("-h", default=yaml_file("part: {epochs: 11}\n"))
     out = capsys.readouterr().out
     assert stop.value.code == 0
-    for line in ("--lr VALUE", "--freeze / --no_freeze", "--dry_run", "part.epochs (int) = 11",
-                 "part.lr (float) = 0.0001", "part.size (int or list of int) = 256",
-                 "run.resume (text or null) = None", "name (text) = (must be given)"):
+    for line in (
+        "--lr VALUE",
+        "--freeze / --no_freeze",
+        "--dry_run",
+        "part.epochs (int) = 11",
+        "part.lr (float) = 0.0001",
+        "part.size (int or list of int) = 256",
+        "run.resume (text or null) = None",
+        "name (text) = (must be given)",
+    ):
         assert line in out, line
 
 

@@ -1,6 +1,6 @@
 """The decomposition net: sizes, gradients, weights from files, and stage 1 with physics on and off.
 
-    pytest tests/test_decomposition.py
+pytest tests/test_decomposition.py
 """
 
 import urllib.error
@@ -45,8 +45,11 @@ def test_maps_have_the_photographs_size_whatever_it_is(decoder, size):
 def test_gradient_reaches_every_parameter(backbone, decoder):
     net = MultiTaskDecompositionNet(config(backbone=backbone, decoder=decoder))
     maps = net(photographs())
-    (maps.intensity.square().mean() + maps.material.square().mean()
-     + maps.context.square().mean()).backward()
+    (
+        maps.intensity.square().mean()
+        + maps.material.square().mean()
+        + maps.context.square().mean()
+    ).backward()
     for name, p in net.named_parameters():
         assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.norm() > 0, name
 

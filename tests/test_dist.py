@@ -1,6 +1,6 @@
 """Processes: the calls on one, and on two that torchrun starts (gloo).
 
-    pytest tests/test_dist.py
+pytest tests/test_dist.py
 """
 
 import json
@@ -21,8 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1),
-                         nn.BatchNorm2d(2, affine=False, momentum=None))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 2, 1),
+        nn.BatchNorm2d(2, affine=False, momentum=None),
+    )
 
 
 def batch():
@@ -32,7 +37,7 @@ def batch():
 def outcome(model, x, share):
     """Output, gradient of the input and parameters of one step."""
     x = x.clone().requires_grad_()
-    for _ in range(2):          # twice: the running statistics must move in the same way
+    for _ in range(2):  # twice: the running statistics must move in the same way
         out = model(x)
     weight = torch.arange(out[0].numel(), dtype=torch.float32).view_as(out[0]).sin()
     (out.square() * weight).sum(dim=(1, 2, 3)).mean().mul(share).backward()
@@ -47,14 +52,28 @@ def two_ranks(tmp_path_factory):
     """What each of two ranks saw."""
     directory = tmp_path_factory.mktemp("two")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         __file__, str(directory)], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            __file__,
+            str(directory),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout, [
-        (json.loads((directory / f"{rank}.json").read_text()),
-         torch.load(directory / f"{rank}.pt", weights_only=True)) for rank in (0, 1)
-    ]  # fmt: skip
+        (
+            json.loads((directory / f"{rank}.json").read_text()),
+            torch.load(directory / f"{rank}.pt", weights_only=True),
+        )
+        for rank in (0, 1)
+    ]
 
 
 def test_batch_norm_over_two_ranks_equals_one_on_the_whole_batch(two_ranks):
@@ -79,7 +98,7 @@ def test_batch_norm_in_eval_uses_the_running_statistics(two_ranks):
 def test_means_count_only_the_ranks_that_have_the_value(two_ranks):
     for plain, _ in two_ranks[1]:
         assert plain["mean"] == {"both": 2.0, "first": 5.0, "second": 7.0}
-        assert plain["weighted"] == {"x": 2.5}          # 1 sample of 1.0 and 3 of 3.0
+        assert plain["weighted"] == {"x": 2.5}  # 1 sample of 1.0 and 3 of 3.0
 
 
 def test_a_flag_on_one_rank_is_seen_by_all(two_ranks):
@@ -147,8 +166,12 @@ def script(directory):
     with torch.no_grad():
         tensors["eval"], tensors["eval_plain"] = model.eval()(batch()), plain_model(batch())
     plain = {
-        "mean": dist.all_reduce_mean({"both": 1.0 + 2 * rank, **({"first": 5.0} if rank == 0 else {
-            "first": float("nan"), "second": 7.0})}),
+        "mean": dist.all_reduce_mean(
+            {
+                "both": 1.0 + 2 * rank,
+                **({"first": 5.0} if rank == 0 else {"first": float("nan"), "second": 7.0}),
+            }
+        ),
         "weighted": dist.all_reduce_mean({"x": 1.0 + 2 * rank}, weight=1.0 + 2 * rank),
         "any": [dist.any_rank(rank == 1), dist.any_rank(False)],
         "flags": dist.any_ranks(torch.tensor([rank == 0, False, rank == 1])),

@@ -1,8 +1,7 @@
 """The fast blocks against the plain ones: outputs, gradients, adapters' file, 8-bit rounding.
 
-    pytest tests/test_fast.py
+pytest tests/test_fast.py
 """
-
 
 import pytest
 import torch
@@ -51,8 +50,10 @@ def step(flux, guidance):
 
 def assert_close(a, b, tolerance):
     assert a[1].keys() == b[1].keys()
-    for x, y in [(a[0], b[0]), *((a[1][n], b[1][n]) for n in a[1])]:
-        assert (x - y).norm() <= tolerance * x.norm()
+    largest = max(x.norm() for x in a[1].values())
+    assert (a[0] - b[0]).norm() <= tolerance * a[0].norm()
+    for name, x in a[1].items():  # a gradient that nearly cancels has fp32's noise of its terms
+        assert (x - b[1][name]).norm() <= tolerance * max(x.norm(), 1e-2 * largest), name
 
 
 @pytest.mark.parametrize("targets", [None, ALL_LAYERS])
@@ -114,8 +115,10 @@ def test_a_transposed_copy_changes_nothing():
     weight, bias = torch.randn(32, 16), torch.zeros(32)
     with_copy, without = (fp8.Frozen(weight, bias, True, copy) for copy in (True, False))
     x = torch.randn(5, 16, requires_grad=True)
-    grads = [torch.autograd.grad(fp8.linear(x, f.matrix()).square().sum(), x)[0]
-             for f in (with_copy, without)]  # fmt: skip
+    grads = [
+        torch.autograd.grad(fp8.linear(x, f.matrix()).square().sum(), x)[0]
+        for f in (with_copy, without)
+    ]
     assert torch.equal(*grads)
 
 
@@ -165,11 +168,14 @@ def test_an_adapter_on_a_modulation_is_refused():
         merge.freeze(flux, "cpu", "bf16")
 
 
-@pytest.mark.parametrize("memory, changes, expected", [
-    ("24g", {}, ("fp8-small", 1, True)),
-    ("80g", {"base_dtype": "fp8"}, ("fp8", 0, True)),
-    (None, {}, ("bf16", 0, False)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "memory, changes, expected",
+    [
+        ("24g", {}, ("fp8-small", 1, True)),
+        ("80g", {"base_dtype": "fp8"}, ("fp8", 0, True)),
+        (None, {}, ("bf16", 0, False)),
+    ],
+)
 def test_memory_fills_in_what_the_config_leaves_open(memory, changes, expected):
     cfg = with_memory(TranslatorConfig(preset="demo", memory=memory, **changes))
     assert (cfg.base_dtype, cfg.gradient_checkpointing, cfg.compile) == expected

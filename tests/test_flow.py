@@ -1,6 +1,6 @@
 """The rectified-flow objective: path, times, noise and their reproducibility.
 
-    pytest tests/test_flow.py
+pytest tests/test_flow.py
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """The patched FLUX against the original, and loading a FluxFillPipeline from disk.
 
-    pytest tests/test_flux.py
+pytest tests/test_flux.py
 """
 
 from copy import deepcopy
@@ -46,8 +46,10 @@ def test_the_patched_model_starts_bit_equal_to_the_original(separate, checkpoint
 def test_our_attention_is_upstreams_attention(dtype):
     original, (flux, _) = tiny_flux().to(dtype), patched()
     flux = flux.to(dtype)
-    inputs = {k: v.to(dtype) if torch.is_tensor(v) and k not in ("img_ids", "txt_ids", "timestep")
-              else v for k, v in flux_inputs(flux).items()}  # fmt: skip
+    inputs = {
+        k: v.to(dtype) if torch.is_tensor(v) and k not in ("img_ids", "txt_ids", "timestep") else v
+        for k, v in flux_inputs(flux).items()
+    }
     assert torch.equal(flux(**inputs)[0], original(**inputs)[0])
 
 
@@ -129,8 +131,9 @@ def test_a_pipeline_folder_loads_and_its_prompt_is_that_of_the_pipeline(tmp_path
     prompt = fluxes.encode_prompt(folder, "a thermal photograph", 16)
     pipeline = FluxFillPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
     with torch.no_grad():
-        theirs, pooled, _ = pipeline.encode_prompt("a thermal photograph", None,
-                                                   max_sequence_length=16)  # fmt: skip
+        theirs, pooled, _ = pipeline.encode_prompt(
+            "a thermal photograph", None, max_sequence_length=16
+        )
     assert torch.equal(prompt.tokens_MC, theirs[0].float())
     assert torch.equal(prompt.pooled_C, pooled[0].float())
     other = fluxes.encode_prompt(folder, "a scene", 16)

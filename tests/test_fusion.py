@@ -1,6 +1,6 @@
 """The fusion: its formula, its gradients, and the weight it learns for each material.
 
-    pytest tests/test_fusion.py
+pytest tests/test_fusion.py
 """
 
 import numpy as np
@@ -116,8 +116,9 @@ def test_fusion_of_the_true_factors_gives_the_true_infrared():
     """Only the fusion is fitted, to a few thousand pixels; scenes it has not seen reach 30 dB."""
     inputs, infrared = true_factors(first=0)
     some = torch.randperm(infrared[:, 0].numel(), generator=torch.Generator().manual_seed(0))[:3000]
-    *inputs, infrared = (x.transpose(0, 1).flatten(1)[None, :, some, None]
-                         for x in (*inputs, infrared))  # fmt: skip
+    *inputs, infrared = (
+        x.transpose(0, 1).flatten(1)[None, :, some, None] for x in (*inputs, infrared)
+    )
     torch.manual_seed(0)
     fusion = PhysicsInspiredFusion()
     optimizer = torch.optim.Adam(fusion.parameters(), lr=3e-2)

@@ -1,6 +1,6 @@
 """Guidance tokens and cross-attention: positions, zero start, both modes.
 
-    pytest tests/test_guidance.py
+pytest tests/test_guidance.py
 """
 
 import pytest
@@ -50,9 +50,7 @@ def test_a_token_looks_first_at_its_own_place_from_both_panels():
 
 def test_rotary_products_depend_on_the_distance_alone():
     def product(a, b):
-        (ca, sa), (cb, sb) = (
-            panel_rotary(torch.tensor([r]), torch.tensor([c])) for r, c in (a, b)
-        )
+        (ca, sa), (cb, sb) = (panel_rotary(torch.tensor([r]), torch.tensor([c])) for r, c in (a, b))
         return (ca * cb + sa * sb).sum()
 
     torch.testing.assert_close(product((0, 0), (2, 1)), product((5, 7), (7, 8)))

@@ -1,6 +1,6 @@
 """Our Triton kernels, run by its interpreter, against torch's own operations.
 
-    pytest tests/test_heads.py
+pytest tests/test_heads.py
 """
 
 import os
@@ -17,8 +17,11 @@ pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
 def test_the_kernels_give_the_outputs_and_gradients_of_the_plain_operations(kernels, cases):
     program = Path(__file__).parent / f"interpreted_{kernels}.py"
     done = subprocess.run(
-        [sys.executable, program], capture_output=True, text=True, timeout=200,
+        [sys.executable, program],
+        capture_output=True,
+        text=True,
+        timeout=200,
         env={**os.environ, "TRITON_INTERPRET": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) == cases

@@ -1,6 +1,6 @@
 """The cache of latents: the losses of a run without it, and nothing stale or damaged is read.
 
-    pytest tests/test_latents.py
+pytest tests/test_latents.py
 """
 
 import json
@@ -193,8 +193,12 @@ def test_ranks_divide_the_shards_and_wait_for_each_other(data, tmp_path, model, 
     """Rank 0 of 2 alone builds half of the shards, and says that the rest is not there."""
     pairs = open_pairs(data, "train")
     prints = [pairs.fingerprint(i) for i in range(8)]
-    for name, value in dict(rank=lambda: 0, world_size=lambda: 2, barrier=lambda: None,
-                            gather=lambda own: [own, prints[1::2] if own else []]).items():
+    for name, value in dict(
+        rank=lambda: 0,
+        world_size=lambda: 2,
+        barrier=lambda: None,
+        gather=lambda own: [own, prints[1::2] if own else []],
+    ).items():
         monkeypatch.setattr(f"utils.dist.{name}", value)
     with pytest.raises(ValueError, match="4 of 8 pairs are not in .* all machines see"):
         attach(data, tmp_path / "cache", model)
@@ -205,8 +209,12 @@ def test_ranks_divide_the_shards_and_wait_for_each_other(data, tmp_path, model, 
 
 @pytest.mark.parametrize("change", ["crop_scale=[0.7,1]", "brightness=0.1", "contrast=0.1"])
 def test_an_augmentation_that_is_more_than_a_flip_is_refused(change):
-    argv = ["data.latents=cache", "data.augment.crop_scale=[1,1]", "data.augment.brightness=0",
-            "data.augment.contrast=0"]  # fmt: skip
+    argv = [
+        "data.latents=cache",
+        "data.augment.crop_scale=[1,1]",
+        "data.augment.brightness=0",
+        "data.augment.contrast=0",
+    ]
     assert config.load(TrainConfig, argv).data.latents == "cache"
     with pytest.raises(ValueError, match=r"crop_scale=\[1,1\] .*brightness=0 .*contrast=0"):
         config.load(TrainConfig, [*argv, f"data.augment.{change}"])

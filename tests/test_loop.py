@@ -1,6 +1,6 @@
 """The shared loop, on a linear model: what must hold for every stage.
 
-    pytest tests/test_loop.py
+pytest tests/test_loop.py
 """
 
 import io
@@ -31,7 +31,7 @@ from utils.progress import State
 from utils.run import Run, RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-QUIET = ("training.log_every=100", "training.save_every=0")     # nothing to tell before the end
+QUIET = ("training.log_every=100", "training.save_every=0")  # nothing to tell before the end
 
 
 @dataclass(kw_only=True)
@@ -41,19 +41,31 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class ToyConfig:
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(
-        batch_size=8, steps=6, warmup_steps=2, lr_min=1e-3, mixed_precision="no", log_every=1,
-        eval_every=0, save_every=3, grad_clip=100.0, ema_decay=0.9))
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            batch_size=8,
+            steps=6,
+            warmup_steps=2,
+            lr_min=1e-3,
+            mixed_precision="no",
+            log_every=1,
+            eval_every=0,
+            save_every=3,
+            grad_clip=100.0,
+            ema_decay=0.9,
+        )
+    )
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(params=AdamWParams(lr=1e-2)))
+        default_factory=lambda: OptimizerConfig(params=AdamWParams(lr=1e-2))
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    noise: float = 0.0          # random input noise, from the global generator
-    poison: str = ""            # "rank:micro-batch" of a NaN
-    poisoned: str = "input"     # or only the loss, or only the gradient
-    pause: float = 0.0          # seconds a step takes
+    noise: float = 0.0  # random input noise, from the global generator
+    poison: str = ""  # "rank:micro-batch" of a NaN
+    poisoned: str = "input"  # or only the loss, or only the gradient
+    pause: float = 0.0  # seconds a step takes
     batch_norm: bool = False
-    killed_in_save: int = 0     # SIGKILL when half of the n-th checkpoint is written; 0: never
+    killed_in_save: int = 0  # SIGKILL when half of the n-th checkpoint is written; 0: never
 
 
 def train(directory, *overrides, eval_fn=None, on_loss=lambda micro: None):
@@ -61,8 +73,9 @@ def train(directory, *overrides, eval_fn=None, on_loss=lambda micro: None):
     cfg = config.load(ToyConfig, [f"run.output_dir={directory}", *overrides])
     torch.manual_seed(0)
     layers = [nn.BatchNorm1d(4)] if cfg.batch_norm else []
-    model = nn.Sequential(*layers, nn.Linear(4, cfg.model.width), nn.Tanh(),
-                          nn.Linear(cfg.model.width, 1))
+    model = nn.Sequential(
+        *layers, nn.Linear(4, cfg.model.width), nn.Tanh(), nn.Linear(cfg.model.width, 1)
+    )
     size, rank, world = cfg.training.batch_size, dist.rank(), dist.world_size()
 
     def batches(first):
@@ -89,7 +102,7 @@ def train(directory, *overrides, eval_fn=None, on_loss=lambda micro: None):
     if cfg.killed_in_save:
         torch.save = partial(write_half_and_die, torch.save, [cfg.killed_in_save])
     run = Run(cfg.run.output_dir, cfg)
-    model.eval()                # fit must not rely on the mode it finds
+    model.eval()  # fit must not rely on the mode it finds
     fit(cfg, model, loss_fn, batches, run, eval_fn)
     return model, rows_of(run.dir)
 
@@ -129,25 +142,37 @@ def signal_at(micro):
 def launch(directory, *overrides, processes=1):
     """Run this file as a script, under torchrun where there is more than one process."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), __file__,
-               f"run.output_dir={directory}", *overrides]
+    command = [
+        sys.executable,
+        *(torchrun if processes > 1 else []),
+        __file__,
+        f"run.output_dir={directory}",
+        *overrides,
+    ]
     return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
 
 
 # resuming
 
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole, whole_rows = train(tmp_path / "whole", "noise=1")
     train(tmp_path / "parts", "noise=1")
-    (tmp_path / "parts/checkpoint_00000006.pth").unlink()       # as if killed after step 3
+    (tmp_path / "parts/checkpoint_00000006.pth").unlink()  # as if killed after step 3
     resumed, rows = train(tmp_path / "parts", "noise=1")
     assert torch.equal(weights(whole), weights(resumed))
-    assert torch.equal(column(whole_rows, "loss"), column(rows, "loss"))     # and no doubled row
+    assert torch.equal(column(whole_rows, "loss"), column(rows, "loss"))  # and no doubled row
     for name in ("model", "ema", "optimizer", "state"):
-        torch.testing.assert_close(saved(tmp_path / "whole", 6)[name],
-                                   saved(tmp_path / "parts", 6)[name], rtol=0, atol=0)
+        torch.testing.assert_close(
+            saved(tmp_path / "whole", 6)[name], saved(tmp_path / "parts", 6)[name], rtol=0, atol=0
+        )
 
 
 def test_a_run_stopped_by_sigterm_saves_exits_0_and_goes_on_to_the_same_weights(tmp_path):
@@ -173,7 +198,8 @@ def test_a_signal_stops_one_step_later_and_the_run_goes_on_to_the_same_weights(t
         train(tmp_path / "parts", "noise=1", *QUIET, on_loss=signal_at(2))
     assert stop.value.code == 0
     assert f"after step 4 of 6; saved {tmp_path}/parts/checkpoint_00000004.pth" in " ".join(
-        capsys.readouterr().out.split())
+        capsys.readouterr().out.split()
+    )
     assert saved(tmp_path / "parts", 4)["state"]["step"] == 4
 
     resumed, _ = train(tmp_path / "parts", "noise=1", *QUIET)
@@ -242,12 +268,12 @@ def test_the_best_model_of_another_metric_or_folder_is_none_of_this_run(tmp_path
     train(tmp_path / "a", "training.best_metric=-val_psnr", eval_fn=score)
     best = tmp_path / "a" / "best_model.pth"
     first = checkpoint.load(best)["state"]
-    train(tmp_path / "a", "training.steps=9", eval_fn=score)        # 1.0 is no better than -20.0
+    train(tmp_path / "a", "training.steps=9", eval_fn=score)  # 1.0 is no better than -20.0
     assert first["best"] == -20.0 and checkpoint.load(best)["state"]["step"] == 9
     train(tmp_path / "b", f"run.resume={tmp_path / 'a'}", "training.steps=12", eval_fn=score)
     assert checkpoint.load(tmp_path / "b" / "best_model.pth")["state"]["step"] == 12
     assert capsys.readouterr().out.count("the best model is chosen anew") == 2
-    train(tmp_path / "b", "training.steps=15", eval_fn=score)       # nothing else changed: kept
+    train(tmp_path / "b", "training.steps=15", eval_fn=score)  # nothing else changed: kept
     assert checkpoint.load(tmp_path / "b" / "best_model.pth")["state"]["step"] == 12
 
 
@@ -284,10 +310,15 @@ def test_resuming_from_weights_alone_or_from_before_what_was_saved_is_refused(tm
     assert saved(tmp_path / "b", 6)["state"]["step"] == 6
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ("weight_decay=nan", "weight_decay .*expected a finite number"), ("lr=-1", "lr must not be"),
-    ("weight_decay=-1", "weight_decay >= 0 and eps > 0"), ("eps=0", "and eps > 0"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ("weight_decay=nan", "weight_decay .*expected a finite number"),
+        ("lr=-1", "lr must not be"),
+        ("weight_decay=-1", "weight_decay >= 0 and eps > 0"),
+        ("eps=0", "and eps > 0"),
+    ],
+)
 def test_values_that_no_optimizer_can_use_are_refused_at_start(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         train(tmp_path, f"optimizer.params.{wrong}")
@@ -301,10 +332,12 @@ def test_only_the_last_checkpoints_are_kept_if_asked(tmp_path):
 
 # the step
 
+
 def test_accumulation_equals_a_larger_batch(tmp_path):
     large, large_rows = train(tmp_path / "large")
-    small, small_rows = train(tmp_path / "small", "training.batch_size=2",
-                              "training.gradient_accumulation_steps=4")
+    small, small_rows = train(
+        tmp_path / "small", "training.batch_size=2", "training.gradient_accumulation_steps=4"
+    )
     torch.testing.assert_close(weights(large), weights(small))
     # AdamW hides a gradient of the wrong scale
     torch.testing.assert_close(column(large_rows, "grad_norm"), column(small_rows, "grad_norm"))
@@ -313,12 +346,16 @@ def test_accumulation_equals_a_larger_batch(tmp_path):
 
 def test_the_gradient_is_clipped_before_the_update(tmp_path):
     free, rows = train(tmp_path / "free", "training.grad_clip=0")
-    tight, _ = train(tmp_path / "tight", "training.grad_clip=1e-12", "training.steps=1",
-                     "training.warmup_steps=0")
+    tight, _ = train(
+        tmp_path / "tight",
+        "training.grad_clip=1e-12",
+        "training.steps=1",
+        "training.warmup_steps=0",
+    )
     assert column(rows, "grad_norm").min() > 0.1
     torch.manual_seed(0)
     start = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
-    assert (weights(tight) - weights(start)).abs().max() < 1e-4    # below AdamW's eps: hardly moves
+    assert (weights(tight) - weights(start)).abs().max() < 1e-4  # below AdamW's eps: hardly moves
     assert (weights(free) - weights(start)).abs().max() > 1e-2
 
 
@@ -326,16 +363,19 @@ def test_bf16_is_close_to_fp32_and_not_equal(tmp_path):
     exact, exact_rows = train(tmp_path / "fp32")
     half, half_rows = train(tmp_path / "bf16", "training.mixed_precision=bf16")
     assert not torch.equal(weights(exact), weights(half))
-    torch.testing.assert_close(column(exact_rows, "loss"), column(half_rows, "loss"),
-                               rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        column(exact_rows, "loss"), column(half_rows, "loss"), rtol=0.02, atol=0
+    )
     assert {p.dtype for p in half.parameters()} == {torch.float32}
 
 
 def test_only_matrices_decay():
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    decay = {id(p): group["weight_decay"] for group in
-             make_optimizer(ToyConfig(), list(model.parameters())).param_groups
-             for p in group["params"]}
+    decay = {
+        id(p): group["weight_decay"]
+        for group in make_optimizer(ToyConfig(), list(model.parameters())).param_groups
+        for p in group["params"]
+    }
     assert [decay[id(p)] > 0 for p in model.parameters()] == [True, False, False, False]
 
 
@@ -351,27 +391,37 @@ def test_the_learning_rate_warms_up_and_falls_to_its_end():
 
 def test_epochs_become_steps_rounded_up():
     training = TrainingConfig(epochs=3, batch_size=4, gradient_accumulation_steps=2)
-    assert total_steps(training, samples=11) == 5       # 33 samples, 8 a step
+    assert total_steps(training, samples=11) == 5  # 33 samples, 8 a step
     with pytest.raises(ValueError, match="number of samples"):
         total_steps(training, samples=0)
 
 
 def test_epochs_count_samples_where_a_resumed_run_has_another_batch():
-    before = State(step=8, position=32)                 # 2 epochs of 16, 4 a step
-    assert total_steps(TrainingConfig(epochs=4, batch_size=8, gradient_accumulation_steps=1), 16,
-                       before) == 12
-    assert total_steps(TrainingConfig(epochs=2, batch_size=8, gradient_accumulation_steps=1), 16,
-                       before) == 8
+    before = State(step=8, position=32)  # 2 epochs of 16, 4 a step
+    assert (
+        total_steps(
+            TrainingConfig(epochs=4, batch_size=8, gradient_accumulation_steps=1), 16, before
+        )
+        == 12
+    )
+    assert (
+        total_steps(
+            TrainingConfig(epochs=2, batch_size=8, gradient_accumulation_steps=1), 16, before
+        )
+        == 8
+    )
 
 
-@pytest.mark.parametrize("value", [{"batch_size": 0}, {"ema_decay": 1.0}, {"seed": -1},
-                                   {"seed": 2**63}])
+@pytest.mark.parametrize(
+    "value", [{"batch_size": 0}, {"ema_decay": 1.0}, {"seed": -1}, {"seed": 2**63}]
+)
 def test_impossible_training_values_are_refused(value):
     with pytest.raises(ValueError, match=next(iter(value))):
         TrainingConfig(**value)
 
 
 # waiting for the device
+
 
 def test_a_step_is_judged_after_the_next_one_is_launched(tmp_path, monkeypatch):
     events, launch_flags = [], dist.any_ranks_later
@@ -384,8 +434,20 @@ def test_a_step_is_judged_after_the_next_one_is_launched(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dist, "any_ranks_later", recorded)
     train(tmp_path, "training.steps=4", *QUIET, on_loss=lambda n: events.append(f"loss {n + 1}"))
-    assert events == ["loss 1", "launch 1", "loss 2", "launch 2", "read 1", "loss 3", "launch 3",
-                      "read 2", "loss 4", "launch 4", "read 3", "read 4"]
+    assert events == [
+        "loss 1",
+        "launch 1",
+        "loss 2",
+        "launch 2",
+        "read 1",
+        "loss 3",
+        "launch 3",
+        "read 2",
+        "loss 4",
+        "launch 4",
+        "read 3",
+        "read 4",
+    ]
 
 
 class NoWaits(TorchDispatchMode):
@@ -408,10 +470,17 @@ def host_tensor(value, device="cpu", make=torch.tensor, **how):
 def test_nothing_else_in_a_step_waits_for_the_device(tmp_path, monkeypatch, accumulation):
     """On the meta device: reading a value from it raises."""
     monkeypatch.setattr(dist, "any_ranks_later", lambda flags: lambda: [False] * len(flags))
-    monkeypatch.setattr(torch, "autocast", lambda *where, enabled: nullcontext())   # not on meta
+    monkeypatch.setattr(torch, "autocast", lambda *where, enabled: nullcontext())  # not on meta
     monkeypatch.setattr(torch, "tensor", host_tensor)
-    cfg = config.load(ToyConfig, [f"run.output_dir={tmp_path}", *QUIET, "training.steps=50",
-                                  f"training.gradient_accumulation_steps={accumulation}"])
+    cfg = config.load(
+        ToyConfig,
+        [
+            f"run.output_dir={tmp_path}",
+            *QUIET,
+            "training.steps=50",
+            f"training.gradient_accumulation_steps={accumulation}",
+        ],
+    )
     model, steps = nn.Linear(4, 1, device="meta"), []
     batches = [{"x": torch.randn(8, 4), "draw": [n]} for n in range(8)]
 
@@ -420,16 +489,17 @@ def test_nothing_else_in_a_step_waits_for_the_device(tmp_path, monkeypatch, accu
         loss = model(batch["x"]).square().mean()
         return loss, {"part": loss, "constant": 1.0}
 
-    with pytest.raises(StopIteration), NoWaits():           # at the end of the batches
+    with pytest.raises(StopIteration), NoWaits():  # at the end of the batches
         fit(cfg, model, loss_fn, lambda first: iter(batches), Run(tmp_path, cfg))
     assert steps == list(range(8))
 
 
 def test_no_graph_outlives_its_step(tmp_path):
     """Else its activations would take memory in the next one. A part need not be detached."""
+
     class Saved:
         def __init__(self, tensor):
-            self.tensor = tensor.detach()       # else it would hold the graph that holds it
+            self.tensor = tensor.detach()  # else it would hold the graph that holds it
             kept.add(self)
 
     kept, cfg = weakref.WeakSet(), config.load(ToyConfig, [f"run.output_dir={tmp_path}", *QUIET])
@@ -437,7 +507,7 @@ def test_no_graph_outlives_its_step(tmp_path):
     def loss_fn(model, batch):
         assert not kept
         with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-            part = model(batch["x"]).square().mean()        # not in the loss
+            part = model(batch["x"]).square().mean()  # not in the loss
         assert kept
         return model(batch["x"]).square().mean(), {"part": part}
 
@@ -447,15 +517,18 @@ def test_no_graph_outlives_its_step(tmp_path):
 
 # logging
 
+
 def test_a_part_that_is_sometimes_absent_is_averaged_over_where_it_is(tmp_path):
     _, rows = train(tmp_path, "training.log_every=2")
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert [row["sometimes"] for row in rows] == [1.0, 1.0, 1.0]
     assert {"loss", "spread", "grad_norm", "lr", "images_per_s", "step_s", "data_wait"} <= set(
-        rows[0])
+        rows[0]
+    )
 
 
 # evaluation
+
 
 def disturbing(model):
     """An evaluation that does what it should not matter to do."""
@@ -466,8 +539,9 @@ def disturbing(model):
 
 def test_evaluation_leaves_training_as_it_was(tmp_path):
     without, _ = train(tmp_path / "without", "noise=1", "batch_norm=true")
-    evaluated, rows = train(tmp_path / "with", "noise=1", "batch_norm=true",
-                            "training.eval_every=1", eval_fn=disturbing)
+    evaluated, rows = train(
+        tmp_path / "with", "noise=1", "batch_norm=true", "training.eval_every=1", eval_fn=disturbing
+    )
     assert torch.equal(weights(without), weights(evaluated))
     assert evaluated.training and len(column(rows, "val_loss")) == 6
     assert torch.equal(without[0].running_mean, evaluated[0].running_mean)
@@ -542,8 +616,10 @@ def test_ema_follows_its_formula_and_swaps_back():
 
 # what is not finite
 
-@pytest.mark.parametrize("where, said", [("input", "loss"), ("loss", "loss"),
-                                         ("gradient", "gradient")])
+
+@pytest.mark.parametrize(
+    "where, said", [("input", "loss"), ("loss", "loss"), ("gradient", "gradient")]
+)
 def test_a_nonfinite_step_stops_the_run_and_names_the_samples(tmp_path, where, said):
     with pytest.raises(RuntimeError, match=rf"non-finite {said} at step 3;.*spread=.*scene16 "):
         train(tmp_path, "poison=0:2", f"poisoned={where}", "training.save_every=1")
@@ -552,8 +628,13 @@ def test_a_nonfinite_step_stops_the_run_and_names_the_samples(tmp_path, where, s
 
 
 def test_a_skipped_step_changes_neither_weights_nor_statistics(tmp_path, capsys):
-    model, rows = train(tmp_path, "poison=0:2", "training.skip_nonfinite=1", "batch_norm=true",
-                        "training.save_every=1")
+    model, rows = train(
+        tmp_path,
+        "poison=0:2",
+        "training.skip_nonfinite=1",
+        "batch_norm=true",
+        "training.save_every=1",
+    )
     before, after = saved(tmp_path, 2), saved(tmp_path, 3)
     torch.testing.assert_close(before["model"], after["model"], rtol=0, atol=0)
     torch.testing.assert_close(before["ema"], after["ema"], rtol=0, atol=0)
@@ -565,21 +646,29 @@ def test_a_skipped_step_changes_neither_weights_nor_statistics(tmp_path, capsys)
 @pytest.mark.parametrize("told", ["save", "eval", "log", "end", "nothing"])
 def test_a_nonfinite_step_is_found_before_it_is_saved_evaluated_or_reported(tmp_path, told):
     """At step 3, of 3 for `end`; with nothing to tell, one more loss is computed and no second."""
+
     def eval_fn(model):
         raise AssertionError("evaluated")
 
     seen = []
     steps = "training.steps=3" if told == "end" else f"training.{told}_every=3"
     with pytest.raises(RuntimeError, match=r"non-finite loss at step 3;.*spread=.*scene16 .*23$"):
-        train(tmp_path, "poison=0:2", "batch_norm=true", *QUIET,
-              *([] if told == "nothing" else [steps]), eval_fn=eval_fn, on_loss=seen.append)
+        train(
+            tmp_path,
+            "poison=0:2",
+            "batch_norm=true",
+            *QUIET,
+            *([] if told == "nothing" else [steps]),
+            eval_fn=eval_fn,
+            on_loss=seen.append,
+        )
     assert seen == ([0, 1, 2, 3] if told == "nothing" else [0, 1, 2])
     assert not list(tmp_path.glob("*.pth*"))
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_nonfinite_step_after_a_signal_is_not_saved(tmp_path):
-    with pytest.raises(RuntimeError, match="non-finite loss at step 4"):    # where it would stop
+    with pytest.raises(RuntimeError, match="non-finite loss at step 4"):  # where it would stop
         train(tmp_path, "poison=0:3", *QUIET, on_loss=signal_at(2))
     assert not list(tmp_path.glob("*.pth*"))
 
@@ -593,6 +682,7 @@ def test_a_step_that_may_be_skipped_is_judged_before_its_update(tmp_path):
 
 
 # two processes
+
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
@@ -626,7 +716,9 @@ def test_a_nan_on_one_rank_stops_all_ranks_at_the_same_step(two_processes):
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(two_processes):
     directory, out = two_processes
     assert sorted(line for line in out.splitlines() if "losses:" in line) == [
-        "rank 0 losses: [0, 1, 2, 3]", "rank 1 losses: [0, 1, 2, 3]"]
+        "rank 0 losses: [0, 1, 2, 3]",
+        "rank 1 losses: [0, 1, 2, 3]",
+    ]
     assert "stopped by a signal after step 4 of 6" in out
     names = sorted(path.name for path in (directory / "run-signal").glob("*.pth*"))
     assert names == ["checkpoint_00000004.pth"]
@@ -645,7 +737,7 @@ def gloo_threads() -> int:
     """How many threads of this process are the group's, as Linux names them."""
     names = []
     for path in Path("/proc/self/task").glob("*/comm"):
-        with suppress(OSError):         # a thread that ended meanwhile
+        with suppress(OSError):  # a thread that ended meanwhile
             names.append(path.read_text())
     return sum("gloo" in name for name in names)
 
@@ -659,15 +751,20 @@ def script() -> None:
     train(directory, *arguments[1:], *([accumulation] if more else []))
     if more:
         try:
-            train(f"{directory}-nan", *arguments[1:], "poison=1:1", "poisoned=loss",
-                  *QUIET)               # the gradient is finite: rank 0 cannot know by itself
+            train(
+                f"{directory}-nan", *arguments[1:], "poison=1:1", "poisoned=loss", *QUIET
+            )  # the gradient is finite: rank 0 cannot know by itself
         except RuntimeError as error:
             sys.stdout.write(f"rank {dist.rank()} stopped: {error}\n")
             sys.stdout.flush()
         losses, send = [], signal_at(2 if dist.rank() == 1 else None)
         try:
-            train(f"{directory}-signal", *arguments[1:], *QUIET,
-                  on_loss=lambda micro: losses.append(micro) or send(micro))
+            train(
+                f"{directory}-signal",
+                *arguments[1:],
+                *QUIET,
+                on_loss=lambda micro: losses.append(micro) or send(micro),
+            )
         except SystemExit:
             sys.stdout.write(f"rank {dist.rank()} losses: {losses}\n")
             sys.stdout.flush()

@@ -1,6 +1,6 @@
 """LoRA: zero start, naming, and the file a stock FluxFillPipeline reads.
 
-    pytest tests/test_lora.py
+pytest tests/test_lora.py
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """The objective of stage 1: closed forms, missing labels, physics on and off, gradients.
 
-    pytest tests/test_losses_pretrain.py
+pytest tests/test_losses_pretrain.py
 """
 
 import math
@@ -57,8 +57,15 @@ def loss_of(out, labels, infrared=None, **changes):
 
 def test_total_is_the_weighted_sum_of_its_parts():
     total, parts = loss_of(outputs(), labels())
-    weights = dict(intensity=1.0, material=0.5, context=0.3, physics=0.5, reconstruction=0.2,
-                   consistency=0.05, separation=0.01)  # fmt: skip
+    weights = dict(
+        intensity=1.0,
+        material=0.5,
+        context=0.3,
+        physics=0.5,
+        reconstruction=0.2,
+        consistency=0.05,
+        separation=0.01,
+    )
     assert set(parts) == {*weights, "material_ce", "labelled"}
     torch.testing.assert_close(total, sum(w * parts[name] for name, w in weights.items()))
     assert not any(x.requires_grad for x in parts.values())
@@ -213,9 +220,10 @@ def test_separation_is_the_correlation_ratio():
     p = torch.nn.functional.one_hot(material, 32).permute(0, 3, 1, 2).float()
     within = sum(
         (intensity[0, 0][material[0] == m] - intensity[0, 0][material[0] == m].mean())
-        .square().sum()
+        .square()
+        .sum()
         for m in range(5)
-    )  # fmt: skip
+    )
     expected = within / (intensity - intensity.mean()).square().sum()
     got = material_separation_loss(intensity, p)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
@@ -295,9 +303,14 @@ def test_the_total_reaches_every_map_and_every_parameter(physics):
 
 
 TERMS = {  # the outputs (intensity, material, context, fused) that each term teaches
-    "intensity": [0], "material": [1], "context": [2], "physics": [3], "reconstruction": [3],
-    "consistency": [0], "separation": [0, 1],
-}  # fmt: skip
+    "intensity": [0],
+    "material": [1],
+    "context": [2],
+    "physics": [3],
+    "reconstruction": [3],
+    "consistency": [0],
+    "separation": [0, 1],
+}
 
 
 @pytest.mark.parametrize("term", TERMS)

@@ -29,7 +29,7 @@ def test_there_are_32_materials_with_names_colours_and_emissivities_of_their_own
     assert colors.shape == (32, 3) and colors.dtype == np.uint8
     assert len(np.unique(colors, axis=0)) == 32
     apart = np.abs(colors[:, None].astype(int) - colors[None]).sum(-1)
-    assert apart[~np.eye(32, dtype=bool)].min() >= 40   # tells two materials apart in a panel
+    assert apart[~np.eye(32, dtype=bool)].min() >= 40  # tells two materials apart in a panel
     prior = emissivity_prior()
     assert prior.shape == (32,) and prior.dtype == torch.float32
     assert (prior > 0).all() and (prior <= 1).all()
@@ -49,14 +49,24 @@ def test_every_class_of_every_label_set_has_an_entry():
     assert missing == {"ade20k": [], "cityscapes": [], "msrs": [0], "synthetic": []}
 
 
-@pytest.mark.parametrize(("label_set", "class_id", "class_name", "material"), [
-    ("ade20k", 0, "wall", "plaster"), ("ade20k", 2, "sky", "sky"), ("ade20k", 6, "road", "asphalt"),
-    ("ade20k", 12, "person", "textile"), ("ade20k", 20, "car", "painted metal"),
-    ("ade20k", 76, "boat", "plastic"), ("ade20k", 127, "bicycle", "mixed object"),
-    ("ade20k", 149, "flag", "textile"), ("cityscapes", 8, "vegetation", "foliage"),
-    ("cityscapes", 18, "bicycle", "mixed object"), ("msrs", 1, "car", "painted metal"),
-    ("msrs", 2, "person", "textile"), ("synthetic", 7, "window", "glass"),
-])
+@pytest.mark.parametrize(
+    ("label_set", "class_id", "class_name", "material"),
+    [
+        ("ade20k", 0, "wall", "plaster"),
+        ("ade20k", 2, "sky", "sky"),
+        ("ade20k", 6, "road", "asphalt"),
+        ("ade20k", 12, "person", "textile"),
+        ("ade20k", 20, "car", "painted metal"),
+        ("ade20k", 76, "boat", "plastic"),
+        ("ade20k", 127, "bicycle", "mixed object"),
+        ("ade20k", 149, "flag", "textile"),
+        ("cityscapes", 8, "vegetation", "foliage"),
+        ("cityscapes", 18, "bicycle", "mixed object"),
+        ("msrs", 1, "car", "painted metal"),
+        ("msrs", 2, "person", "textile"),
+        ("synthetic", 7, "window", "glass"),
+    ],
+)
 def test_classes_stand_at_their_published_ids(label_set, class_id, class_name, material):
     assert CLASS_NAMES[label_set][class_id] == class_name
     assert MATERIALS[TABLES[label_set][class_id]].name == material
@@ -64,8 +74,9 @@ def test_classes_stand_at_their_published_ids(label_set, class_id, class_name, m
 
 def test_the_same_thing_is_the_same_material_in_every_label_set():
     for thing in ("sky", "road", "car", "person"):
-        found = {int(TABLES[n][CLASS_NAMES[n].index(thing)]) for n in TABLES
-                 if thing in CLASS_NAMES[n]}
+        found = {
+            int(TABLES[n][CLASS_NAMES[n].index(thing)]) for n in TABLES if thing in CLASS_NAMES[n]
+        }
         assert len(found) == 1, thing
 
 
@@ -122,5 +133,7 @@ def test_class_balance_gives_shares_of_labelled_pixels_and_of_images():
     for name, count, seen in (("painted metal", 4, 1), ("textile", 1, 1)):
         pixels[ID[name]], images[ID[name]] = count, seen
     balance = ClassBalance(pixels, images, unlabelled=3, total_images=2)
-    assert balance.to_dict() == {"painted metal": {"pixels": 0.8, "images": 0.5},
-                                 "textile": {"pixels": 0.2, "images": 0.5}}
+    assert balance.to_dict() == {
+        "painted metal": {"pixels": 0.8, "images": 0.5},
+        "textile": {"pixels": 0.2, "images": 0.5},
+    }

@@ -1,6 +1,6 @@
 """Metrics against closed forms, and what they refuse.
 
-    pytest tests/test_metrics.py
+pytest tests/test_metrics.py
 """
 
 import math
@@ -14,8 +14,14 @@ import torchvision
 from utils import metrics
 from utils.metrics import ConfusionMatrix
 
-IMAGE_METRICS = [metrics.psnr, metrics.ssim, metrics.mae, metrics.pearson,
-                 metrics.rank_correlation, metrics.edge_sharpness]
+IMAGE_METRICS = [
+    metrics.psnr,
+    metrics.ssim,
+    metrics.mae,
+    metrics.pearson,
+    metrics.rank_correlation,
+    metrics.edge_sharpness,
+]
 
 
 def images(count=2, size=16, seed=0):
@@ -28,19 +34,23 @@ def test_every_metric_is_per_image_and_leaves_its_arguments_alone(metric):
     before = a.clone(), b.clone()
     together = metric(a, b)
     assert together.shape == (2,) and together.dtype == torch.float32
-    alone = torch.cat([metric(a[i:i + 1], b[i:i + 1]) for i in range(2)])
+    alone = torch.cat([metric(a[i : i + 1], b[i : i + 1]) for i in range(2)])
     torch.testing.assert_close(together, alone)
     assert together[0] != together[1]
     assert torch.equal(a, before[0]) and torch.equal(b, before[1])
 
 
 @pytest.mark.parametrize("metric", IMAGE_METRICS)
-@pytest.mark.parametrize("change, said", [
-    (lambda x: x[:, 0], "expected two images of shape"),
-    (lambda x: x.expand(-1, 3, -1, -1), "expected two images of shape"),
-    (lambda x: x * 255, r"must be in \[0, 1\]"), (lambda x: x - 0.5, r"must be in \[0, 1\]"),
-    (lambda x: x * float("nan"), r"must be in \[0, 1\]"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda x: x[:, 0], "expected two images of shape"),
+        (lambda x: x.expand(-1, 3, -1, -1), "expected two images of shape"),
+        (lambda x: x * 255, r"must be in \[0, 1\]"),
+        (lambda x: x - 0.5, r"must be in \[0, 1\]"),
+        (lambda x: x * float("nan"), r"must be in \[0, 1\]"),
+    ],
+)
 def test_every_metric_refuses_other_shapes_and_ranges(metric, change, said):
     good = images()
     for a, b in ((change(good), good), (good, change(good))):
@@ -71,7 +81,7 @@ def test_lpips_sees_three_equal_channels_in_minus_one_to_one(random_alexnet):
     values = lpips(a, b)
     assert values.shape == (2,) and (values > 0).all()
     torch.testing.assert_close(values, lpips(b, a))
-    torch.testing.assert_close(values[1:], lpips(a[1:], b[1:]))     # no memory of what was before
+    torch.testing.assert_close(values[1:], lpips(a[1:], b[1:]))  # no memory of what was before
     assert torch.equal(a, before[0]) and torch.equal(b, before[1])
     shown = lpips.metric.net(a.expand(-1, 3, -1, -1) * 2 - 1, b.expand(-1, 3, -1, -1) * 2 - 1)
     torch.testing.assert_close(values, shown.flatten())
@@ -143,8 +153,9 @@ def test_edge_sharpness_leaves_out_what_is_not_an_edge():
 def test_edge_sharpness_falls_with_blur_and_is_not_raised_by_noise():
     coarse = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     a = coarse.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
-    blurred = [torch.nn.functional.avg_pool2d(a, n, 1, n // 2, count_include_pad=False)
-               for n in (3, 5, 7)]  # fmt: skip
+    blurred = [
+        torch.nn.functional.avg_pool2d(a, n, 1, n // 2, count_include_pad=False) for n in (3, 5, 7)
+    ]
     found = [metrics.edge_sharpness(x, a) for x in (a, *blurred)]
     assert all((more < less - 0.05).all() for less, more in pairwise(found))
     noisy = (blurred[1] + 0.2 * images(size=64, seed=3) - 0.1).clamp(0, 1)
@@ -168,7 +179,7 @@ def test_accuracy_and_miou_leave_out_the_unlabelled_and_the_absent():
     matrix.update(torch.tensor([[[1, 1, 0, 2]]]), torch.tensor([[[1, 1, 0, 255]]]))
     result = matrix.result()
     assert result["accuracy"] == pytest.approx(5 / 6)
-    assert result["miou"] == pytest.approx((2 / 3 + 3 / 4) / 2)     # classes 2 and 3 are absent
+    assert result["miou"] == pytest.approx((2 / 3 + 3 / 4) / 2)  # classes 2 and 3 are absent
 
 
 def test_a_confusion_matrix_without_labels_is_nan():

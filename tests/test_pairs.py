@@ -23,8 +23,7 @@ def config(path, **options) -> DataConfig:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
-    return tiny.write(folder / "pairs.parquet", tiny.rows(20, split=tiny.by_tens),
-                      row_group_size=7)
+    return tiny.write(folder / "pairs.parquet", tiny.rows(20, split=tiny.by_tens), row_group_size=7)
 
 
 def test_a_sample_follows_the_contract(file):
@@ -72,11 +71,18 @@ def test_other_column_names_and_huggingface_structs_are_read(tmp_path, names, st
 
 def test_file_folder_glob_and_uri_give_the_same_pairs(tmp_path):
     for part in range(2):
-        tiny.write(tmp_path / "set" / f"part{part}.parquet",
-                   tiny.rows(10, first=10 * part, split=tiny.by_tens))
+        tiny.write(
+            tmp_path / "set" / f"part{part}.parquet",
+            tiny.rows(10, first=10 * part, split=tiny.by_tens),
+        )
     (tmp_path / "set" / ".part9.parquet").write_bytes(b"left by another program")
-    paths = [tmp_path / "set", tmp_path / "set" / "*.parquet", f"file://{tmp_path}/set",
-             f"file://{tmp_path}/set/part*.parquet", tmp_path / "**" / "*.parquet"]
+    paths = [
+        tmp_path / "set",
+        tmp_path / "set" / "*.parquet",
+        f"file://{tmp_path}/set",
+        f"file://{tmp_path}/set/part*.parquet",
+        tmp_path / "**" / "*.parquet",
+    ]
     for path in paths:
         assert open_pairs(config(path), "test").names == ["pair_0009", "pair_0019"], path
     assert len(open_pairs(config(tmp_path / "set" / "part1.parquet"), "test")) == 1
@@ -112,8 +118,10 @@ def test_one_content_in_two_splits_is_refused(tmp_path):
         open_pairs(config(tiny.write(tmp_path / "a.parquet", columns)), "train")
 
 
-@pytest.mark.parametrize("drop, message", [("visible", "no column 'visible'.*src_img"),
-                                           ("infrared", "no column 'infrared'.*edited_img")])
+@pytest.mark.parametrize(
+    "drop, message",
+    [("visible", "no column 'visible'.*src_img"), ("infrared", "no column 'infrared'.*edited_img")],
+)
 def test_a_missing_column_is_named_with_its_other_names(tmp_path, drop, message):
     columns = tiny.rows(3, split=tiny.by_tens)
     columns[f"some_{drop}"] = columns.pop(drop)
@@ -178,15 +186,17 @@ def test_a_class_id_outside_the_table_is_refused_with_the_row(tmp_path):
     maps[1][0, 0], maps[2][3, 4] = 255, 9
     columns["semantic"] = [tiny.png(m) for m in maps]
     pairs = open_pairs(
-        config(tiny.write(tmp_path / "a.parquet", columns), material_source="msrs"), "train")
+        config(tiny.write(tmp_path / "a.parquet", columns), material_source="msrs"), "train"
+    )
     pairs.get(1)
     with pytest.raises(ValueError, match=r"row 2, 'pair_0002': class id 9 \(1 pix.* 9 classes"):
         pairs.get(2)
 
 
 def test_wide_infrared_needs_a_window_and_keeps_its_counts(tmp_path):
-    file = tiny.write(tmp_path / "a.parquet",
-                      tiny.rows(3, dtype=np.uint16, split=lambda i: "train"))
+    file = tiny.write(
+        tmp_path / "a.parquet", tiny.rows(3, dtype=np.uint16, split=lambda i: "train")
+    )
     with pytest.raises(ValueError, match=r"uint16 infrared without a manifest; set data\.window"):
         open_pairs(config(file), "train")
     pairs = open_pairs(config(file, window=[0, 65535], size=[24, 32]), "train")
@@ -266,8 +276,9 @@ def test_synthetic_splits_share_no_scene_and_stay_the_same():
         open_pairs(DataConfig(synthetic_scenes={"train": 3}), "val")
 
 
-@pytest.mark.parametrize("options", [{"size": 0}, {"size": [16]}, {"size": [16, -1]},
-                                     {"cache": "disk"}])
+@pytest.mark.parametrize(
+    "options", [{"size": 0}, {"size": [16]}, {"size": [16, -1]}, {"cache": "disk"}]
+)
 def test_bad_options_are_refused(file, options):
     with pytest.raises(ValueError, match=r"data\."):
         open_pairs(config(file, **options), "train")
@@ -326,13 +337,16 @@ def test_a_folder_without_a_manifest_does_not_get_anothers_window(tmp_path):
         open_pairs(config(tmp_path / "sets"), "train")
 
 
-@pytest.mark.parametrize("column, values, message", [
-    ("ir_unit", [1, 2, 1], "'ir_unit' holds int64, expected text"),
-    ("ir_offset", ["a", "b", "c"], "'ir_offset' holds string, expected numbers"),
-    ("split", [["train"]] * 3, "'split' holds list.*, expected text"),
-    ("ir_scale", [1.0, float("nan"), 1.0], "row 1, 'pair_0001': ir_scale is nan"),
-    ("ir_scale", [1.0, 1.0, 0.0], "row 2, 'pair_0002': ir_scale is 0"),
-])
+@pytest.mark.parametrize(
+    "column, values, message",
+    [
+        ("ir_unit", [1, 2, 1], "'ir_unit' holds int64, expected text"),
+        ("ir_offset", ["a", "b", "c"], "'ir_offset' holds string, expected numbers"),
+        ("split", [["train"]] * 3, "'split' holds list.*, expected text"),
+        ("ir_scale", [1.0, float("nan"), 1.0], "row 1, 'pair_0001': ir_scale is nan"),
+        ("ir_scale", [1.0, 1.0, 0.0], "row 2, 'pair_0002': ir_scale is 0"),
+    ],
+)
 def test_columns_of_another_kind_are_refused_by_name(tmp_path, column, values, message):
     file = tiny.write(tmp_path / "a.parquet", {**tiny.rows(3), column: values})
     with pytest.raises(ValueError, match=message):

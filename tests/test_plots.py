@@ -1,6 +1,6 @@
 """Plots of what stage 1 has learnt: the right numbers arrive, and what is missing is said.
 
-    pytest tests/test_plots.py
+pytest tests/test_plots.py
 """
 
 import json
@@ -30,8 +30,13 @@ NAMES = ["sky", "bare metal", "skin", "snow"]
 COLORS = np.array([[0, 0, 255], [255, 0, 255], [255, 128, 0], [250, 250, 250]], np.uint8)
 COUNTS = np.array([[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
 CPU = torch.device("cpu")
-TINY = ["model.backbone=resnet18", "model.pretrained=none", "model.width=8", "data.size=32",
-        "data.synthetic_scenes={train: 1, val: 1, test: 3}"]  # fmt: skip
+TINY = [
+    "model.backbone=resnet18",
+    "model.pretrained=none",
+    "model.width=8",
+    "data.size=32",
+    "data.synthetic_scenes={train: 1, val: 1, test: 3}",
+]
 
 
 def drawn_without_overlap(figure) -> bool:
@@ -47,8 +52,11 @@ def drawn_without_overlap(figure) -> bool:
     texts = [t for t in texts if t.get_text() and t.get_visible()]
     boxes = [t.get_window_extent(renderer) for t in texts]
     whole = figure.bbox
-    cut = [t.get_text() for t, b in zip(texts, boxes)
-           if b.x0 < 0 or b.y0 < 0 or b.x1 > whole.x1 or b.y1 > whole.y1]  # fmt: skip
+    cut = [
+        t.get_text()
+        for t, b in zip(texts, boxes)
+        if b.x0 < 0 or b.y0 < 0 or b.x1 > whole.x1 or b.y1 > whole.y1
+    ]
     assert not cut
     return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
@@ -77,7 +85,11 @@ def test_the_confusion_matrix_shows_shares_of_the_rows_and_only_what_occurs():
     assert all(t.get_rotation() == 45 for t in axes.get_xticklabels())  # long names in one row
     assert [t.get_text() for t in axes.get_yticklabels()] == ["sky  66.7%", "bare metal  33.3%"]
     assert [(t.get_position(), t.get_text()) for t in axes.texts] == [
-        ((0, 0), "75"), ((1, 0), "25"), ((0, 1), "25"), ((1, 1), "75")]  # fmt: skip
+        ((0, 0), "75"),
+        ((1, 0), "25"),
+        ((0, 1), "25"),
+        ((1, 1), "75"),
+    ]
     with pytest.raises(ValueError, match="no labelled pixel"):
         plots.confusion_figure(COUNTS * 0, NAMES, "")
 
@@ -85,8 +97,9 @@ def test_the_confusion_matrix_shows_shares_of_the_rows_and_only_what_occurs():
 def rows(count: int = 3) -> list[dict]:
     logged = []
     for step in range(count):
-        weights = {f"weight/{n.replace(' ', '_')}": 0.1 * i + 0.01 * step
-                   for i, n in enumerate(NAMES)}  # fmt: skip
+        weights = {
+            f"weight/{n.replace(' ', '_')}": 0.1 * i + 0.01 * step for i, n in enumerate(NAMES)
+        }
         scalars = {"fusion/power": 2.5 - step, "fusion/alpha": 0.6, "fusion/beta": 0.5 + step}
         logged += [{"step": step, "loss": 1.0}, {"step": step, **scalars, **weights}]
     return logged
@@ -135,9 +148,23 @@ def made(folder, *more: str):
 
 def see(folder, monkeypatch, *more: str):
     out = folder / "panels"
-    monkeypatch.setattr("sys.argv", [
-        "visualize.py", "--checkpoint", str(folder), "--output_dir", str(out), "--device", "cpu",
-        "--num_workers", "0", "--limit", "1", *more])  # fmt: skip
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "visualize.py",
+            "--checkpoint",
+            str(folder),
+            "--output_dir",
+            str(out),
+            "--device",
+            "cpu",
+            "--num_workers",
+            "0",
+            "--limit",
+            "1",
+            *more,
+        ],
+    )
     visualize.main()
     return {path.name for path in out.glob("*.png")}
 
@@ -166,11 +193,14 @@ def test_visualize_draws_all_three_of_a_stage_1_run(tmp_path, monkeypatch, capsy
     assert "no " not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("values, missing", [
-    (["data.labels.material_source=none"], {"no confusion.png", "no emissivity.png"}),
-    (["data.labels.material_source=quantized"], {"no confusion.png", "no emissivity.png"}),
-    (["physics=off"], {"no emissivity.png", "no curves.png"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values, missing",
+    [
+        (["data.labels.material_source=none"], {"no confusion.png", "no emissivity.png"}),
+        (["data.labels.material_source=quantized"], {"no confusion.png", "no emissivity.png"}),
+        (["physics=off"], {"no emissivity.png", "no curves.png"}),
+    ],
+)
 def test_what_cannot_be_drawn_is_said_in_a_line(tmp_path, monkeypatch, capsys, values, missing):
     made(tmp_path, *values)
     found = see(tmp_path, monkeypatch)

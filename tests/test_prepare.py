@@ -20,8 +20,17 @@ NAMES = [f"a_{i}" for i in range(20)]  # natural order differs from the alphabet
 
 def run(root, *options, out="out"):
     """Prepare root/visible and root/infrared into root/out, in this process."""
-    argv = ["--visible", root / "visible", "--infrared", root / "infrared", "--out", root / out,
-            "--num_workers", 1, *options]
+    argv = [
+        "--visible",
+        root / "visible",
+        "--infrared",
+        root / "infrared",
+        "--out",
+        root / out,
+        "--num_workers",
+        1,
+        *options,
+    ]
     prepare.main([str(a) for a in argv])
     return json.loads((root / out / "manifest.json").read_text())
 
@@ -224,7 +233,8 @@ def test_video_scenes_of_real_data_are_found_by_their_pictures(real_data, tmp_pa
         for kind in ("visible", "infrared"):
             (tmp_path / kind).mkdir(exist_ok=True)
             Image.open(real_data / "m3svd" / kind / path.name).resize((80, 60)).save(
-                tmp_path / kind / f"{number:02d}.png")
+                tmp_path / kind / f"{number:02d}.png"
+            )
     manifest = run(tmp_path)
     for split in manifest["splits"]:
         scenes = [int(n) // 4 for n in names_of(manifest, split)]
@@ -243,29 +253,40 @@ def test_given_splits_by_source_are_followed(tmp_path):
     for i in range(6):  # the sources must not hold the same files
         for kind, image in (("visible", tiny.visible(50 + i)), ("infrared", tiny.infrared(50 + i))):
             (tmp_path / "two" / kind / f"a_{i}.png").write_bytes(tiny.png(image))
-    table = {"one": {"train": NAMES[2:6], "val": NAMES[:1], "test": NAMES[1:2]},
-             "two": {"train": NAMES[:4], "validation": NAMES[4:5], "test": NAMES[5:6]},
-             "three": {"train": ["elsewhere"]}}
+    table = {
+        "one": {"train": NAMES[2:6], "val": NAMES[:1], "test": NAMES[1:2]},
+        "two": {"train": NAMES[:4], "validation": NAMES[4:5], "test": NAMES[5:6]},
+        "three": {"train": ["elsewhere"]},
+    }
     argv = []
     for source in ("one", "two"):
-        argv += ["--visible", tmp_path / source / "visible",
-                 "--infrared", tmp_path / source / "infrared", "--source", source]
+        argv += [
+            "--visible",
+            tmp_path / source / "visible",
+            "--infrared",
+            tmp_path / source / "infrared",
+            "--source",
+            source,
+        ]
     argv += ["--splits", write_splits(tmp_path, table), "--out", tmp_path / "o"]
     prepare.main([str(a) for a in argv])
     val = opened(tmp_path / "o", "val")
     assert list(zip(val.sources, val.names)) == [("one", "a_0"), ("two", "a_4")]
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t["val"].append("a_0"), "'a_0' of 'pairs' is in train and val"),
-    (lambda t: t["train"].remove("a_3"), "1 .first: pairs/a_3. of 20 pairs are in no split"),
-    (lambda t: t["train"].append("b"), "1 .first: pairs/b. names of the splits have no files"),
-    (lambda t: t.update(extra=[]), "unknown split 'extra'"),
-    (lambda t: t.update(test=[], train=t["train"] + t["test"]), "split 'test' would be empty"),
-    (lambda t: t.update(pairs=5), "'train' must be .split: .names.., got"),
-    (lambda t: (t.clear(), t.update(pairs={"train": 5})), "'pairs' must be .* got .'train': 5"),
-    (lambda t: (t.clear(), t.update(pairs=5)), "'pairs' must be .* got 5"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t["val"].append("a_0"), "'a_0' of 'pairs' is in train and val"),
+        (lambda t: t["train"].remove("a_3"), "1 .first: pairs/a_3. of 20 pairs are in no split"),
+        (lambda t: t["train"].append("b"), "1 .first: pairs/b. names of the splits have no files"),
+        (lambda t: t.update(extra=[]), "unknown split 'extra'"),
+        (lambda t: t.update(test=[], train=t["train"] + t["test"]), "split 'test' would be empty"),
+        (lambda t: t.update(pairs=5), "'train' must be .split: .names.., got"),
+        (lambda t: (t.clear(), t.update(pairs={"train": 5})), "'pairs' must be .* got .'train': 5"),
+        (lambda t: (t.clear(), t.update(pairs=5)), "'pairs' must be .* got 5"),
+    ],
+)
 def test_wrong_split_files_are_refused(tmp_path, change, message, monkeypatch):
     monkeypatch.setattr(inspection, "inspect", lambda task: pytest.fail("said too late"))
     tiny.folders(tmp_path, NAMES)
@@ -360,8 +381,12 @@ def test_synthetic_scenes_are_those_that_are_rendered_on_the_fly(tmp_path):
     prepare.main([str(a) for a in argv])
     for split, count in (("train", 8), ("val", 1), ("test", 1)):
         made = opened(tmp_path / "s", split, size=32, material_source="synthetic")
-        cfg = DataConfig(size=32, synthetic_seed=3, synthetic_scenes={split: count},
-                         labels=LabelConfig(material_source="synthetic"))
+        cfg = DataConfig(
+            size=32,
+            synthetic_seed=3,
+            synthetic_scenes={split: count},
+            labels=LabelConfig(material_source="synthetic"),
+        )
         live = open_pairs(cfg, split)
         assert made.names == live.names
         a, b = made.get(count - 1), live.get(count - 1)
@@ -374,7 +399,10 @@ def test_thumbnails_tell_scenes_apart_and_flat_images_match_nothing():
     other = np.stack([folders.thumbnail(tiny.infrared(i)) for i in range(8)])
     assert folders.similar_pairs(some, other) == []
     assert folders.similar_pairs(np.repeat(some[:1], 3, 0), np.repeat(other[:1], 3, 0)) == [
-        (0, 1), (0, 2), (1, 2)]
+        (0, 1),
+        (0, 2),
+        (1, 2),
+    ]
     assert folders.similar_pairs(np.repeat(some[:1], 3, 0), other[:3]) == []
     assert folders.similar_pairs(some[:3], np.repeat(other[:1], 3, 0)) == []
     flat = np.stack([folders.thumbnail(np.zeros((9, 5), np.uint8))] * 2)
@@ -394,15 +422,19 @@ def test_exif_turned_photographs_match_their_infrared(tmp_path):
     assert np.array_equal(pairs.pair(2).visible, tiny.visible(2))
 
 
-@pytest.mark.parametrize("argv", [
-    ["--visible", "v", "--out", "o"],
-    ["--visible", "v", "--infrared", "i", "--visible", "w", "--infrared", "j", "--out", "o"],
-    ["--visible", "v", "--infrared", "i", "--semantic", "s", "--out", "o"],
-    ["--visible", "v", "--infrared", "i", "--palette", "msrs", "--out", "o"],
-    ["--synthetic", "2", "--out", "o"], ["--out", "o"],
-    ["--synthetic", "10", "--visible", "v", "--infrared", "i", "--out", "o"],
-    ["--visible", "v", "--infrared", "i", "--out", "o"],
-])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--visible", "v", "--out", "o"],
+        ["--visible", "v", "--infrared", "i", "--visible", "w", "--infrared", "j", "--out", "o"],
+        ["--visible", "v", "--infrared", "i", "--semantic", "s", "--out", "o"],
+        ["--visible", "v", "--infrared", "i", "--palette", "msrs", "--out", "o"],
+        ["--synthetic", "2", "--out", "o"],
+        ["--out", "o"],
+        ["--synthetic", "10", "--visible", "v", "--infrared", "i", "--out", "o"],
+        ["--visible", "v", "--infrared", "i", "--out", "o"],
+    ],
+)
 def test_arguments_that_do_not_fit_are_one_sentence(tmp_path, argv, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError):
@@ -450,12 +482,19 @@ def test_prepare_without_a_place_to_write_says_so(tmp_path):
         prepare.main(["--synthetic", "10"])
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (["--window", "5", "1"], "low < high"), (["--window", "a", "b"], "LOW HIGH, got a b"),
-    (["--window", "1"], "LOW HIGH, got 1"), (["--scale", "nan"], "--scale"),
-    (["--offset", "inf"], "--offset"), (["--sequences", "("], r"--sequences \(: not a pattern"),
-    (["--sequences", "clip.*"], "needs a group"), (["--splits", "none.json"], "none.json"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (["--window", "5", "1"], "low < high"),
+        (["--window", "a", "b"], "LOW HIGH, got a b"),
+        (["--window", "1"], "LOW HIGH, got 1"),
+        (["--scale", "nan"], "--scale"),
+        (["--offset", "inf"], "--offset"),
+        (["--sequences", "("], r"--sequences \(: not a pattern"),
+        (["--sequences", "clip.*"], "needs a group"),
+        (["--splits", "none.json"], "none.json"),
+    ],
+)
 def test_wrong_arguments_are_said_before_any_image_is_read(tmp_path, wrong, message, monkeypatch):
     monkeypatch.setattr(inspection, "inspect", lambda task: pytest.fail("said too late"))
     with pytest.raises((ValueError, OSError), match=message):
@@ -499,11 +538,19 @@ def test_linked_folders_are_read_and_broken_links_and_odd_names_are_named(tmp_pa
         run(tmp_path, out="again")
 
 
-@pytest.mark.parametrize("name, sequence", [
-    ("set00/V000/I00012", "set00/V000"), ("set00_V000_I00012", "set00_V000"),
-    ("seq1/frame000012", "seq1"), ("video-57kWW-frame-000816-b6tu", "video-57kWW"),
-    ("0111_1716_0000", "0111_1716"), ("FLIR_00006", None), ("00006", None), ("day/00006", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, sequence",
+    [
+        ("set00/V000/I00012", "set00/V000"),
+        ("set00_V000_I00012", "set00_V000"),
+        ("seq1/frame000012", "seq1"),
+        ("video-57kWW-frame-000816-b6tu", "video-57kWW"),
+        ("0111_1716_0000", "0111_1716"),
+        ("FLIR_00006", None),
+        ("00006", None),
+        ("day/00006", None),
+    ],
+)
 def test_sequences_are_read_from_the_names_of_common_data_sets(name, sequence):
     assert folders.sequence_of(folders.Item("s", name, None, None), "auto") == sequence
 

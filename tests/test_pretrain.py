@@ -1,6 +1,6 @@
 """Stage 1 as a script: physics on and off, its validation, its panels and what it says at the end.
 
-    pytest tests/test_pretrain.py
+pytest tests/test_pretrain.py
 """
 
 import json
@@ -22,11 +22,23 @@ from models.stage1 import Stage1
 from utils import checkpoint, config, panels
 
 CPU = torch.device("cpu")
-TINY = ["model.backbone=resnet18", "model.pretrained=none", "model.decoder=skips", "model.width=8",
-        "data.size=32", "data.num_workers=0", "data.labels.intensity=window",
-        "data.synthetic_scenes={train: 8, val: 5, test: 2}", "training.batch_size=4",
-        "training.mixed_precision=no", "training.steps=2", "training.log_every=1",
-        "training.eval_every=0", "run.images=2", "run.device=cpu"]  # fmt: skip
+TINY = [
+    "model.backbone=resnet18",
+    "model.pretrained=none",
+    "model.decoder=skips",
+    "model.width=8",
+    "data.size=32",
+    "data.num_workers=0",
+    "data.labels.intensity=window",
+    "data.synthetic_scenes={train: 8, val: 5, test: 2}",
+    "training.batch_size=4",
+    "training.mixed_precision=no",
+    "training.steps=2",
+    "training.log_every=1",
+    "training.eval_every=0",
+    "run.images=2",
+    "run.device=cpu",
+]
 
 
 def configured(*more: str) -> PretrainConfig:
@@ -61,29 +73,59 @@ def test_physics_off_changes_no_other_bit(tmp_path):
     for name in ("intensity", "material", "context", "consistency", "separation", "material_ce"):
         assert with_it[name] == without[name], name
     removed = {n for n in with_it if n not in without}
-    assert {"physics", "reconstruction", "val_physics", "val_reconstruction", "val_psnr",
-            "val_ssim", "fusion/power"} <= removed  # fmt: skip
-    assert all(n.startswith(("fusion/", "weight/")) or n.removeprefix("val_") in
-               {"physics", "reconstruction", "psnr", "ssim", "fused_edge_sharpness"}
-               for n in removed)  # fmt: skip
+    assert {
+        "physics",
+        "reconstruction",
+        "val_physics",
+        "val_reconstruction",
+        "val_psnr",
+        "val_ssim",
+        "fusion/power",
+    } <= removed
+    assert all(
+        n.startswith(("fusion/", "weight/"))
+        or n.removeprefix("val_")
+        in {"physics", "reconstruction", "psnr", "ssim", "fused_edge_sharpness"}
+        for n in removed
+    )
 
 
 def test_physics_of_weight_zero_trains_the_same_maps_as_physics_off(tmp_path):
     zero = ("loss.physics=0", "loss.reconstruction=0", "training.grad_clip=0")
     train(tmp_path / "zero", *zero)
     train(tmp_path / "off", "training.grad_clip=0", "physics=off")
-    a, b = (checkpoint.load(tmp_path / run / "checkpoint_00000002.pth")["model"]
-            for run in ("zero", "off"))  # fmt: skip
+    a, b = (
+        checkpoint.load(tmp_path / run / "checkpoint_00000002.pth")["model"]
+        for run in ("zero", "off")
+    )
     assert all(torch.equal(a[name], x) for name, x in b.items())
 
 
 def test_every_term_and_metric_is_logged(made):
     _, row = made
-    terms = {"intensity", "material", "context", "physics", "reconstruction", "consistency",
-             "separation", "material_ce", "labelled"}  # fmt: skip
-    metrics = {"val_loss", "val_accuracy", "val_miou", "val_pearson", "val_psnr", "val_ssim",
-               "val_commonest", "val_rank", "val_edge_sharpness",
-               "val_fused_edge_sharpness"}  # fmt: skip
+    terms = {
+        "intensity",
+        "material",
+        "context",
+        "physics",
+        "reconstruction",
+        "consistency",
+        "separation",
+        "material_ce",
+        "labelled",
+    }
+    metrics = {
+        "val_loss",
+        "val_accuracy",
+        "val_miou",
+        "val_pearson",
+        "val_psnr",
+        "val_ssim",
+        "val_commonest",
+        "val_rank",
+        "val_edge_sharpness",
+        "val_fused_edge_sharpness",
+    }
     scalars = {"fusion/power", "fusion/alpha", "fusion/beta", "weight/sky", "weight/bare_metal"}
     assert terms | {f"val_{t}" for t in terms} | metrics | scalars <= set(row)
     assert all(math.isfinite(row[name]) for name in row)
@@ -139,8 +181,15 @@ def test_balance_without_labels_is_said_and_does_not_stop_the_run(tmp_path, caps
 
 
 def verdict(source="synthetic", **values) -> str:
-    found = {"val_labelled": 1.0, "val_material_ce": 0.8, "val_accuracy": 0.75, "val_miou": 0.4,
-             "val_commonest": 0.3, "val_pearson": 0.9, **values}  # fmt: skip
+    found = {
+        "val_labelled": 1.0,
+        "val_material_ce": 0.8,
+        "val_accuracy": 0.75,
+        "val_miou": 0.4,
+        "val_commonest": 0.3,
+        "val_pearson": 0.9,
+        **values,
+    }
     return "\n".join(pretrain.verdict(configured(f"data.labels.material_source={source}"), found))
 
 
@@ -157,7 +206,7 @@ def test_the_last_line_says_when_materials_are_near_chance(values):
 def test_every_evaluation_says_when_materials_are_near_chance(tmp_path, capsys):
     train(tmp_path, "training.eval_every=1", "optimizer.params.lr=1e-6", "training.lr_min=0")
     said = [line for line in capsys.readouterr().out.splitlines() if "NEAR CHANCE" in line]
-    assert len(said) == 3 and said[-1] == said[-2]      # two evaluations, and the end
+    assert len(said) == 3 and said[-1] == said[-2]  # two evaluations, and the end
 
 
 def test_the_last_line_says_when_labels_are_missing_or_no_materials():

@@ -1,6 +1,6 @@
 """Products that do what follows them: against the plain sums, their gradients, and the fallback.
 
-    pytest tests/test_products.py
+pytest tests/test_products.py
 """
 
 import logging
@@ -32,8 +32,9 @@ def matrices():
     generator = torch.Generator().manual_seed(1)
     shapes = dict(out=(D, WIDTH), up=(WIDTH, D), down=(D, WIDTH))
     weights = {n: torch.randn(shape, generator=generator) for n, shape in shapes.items()}
-    return {n: fp8.Frozen(w, None if n == "out" else w[:, 0] * 3).matrix()
-            for n, w in weights.items()}  # fmt: skip
+    return {
+        n: fp8.Frozen(w, None if n == "out" else w[:, 0] * 3).matrix() for n, w in weights.items()
+    }
 
 
 def block(x, gate, out, h):

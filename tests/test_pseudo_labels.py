@@ -39,15 +39,17 @@ def test_material_ids_mean_the_same_in_every_image():
     """Ids counted per image say nothing across images: such a loss stays at ln 32 for ever."""
     visible, infrared, _ = batch()
     semantic = torch.zeros(2, 8, 10, dtype=torch.int64)
-    semantic[0, 0, 0] = 2               # one person; most of image 1 is people and cars
+    semantic[0, 0, 0] = 2  # one person; most of image 1 is people and cars
     semantic[1, :4], semantic[1, 4:] = 2, 1
     cfg = LabelConfig(material_source="msrs")
     material = prepare_pseudo_labels(visible, infrared, semantic, cfg).material
     assert material[0, 0, 0] == material[1, 0, 0] == ID["textile"]
     assert (material[1, 4:] == ID["painted metal"]).all()
     assert (material[0].flatten()[1:] == IGNORE).all()
-    for i in range(2):                  # nor do they depend on what else is in the batch
-        alone = prepare_pseudo_labels(visible[i:i + 1], infrared[i:i + 1], semantic[i:i + 1], cfg)
+    for i in range(2):  # nor do they depend on what else is in the batch
+        alone = prepare_pseudo_labels(
+            visible[i : i + 1], infrared[i : i + 1], semantic[i : i + 1], cfg
+        )
         torch.testing.assert_close(alone.material[0], material[i])
 
 
@@ -55,11 +57,11 @@ def test_every_table_is_applied_and_255_stays_ignored():
     visible, infrared, _ = batch(size=(4, 64), count=1)
     for name, table in TABLES.items():
         semantic = torch.full((1, 4, 64), IGNORE)
-        semantic.view(-1)[:len(table)] = torch.arange(len(table))
+        semantic.view(-1)[: len(table)] = torch.arange(len(table))
         cfg = LabelConfig(material_source=name)
         material = prepare_pseudo_labels(visible, infrared, semantic, cfg).material.flatten()
-        torch.testing.assert_close(material[:len(table)], torch.from_numpy(table).long())
-        assert (material[len(table):] == IGNORE).all()
+        torch.testing.assert_close(material[: len(table)], torch.from_numpy(table).long())
+        assert (material[len(table) :] == IGNORE).all()
 
 
 def test_synthetic_classes_become_the_scene_s_own_materials():
@@ -73,8 +75,9 @@ def test_synthetic_classes_become_the_scene_s_own_materials():
 
 
 def test_minmax_stretches_each_image_and_survives_a_flat_one():
-    infrared = torch.stack([torch.linspace(0.4, 0.6, 12).reshape(1, 3, 4),
-                            torch.full((1, 3, 4), 0.7)])
+    infrared = torch.stack(
+        [torch.linspace(0.4, 0.6, 12).reshape(1, 3, 4), torch.full((1, 3, 4), 0.7)]
+    )
     intensity = intensity_labels(infrared, LabelConfig(intensity="minmax"))
     torch.testing.assert_close(intensity[0].flatten(), torch.linspace(0, 1, 12))
     assert (intensity[1] == 0).all()
@@ -97,8 +100,9 @@ def test_infrared_channels_are_averaged():
 
 
 def test_context_channels_are_what_their_names_say():
-    visible = torch.tensor([[[0.0, 0.9], [0.2, 0.2]], [[0.3, 0.9], [0.2, 0.4]],
-                            [[0.6, 0.9], [0.2, 0.3]]])[None]
+    visible = torch.tensor(
+        [[[0.0, 0.9], [0.2, 0.2]], [[0.3, 0.9], [0.2, 0.4]], [[0.6, 0.9], [0.2, 0.3]]]
+    )[None]
     context = dict(zip(CONTEXT_CHANNELS, context_labels(visible)[0]))
     assert len(context) == 8
     expected = {
@@ -118,8 +122,9 @@ def test_context_channels_are_what_their_names_say():
 def test_quantized_makes_32_grey_levels_and_none_ignores_everything():
     ramp = torch.linspace(0, 1, 64).reshape(1, 1, 1, 64).expand(1, 3, 2, 64)
     infrared, semantic = torch.rand(1, 3, 2, 64), torch.zeros(1, 2, 64, dtype=torch.int64)
-    levels = prepare_pseudo_labels(ramp, infrared, semantic,
-                                   LabelConfig(material_source="quantized")).material[0, 0]
+    levels = prepare_pseudo_labels(
+        ramp, infrared, semantic, LabelConfig(material_source="quantized")
+    ).material[0, 0]
     assert levels.unique().tolist() == list(range(32)) and (levels.diff() >= 0).all()
     nothing = prepare_pseudo_labels(ramp, infrared, semantic, LabelConfig(material_source="none"))
     assert (nothing.material == IGNORE).all()

@@ -1,6 +1,6 @@
 """Blocks that sample in e4m3 throughout: against the plain ones, their kernels, their refusal.
 
-    pytest tests/test_rounded_blocks.py
+pytest tests/test_rounded_blocks.py
 """
 
 import os
@@ -72,8 +72,11 @@ def test_the_sampler_uses_them_where_they_can_run(monkeypatch):
     monkeypatch.setattr(rounded_blocks, "choose", lambda *a: not asked.append(a))
     ours = tiny_translator(base_dtype="fp8", adapters=adapters).eval()
     assert asked == [("cpu", 32)] and ours.samples_only
-    assert all(isinstance(s, rounded_blocks.RoundedStream)
-               for b in ours.flux.single_transformer_blocks for s in b.streams)  # fmt: skip
+    assert all(
+        isinstance(s, rounded_blocks.RoundedStream)
+        for b in ours.flux.single_transformer_blocks
+        for s in b.streams
+    )
     for translator in (plain, ours):
         stir_zeros(translator.flux)
     visible, noise = torch.rand(2, 3, 32, 32), torch.randn(2, 8, 64)
@@ -135,8 +138,15 @@ def test_a_bias_far_above_its_weights_is_not_lost():
     merge.freeze(flux, "cpu", "fp8", adapters=trained_values(flux), one_unit=True)
     (stream,) = rounded_blocks.take(block)
     x, out = rounded_kernels.empty_rows(5, 32, "cpu"), torch.empty(5, len(stream.up.weight_OI))
-    x.copy_(torch.cat([torch.zeros(5, 32), torch.tensor([*rounded_kernels.DIGITS, *[0.0] * 12])
-                       .expand(5, -1)], dim=1))  # fmt: skip
+    x.copy_(
+        torch.cat(
+            [
+                torch.zeros(5, 32),
+                torch.tensor([*rounded_kernels.DIGITS, *[0.0] * 12]).expand(5, -1),
+            ],
+            dim=1,
+        )
+    )
     cublaslt.multiply(x, stream.up.weight_OI, stream.up.unit, out)
     assert torch.allclose(out, torch.tensor(3.0), rtol=1e-4)
 
@@ -161,10 +171,13 @@ def test_a_product_writes_a_part_of_a_wider_tensor(device, dtype, with_gelu):
 
 
 def test_add_up_is_the_sum_that_is_due():
-    parts = [Due(torch.randn(2, n, 6), torch.randn(1, 6), (torch.randn(2, n, 6),), bias)
-             for n, bias in ((3, torch.randn(6)), (5, None))]  # fmt: skip
-    expected = [p[0] + p.gate_1D * (p.terms[0] + (0 if p.bias_D is None else p.bias_D))
-                for p in parts]  # fmt: skip
+    parts = [
+        Due(torch.randn(2, n, 6), torch.randn(1, 6), (torch.randn(2, n, 6),), bias)
+        for n, bias in ((3, torch.randn(6)), (5, None))
+    ]
+    expected = [
+        p[0] + p.gate_BD * (p.terms[0] + (0 if p.bias_D is None else p.bias_D)) for p in parts
+    ]
     assert torch.equal(rounded_kernels.add_up(*parts), torch.cat(expected, dim=1))
     assert torch.equal(settled(parts[0]), expected[0])
 
@@ -172,8 +185,13 @@ def test_add_up_is_the_sum_that_is_due():
 def test_the_kernels_give_what_plain_torch_does():
     pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
     program = Path(__file__).parent / "interpreted_rounded.py"
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True,
-                          timeout=200, env={**os.environ, "TRITON_INTERPRET": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, program],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) == 6
 
@@ -207,8 +225,12 @@ def test_the_trial_sees_one_wrong_value_in_sixteen(name, monkeypatch):
 
     def wrong(*args, **kwargs):
         result = right(*args, **kwargs)
-        out = {"round_rows": lambda: args[1], "multiply": lambda: args[3],
-               "settle": lambda: result[1], "attend_rounded": lambda: result}[name]()  # fmt: skip
+        out = {
+            "round_rows": lambda: args[1],
+            "multiply": lambda: args[3],
+            "settle": lambda: result[1],
+            "attend_rounded": lambda: result,
+        }[name]()
         if "cpu" not in runs:
             as_stored = out.view(torch.uint8) if out.dtype == E4M3 else out
             as_stored[..., 3::16] = 0

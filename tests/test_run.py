@@ -1,6 +1,6 @@
 """The run directory and the way a script ends.
 
-    pytest tests/test_run.py
+pytest tests/test_run.py
 """
 
 import json
@@ -90,9 +90,9 @@ def test_what_is_logged_after_the_end_is_added_and_takes_nothing_away(tmp_path):
     run.start(0)
     run.log(1, loss=1.0)
     run.close()
-    run.log(2, loss=2.0)                            # the same run, opened again
+    run.log(2, loss=2.0)  # the same run, opened again
     run.close()
-    late = Run(tmp_path, ToyConfig())               # a finished run, started again
+    late = Run(tmp_path, ToyConfig())  # a finished run, started again
     late.log(3, loss=3.0)
     late.close()
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
@@ -133,8 +133,13 @@ def test_the_uncommitted_change_is_kept(tmp_path, monkeypatch):
 def script(body, **environment):
     """Run a `main` with this body as a user would."""
     code = f"from utils.run import entry\ndef main():\n    {body}\nentry(main)\nprint('went on')"
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
 
 
 def test_a_mistake_of_the_user_ends_in_one_line_and_code_2():

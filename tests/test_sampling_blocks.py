@@ -1,6 +1,6 @@
 """The blocks that only sample against those that train: velocities, adapters, times.
 
-    pytest tests/test_sampling_blocks.py
+pytest tests/test_sampling_blocks.py
 """
 
 from copy import deepcopy
@@ -83,8 +83,11 @@ def test_modulations_of_all_times_are_those_of_each():
     sampling_flux(flux, guidance)
     inputs = flux_inputs(flux)
     t, scale = inputs["timestep"][:1], float(inputs["guidance"][0])
-    same = {**inputs, "timestep": t.expand(2), "pooled_projections":
-            inputs["pooled_projections"][:1].expand(2, -1)}  # fmt: skip
+    same = {
+        **inputs,
+        "timestep": t.expand(2),
+        "pooled_projections": inputs["pooled_projections"][:1].expand(2, -1),
+    }
     times = torch.stack([t[0] / 2, t[0], t[0] / 3])
     ready = sampling_blocks.modulations_at(flux, times, scale, same["pooled_projections"][0])
     kwargs = {"guidance": guidance(*MAPS)}

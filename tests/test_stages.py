@@ -1,6 +1,6 @@
 """Every script from end to end at toy size: what a user runs, and what must hold across stages.
 
-    pytest tests/test_stages.py
+pytest tests/test_stages.py
 """
 
 import csv
@@ -28,9 +28,19 @@ from tests.conftest import ROOT
 from utils import checkpoint, config, metrics
 
 SCENES = "data.synthetic_scenes={train: 12, val: 4, test: 4}"
-TINY = ["data.size=32", SCENES, "data.num_workers=0", "training.steps=4", "training.batch_size=4",
-        "training.log_every=1", "training.eval_every=2", "training.save_every=2",
-        "run.images=2", "--device", "cpu"]  # fmt: skip
+TINY = [
+    "data.size=32",
+    SCENES,
+    "data.num_workers=0",
+    "training.steps=4",
+    "training.batch_size=4",
+    "training.log_every=1",
+    "training.eval_every=2",
+    "training.save_every=2",
+    "run.images=2",
+    "--device",
+    "cpu",
+]
 KINDS = {"pretrain": PretrainConfig, "train": TrainConfig, "finetune": FinetuneConfig}
 STAGE = {
     "pretrain": ["--config", "configs/demo/pretrain.yaml", "model.width=8"],
@@ -63,17 +73,31 @@ def call(script: str, *argv: str) -> None:
 
 @pytest.mark.parametrize("folder", ["configs", "configs/demo", "configs/small"])
 def test_stage_3_holds_the_maps_to_the_labels_of_stage_1(folder):
-    read = [config.load(kind, ["--config", str(ROOT / folder / f"{stage}.yaml")])
-            for stage, kind in KINDS.items()]  # fmt: skip
+    read = [
+        config.load(kind, ["--config", str(ROOT / folder / f"{stage}.yaml")])
+        for stage, kind in KINDS.items()
+    ]
     assert read[0].data.labels == read[1].data.labels == read[2].data.labels
 
 
 def torchrun(script: str, argv: list[str]) -> subprocess.CompletedProcess:
     """Run a script with two ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"{script}.py"]  # fmt: skip
-    return subprocess.run([*command, *argv], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+        f"{script}.py",
+    ]
+    return subprocess.run(
+        [*command, *argv],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -114,8 +138,13 @@ def test_two_ranks_give_the_losses_of_one(stage, made, tmp_path):
 
 def test_two_ranks_train_a_decomposition_that_no_loss_term_holds(made, tmp_path):
     """The consistency term is in the graph at weight 0 too: DDP waits for every gradient."""
-    argv = arguments("finetune", tmp_path / "two", made, "training.batch_size=2",
-                     "training.lambda_decomposition_consistency=0")  # fmt: skip
+    argv = arguments(
+        "finetune",
+        tmp_path / "two",
+        made,
+        "training.batch_size=2",
+        "training.lambda_decomposition_consistency=0",
+    )
     done = torchrun("finetune", argv)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -123,15 +152,29 @@ def test_two_ranks_train_a_decomposition_that_no_loss_term_holds(made, tmp_path)
 @pytest.mark.parametrize("stage", STAGE)
 def test_a_stage_trains_what_it_should_and_writes_a_full_record(stage, made):
     run = made / stage
-    names = {"best_model.pth", "config.yaml", "command.txt", "commit.txt", "code.diff",
-             "metrics.jsonl", "checkpoint_00000002.pth", "checkpoint_00000004.pth"}  # fmt: skip
+    names = {
+        "best_model.pth",
+        "config.yaml",
+        "command.txt",
+        "commit.txt",
+        "code.diff",
+        "metrics.jsonl",
+        "checkpoint_00000002.pth",
+        "checkpoint_00000004.pth",
+    }
     assert names <= {p.name for p in run.iterdir()}
     assert any(p.name.startswith("events.out.tfevents") for p in run.iterdir())
     first = checkpoint.load(run / "checkpoint_00000002.pth")["model"]
     last = checkpoint.load(run / "checkpoint_00000004.pth")["model"]
     moved = {n.split(".")[0] for n in first if not torch.equal(first[n], last[n])}
-    assert moved == {"pretrain": {"decomposition", "fusion"}, "train": {"flux", "guidance"},
-                     "finetune": {"flux", "guidance", "stage1"}}[stage]  # fmt: skip
+    assert (
+        moved
+        == {
+            "pretrain": {"decomposition", "fusion"},
+            "train": {"flux", "guidance"},
+            "finetune": {"flux", "guidance", "stage1"},
+        }[stage]
+    )
 
 
 @pytest.mark.parametrize("stage", STAGE)
@@ -141,8 +184,11 @@ def test_the_best_model_can_be_chosen_by_what_an_evaluation_gives_and_by_nothing
     rows = [json.loads(line) for line in (made / stage / "metrics.jsonl").read_text().splitlines()]
     given = {name for row in rows for name in row if name.startswith("val_")}
     given = {n for n in given if not n.startswith("val_loss_t")}  # an empty bin has no value
-    known = (schema.OF_MAPS + schema.OF_FUSED if stage == "pretrain" else
-             schema.OF_VELOCITY[:1] + schema.OF_SAMPLES)  # fmt: skip
+    known = (
+        schema.OF_MAPS + schema.OF_FUSED
+        if stage == "pretrain"
+        else schema.OF_VELOCITY[:1] + schema.OF_SAMPLES
+    )
     assert given - {"val_labelled", "val_commonest"} == set(known)
     for chosen in known:
         config.load(KINDS[stage], [*STAGE[stage], f"training.best_metric=-{chosen}"])
@@ -178,16 +224,38 @@ def test_foreign_pairs_have_their_own_labels_and_notes(made, tmp_path, capsys):
     tiny_data.write(tmp_path / "set" / "a.parquet", tiny_data.rows(10))
     call("evaluate", *common, "--test_data", tmp_path / "set", "--output_dir", tmp_path / "out")
     assert "split_fractions" in (tmp_path / "out" / "results.md").read_text()
-    call("evaluate", "--checkpoint", made / "train", *common[2:], "--steps", "1", "--test_data",
-         tmp_path / "set", "--output_dir", tmp_path / "window")  # fmt: skip
+    call(
+        "evaluate",
+        "--checkpoint",
+        made / "train",
+        *common[2:],
+        "--steps",
+        "1",
+        "--test_data",
+        tmp_path / "set",
+        "--output_dir",
+        tmp_path / "window",
+    )
     said = (tmp_path / "window" / "results.md").read_text()
     assert "their own window, 0 to 255" in said and "was trained with 0 to 1," in said
     tiny_data.folders(tmp_path, names := [f"a_{i}" for i in range(10)])
     (tmp_path / "classes").mkdir()
     for name in names:
         Image.fromarray(np.full((24, 32), 3, np.uint8)).save(tmp_path / f"classes/{name}.png")
-    argv = ["--visible", "visible", "--infrared", "infrared", "--semantic", "classes", "--table",
-            "msrs", "--num_workers", "1", "--out", "msrs"]  # fmt: skip
+    argv = [
+        "--visible",
+        "visible",
+        "--infrared",
+        "infrared",
+        "--semantic",
+        "classes",
+        "--table",
+        "msrs",
+        "--num_workers",
+        "1",
+        "--out",
+        "msrs",
+    ]
     argv = [str(tmp_path / x) if x in ("visible", "infrared", "classes") else x for x in argv]
     call("prepare", *argv[:-1], tmp_path / "msrs")
     call("prepare", "--check", tmp_path / "msrs")
@@ -213,8 +281,16 @@ def test_stage_2_starts_from_the_weights_of_stage_1(made):
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_evaluation_writes_every_row_for_a_checkpoint_of_any_stage(stage, made, tmp_path, capsys):
-    call("evaluate", "--checkpoint", made / stage, "--output_dir", tmp_path, "--device", "cpu",
-         *(["--steps", "2"] if stage != "pretrain" else []))  # fmt: skip
+    call(
+        "evaluate",
+        "--checkpoint",
+        made / stage,
+        "--output_dir",
+        tmp_path,
+        "--device",
+        "cpu",
+        *(["--steps", "2"] if stage != "pretrain" else []),
+    )
     results = json.loads((tmp_path / "results.json").read_text())
     rows = ["training mean", "grey", "inverted grey", "fused (stage 1)"]
     assert list(results["methods"]) == rows + (["ours"] if stage == "finetune" else [])
@@ -261,16 +337,33 @@ def test_lpips_is_a_column_where_it_is_asked_for(made, tmp_path, monkeypatch, ca
     call("evaluate", *arguments, "--output_dir", tmp_path / "with", "--lpips")
     assert "| method | PSNR dB | SSIM | MAE | rank corr. | LPIPS |" in capsys.readouterr().out
     methods = json.loads((tmp_path / "with" / "results.json").read_text())["methods"]
-    assert methods["grey"]["lpips"] == pytest.approx(np.mean([
-        float(row["lpips"]) for row in csv.DictReader((tmp_path / "with" / "per_image.csv").open())
-        if row["method"] == "grey"]))  # fmt: skip
+    assert methods["grey"]["lpips"] == pytest.approx(
+        np.mean(
+            [
+                float(row["lpips"])
+                for row in csv.DictReader((tmp_path / "with" / "per_image.csv").open())
+                if row["method"] == "grey"
+            ]
+        )
+    )
     call("evaluate", *arguments, "--output_dir", tmp_path / "without")
     assert "LPIPS" not in capsys.readouterr().out
 
 
 def test_panels_are_drawn_for_every_scene(made, tmp_path):
-    call("visualize", "--checkpoint", made / "finetune", "--output_dir", tmp_path, "--limit", "2",
-         "--steps", "2", "--device", "cpu")  # fmt: skip
+    call(
+        "visualize",
+        "--checkpoint",
+        made / "finetune",
+        "--output_dir",
+        tmp_path,
+        "--limit",
+        "2",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+    )
     learnt = {"confusion.png", "emissivity.png"}  # of the stage 1 inside; its curves are elsewhere
     assert learnt < {path.name for path in tmp_path.glob("*.png")}
     pictures = sorted(path for path in tmp_path.glob("*.png") if path.name not in learnt)
@@ -287,9 +380,20 @@ def test_generated_images_have_the_photographs_sizes_and_names(made, tmp_path, k
     for name, size in sizes.items():
         Image.new("RGB", size, (80, 120, 60)).save(photos / f"{name}.jpg")
     (photos / "notes.txt").write_text("not an image")
-    call("generate", "--checkpoint", made / "finetune" / "export", "--image_path", photos,
-         "--output_dir", tmp_path / "out", "--steps", "2", "--device", "cpu",
-         *(["--keep_aspect"] if keep_aspect else []))  # fmt: skip
+    call(
+        "generate",
+        "--checkpoint",
+        made / "finetune" / "export",
+        "--image_path",
+        photos,
+        "--output_dir",
+        tmp_path / "out",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+        *(["--keep_aspect"] if keep_aspect else []),
+    )
     out = {p.stem: Image.open(p) for p in (tmp_path / "out").glob("*.png")}
     assert {name: image.size for name, image in out.items()} == sizes
     assert all(image.mode == "L" for image in out.values())
@@ -304,9 +408,21 @@ def test_photographs_are_generated_in_batches_of_one_length(made, tmp_path, monk
     asked, right = [], generate.translate
     monkeypatch.setattr(generate, "translate", lambda *a: asked.append(a[2]) or right(*a))
     for size in (1, 4):
-        call("generate", "--checkpoint", made / "train" / "export", "--image_path", photos,
-             "--output_dir", tmp_path / str(size), "--steps", "2", "--device", "cpu",
-             "--batch_size", size)  # fmt: skip
+        call(
+            "generate",
+            "--checkpoint",
+            made / "train" / "export",
+            "--image_path",
+            photos,
+            "--output_dir",
+            tmp_path / str(size),
+            "--steps",
+            "2",
+            "--device",
+            "cpu",
+            "--batch_size",
+            size,
+        )
     assert asked == [[0], [1], [2], [3], [4], [0, 1, 2], [3, 4, 5]]  # 5: fills up
     for i in range(5):
         a, b = (np.asarray(Image.open(tmp_path / n / f"{i}.png")).astype(int) for n in "14")
@@ -335,8 +451,19 @@ def test_a_damaged_photograph_is_named_and_the_others_are_generated(made, tmp_pa
         Image.effect_noise((32, 32), 50).convert("RGB").save(photos / f"{name}.png")
     (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:-60])
     with pytest.raises(ValueError, match=r"b\.png: damaged or truncated image"):
-        call("generate", "--checkpoint", made / "train" / "export", "--image_path", photos,
-             "--output_dir", tmp_path / "out", "--steps", "1", "--device", "cpu")  # fmt: skip
+        call(
+            "generate",
+            "--checkpoint",
+            made / "train" / "export",
+            "--image_path",
+            photos,
+            "--output_dir",
+            tmp_path / "out",
+            "--steps",
+            "1",
+            "--device",
+            "cpu",
+        )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "c.png"}
 
 
@@ -379,8 +506,19 @@ def test_an_exported_folder_generates_what_its_checkpoint_generates(made, tmp_pa
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(photo)
     for name in ("export", "best_model.pth"):
-        call("generate", "--checkpoint", made / "train" / name, "--image_path", photo,
-             "--output_dir", tmp_path / name, "--steps", "2", "--device", "cpu")  # fmt: skip
+        call(
+            "generate",
+            "--checkpoint",
+            made / "train" / name,
+            "--image_path",
+            photo,
+            "--output_dir",
+            tmp_path / name,
+            "--steps",
+            "2",
+            "--device",
+            "cpu",
+        )
     names = ("export", "best_model.pth")
     a, b = (np.asarray(Image.open(tmp_path / name / "photo.png")) for name in names)
     assert np.array_equal(a, b)
@@ -429,25 +567,43 @@ def test_bad_input_is_one_sentence_and_writes_nothing(script, wrong, words, made
 
 def test_stage_2_refuses_a_checkpoint_of_stage_2_as_its_decomposition(made, tmp_path):
     with pytest.raises(ValueError, match="pretrain"):
-        call("train", *arguments("train", tmp_path / "run", made),
-             "--decomposition_checkpoint", made / "train" / "best_model.pth")  # fmt: skip
+        call(
+            "train",
+            *arguments("train", tmp_path / "run", made),
+            "--decomposition_checkpoint",
+            made / "train" / "best_model.pth",
+        )
 
 
-@pytest.mark.parametrize("asked", [["model.text_tokens=9"], ["--decomposition_checkpoint", "x.pth"],
-                                   ["model.inject={1: [context]}"], ["model.train_base=false"],
-                                   ["model.lora_config.r=16"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["model.text_tokens=9"],
+        ["--decomposition_checkpoint", "x.pth"],
+        ["model.inject={1: [context]}"],
+        ["model.train_base=false"],
+        ["model.lora_config.r=16"],
+    ],
+)
 def test_stage_3_refuses_what_its_checkpoint_decides(made, tmp_path, asked):
     with pytest.raises(ValueError, match="which decides it here; leave it out"):
         call("finetune", *arguments("finetune", tmp_path / "run", made, *asked))
 
 
-@pytest.mark.parametrize("asked, message", [
-    ("training.lambda_generation=-1", "must not be negative"),
-    ("training.lambda_generation=0", "one above 0"), ("flow.std=0", "std > 0"),
-    ("flow.visible_weight=-5", "visible_weight >= 0"), ("flow.mean=1e9", "0 or 1"),
-    ("flow.mean=nan", "expected a finite number"), ("data.num_workers=-1", "num_workers"),
-    ("run.output_dir=", "output_dir is empty"), ("training.grad_clip=.nan", "finite number"),
-])
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ("training.lambda_generation=-1", "must not be negative"),
+        ("training.lambda_generation=0", "one above 0"),
+        ("flow.std=0", "std > 0"),
+        ("flow.visible_weight=-5", "visible_weight >= 0"),
+        ("flow.mean=1e9", "0 or 1"),
+        ("flow.mean=nan", "expected a finite number"),
+        ("data.num_workers=-1", "num_workers"),
+        ("run.output_dir=", "output_dir is empty"),
+        ("training.grad_clip=.nan", "finite number"),
+    ],
+)
 def test_values_that_train_towards_nothing_are_refused_at_start(made, tmp_path, asked, message):
     with pytest.raises(ValueError, match=message):
         call("train", *arguments("train", tmp_path / "run", made), asked)
@@ -467,8 +623,9 @@ def test_an_edited_export_is_one_sentence(made, tmp_path):
 def test_a_random_frozen_flux_keeps_its_seed(made, tmp_path):
     parts = checkpoint.load(made / "train" / "best_model.pth")
     parts["config"]["model"] |= {"train_base": False}
-    parts["model"] = {n: x for n, x in parts["model"].items()
-                      if not n.startswith("flux.") or ".lora_" in n}  # fmt: skip
+    parts["model"] = {
+        n: x for n, x in parts["model"].items() if not n.startswith("flux.") or ".lora_" in n
+    }
     checkpoint.save(tmp_path / "frozen.pth", {k: v for k, v in parts.items() if k != "versions"})
     argv = arguments("finetune", tmp_path / "run", made, "--checkpoint", tmp_path / "frozen.pth")
     with pytest.raises(ValueError, match=r"frozen FLUX.*set training.seed=0 \(it is 7\)"):
@@ -481,16 +638,29 @@ def test_a_checkpoint_of_another_architecture_is_refused(made, tmp_path):
     parts["config"]["model"]["preset"] = "small"
     checkpoint.save(tmp_path / "other.pth", {k: v for k, v in parts.items() if k != "versions"})
     with pytest.raises(ValueError, match="other.pth"):
-        call("finetune", *arguments("finetune", tmp_path / "run", made),
-             "--checkpoint", tmp_path / "other.pth")  # fmt: skip
+        call(
+            "finetune",
+            *arguments("finetune", tmp_path / "run", made),
+            "--checkpoint",
+            tmp_path / "other.pth",
+        )
 
 
 def test_evaluation_counts_every_pair_though_names_are_equal(made, tmp_path):
     columns = tiny_data.rows(4, split=lambda i: ["train", "val", "test", "test"][i])
     columns["name"] = ["a", "b", "c", "c"]
     data = tiny_data.write(tmp_path / "data.parquet", columns)
-    call("evaluate", "--checkpoint", made / "pretrain", "--test_data", data, "--num_workers", 0,
-         "--output_dir", tmp_path / "out")  # fmt: skip
+    call(
+        "evaluate",
+        "--checkpoint",
+        made / "pretrain",
+        "--test_data",
+        data,
+        "--num_workers",
+        0,
+        "--output_dir",
+        tmp_path / "out",
+    )
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     with open(tmp_path / "out" / "per_image.csv") as file:
         rows = list(csv.DictReader(file))
@@ -502,8 +672,15 @@ def test_evaluation_counts_every_pair_though_names_are_equal(made, tmp_path):
 def test_evaluation_finds_a_folder_that_cannot_be_written_before_the_work(made, tmp_path, capfd):
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
-        call("evaluate", "--checkpoint", made / "pretrain", "--num_workers", 0,
-             "--output_dir", tmp_path / "file")  # fmt: skip
+        call(
+            "evaluate",
+            "--checkpoint",
+            made / "pretrain",
+            "--num_workers",
+            0,
+            "--output_dir",
+            tmp_path / "file",
+        )
     assert "evaluate test" not in capfd.readouterr().err
 
 
@@ -512,8 +689,15 @@ def test_generating_never_writes_over_a_photograph(made, tmp_path):
     Image.fromarray(tiny_data.visible(0)).save(photo)
     before = photo.read_bytes()
     with pytest.raises(ValueError, match="a.png would be overwritten"):
-        call("generate", "--checkpoint", made / "train", "--image_path", tmp_path,
-             "--output_dir", tmp_path)  # fmt: skip
+        call(
+            "generate",
+            "--checkpoint",
+            made / "train",
+            "--image_path",
+            tmp_path,
+            "--output_dir",
+            tmp_path,
+        )
     assert photo.read_bytes() == before
 
 
@@ -523,5 +707,13 @@ def test_counts_are_refused_where_the_window_does_not_fit_16_bits(made, tmp_path
     checkpoint.save(tmp_path / "celsius.pth", {k: v for k, v in parts.items() if k != "versions"})
     Image.fromarray(tiny_data.visible(0)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="-20 to 120"):
-        call("generate", "--checkpoint", tmp_path / "celsius.pth", "--counts", "--image_path",
-             tmp_path / "a.png", "--output_dir", tmp_path / "out")  # fmt: skip
+        call(
+            "generate",
+            "--checkpoint",
+            tmp_path / "celsius.pth",
+            "--counts",
+            "--image_path",
+            tmp_path / "a.png",
+            "--output_dir",
+            tmp_path / "out",
+        )

@@ -21,8 +21,9 @@ def pairs(request, tmp_path_factory):
     file = tmp_path_factory.mktemp("stream") / "pairs.parquet"
     tiny.write(file, tiny.rows(11, split=lambda i: "train"), row_group_size=3)
     labels = LabelConfig(material_source="none")
-    return open_pairs(DataConfig(path=str(file), size=16, cache=request.param, labels=labels),
-                      "train")
+    return open_pairs(
+        DataConfig(path=str(file), size=16, cache=request.param, labels=labels), "train"
+    )
 
 
 def take(batches, count: int) -> list[dict]:
@@ -68,7 +69,7 @@ def test_workers_outlive_the_signal_that_the_run_answers_by_saving(pairs):
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
-    helped += take(batches, 18)         # more than the workers had prepared
+    helped += take(batches, 18)  # more than the workers had prepared
     assert all(same(a, b) for a, b in zip(alone, helped))
 
 
@@ -82,8 +83,9 @@ batches = stream(open_pairs(DataConfig(size=32, synthetic_scenes=scenes), "train
 next(batches)
 raise RuntimeError("in the loop")
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True,
-                          text=True, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "RuntimeError: in the loop"
 
@@ -119,9 +121,7 @@ def test_one_pair_is_augmented_anew_at_every_draw(pairs):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("world_size, batch_size", [(1, 4), (2, 3), (3, 2), (4, 11)])
-def test_evaluation_sees_every_pair_once_over_all_ranks(
-    pairs, world_size, batch_size, num_workers
-):
+def test_evaluation_sees_every_pair_once_over_all_ranks(pairs, world_size, batch_size, num_workers):
     seen = []
     for rank in range(world_size):
         for batch in sequential(pairs, batch_size, rank, world_size, num_workers):
@@ -146,8 +146,12 @@ def test_in_step_every_rank_has_as_many_batches(pairs, world_size, batch_size, f
 def test_a_limit_takes_evenly_spaced_pairs_once_over_all_ranks(pairs):
     for limit, wanted in ((0, range(11)), (3, (0, 3, 7)), (50, range(11))):
         assert evenly_spaced(11, limit) == list(wanted)
-        draws = [d for rank in (0, 1) for batch in sequential(pairs, 2, rank, 2, 0, limit)
-                 for d in batch["draw"]]
+        draws = [
+            d
+            for rank in (0, 1)
+            for batch in sequential(pairs, 2, rank, 2, 0, limit)
+            for d in batch["draw"]
+        ]
         assert sorted(draws) == list(wanted)
 
 
@@ -173,8 +177,9 @@ def test_damage_found_by_a_worker_is_named(tmp_path):
         assert "Traceback" not in str(raised.value) and len(str(raised.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"num_workers": -1}, {"seed": -1},
-                                     {"first": -1}])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"num_workers": -1}, {"seed": -1}, {"first": -1}]
+)
 def test_bad_options_are_refused_at_once(pairs, options):
     with pytest.raises(ValueError, match="-1|0"):
         stream(**{"dataset": pairs, "batch_size": 2, "seed": 0, **options})

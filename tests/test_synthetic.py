@@ -55,8 +55,10 @@ def test_scenes_have_the_promised_shapes_and_ranges():
 
 def test_infrared_equals_the_rendering_equation(scenes):
     for s in scenes:
-        radiance = (s.emissivity * to_unit(band_radiance(s.temperature_k))
-                    + (1 - s.emissivity) * s.environment)
+        radiance = (
+            s.emissivity * to_unit(band_radiance(s.temperature_k))
+            + (1 - s.emissivity) * s.environment
+        )
         np.testing.assert_allclose(np.clip(radiance, 0, 1), s.infrared, atol=1e-4)
 
 
@@ -64,13 +66,13 @@ def test_material_and_emissivity_follow_the_class(scenes):
     prior = np.array([m.emissivity for m in MATERIALS])
     for s in scenes:
         np.testing.assert_array_equal(s.material, TABLES["synthetic"][s.semantic])
-        inside = np.ones(s.material.shape, bool)    # pixels whose neighbours are the same thing
+        inside = np.ones(s.material.shape, bool)  # pixels whose neighbours are the same thing
         inside[[0, -1]] = inside[:, [0, -1]] = False
         for dy in (-1, 0, 1):
             for dx in (-1, 0, 1):
                 inside &= np.roll(s.material, (dy, dx), (0, 1)) == s.material
         error = np.abs(s.emissivity - prior[s.material])[inside]
-        assert np.quantile(error, 0.85) < 1e-6      # a thin edge can hide between two samples
+        assert np.quantile(error, 0.85) < 1e-6  # a thin edge can hide between two samples
         assert error.mean() < 0.01
 
 
@@ -121,14 +123,17 @@ def test_heat_is_where_physics_puts_it(scenes):
         chosen = [s for s in scenes if night is None or s.night == night]
         return np.nanmean([mean_of(s, a) - mean_of(s, b) for s in chosen])
 
-    assert difference("skin", "clothing") > 0.03            # clothes hide body heat
-    assert difference("skin", "road", night=True) > 0.1     # people glow at night
-    assert difference("skin", "sky") > 0.3                  # the sky is cold
-    assert difference("brick wall", "window") > 0.02        # panes reflect it
-    assert difference("road", "steelwork") > 0.05           # bare metal too
-    assert difference("road", "grass", night=True) > 0.02   # grass cools faster than a road
-    for warm_by_day, warm_by_night in (("grass", "tree crown"), ("pavement", "water"),
-                                       ("soil", "concrete wall")):
+    assert difference("skin", "clothing") > 0.03  # clothes hide body heat
+    assert difference("skin", "road", night=True) > 0.1  # people glow at night
+    assert difference("skin", "sky") > 0.3  # the sky is cold
+    assert difference("brick wall", "window") > 0.02  # panes reflect it
+    assert difference("road", "steelwork") > 0.05  # bare metal too
+    assert difference("road", "grass", night=True) > 0.02  # grass cools faster than a road
+    for warm_by_day, warm_by_night in (
+        ("grass", "tree crown"),
+        ("pavement", "water"),
+        ("soil", "concrete wall"),
+    ):
         assert difference(warm_by_day, warm_by_night, night=False) > 0.01
         assert difference(warm_by_night, warm_by_day, night=True) > 0.01
 
@@ -141,8 +146,9 @@ def test_paint_on_the_road_does_not_show_in_the_infrared(scenes):
         if min((paint & near).sum(), (road & near).sum()) < 20 or s.night:
             continue
         contrasts["visible"].append(s.visible[paint & near].mean() - s.visible[road & near].mean())
-        contrasts["infrared"].append(s.infrared[paint & near].mean()
-                                     - s.infrared[road & near].mean())
+        contrasts["infrared"].append(
+            s.infrared[paint & near].mean() - s.infrared[road & near].mean()
+        )
     assert len(contrasts["visible"]) >= 5
     assert np.mean(contrasts["visible"]) > 0.15
     assert abs(np.mean(contrasts["infrared"])) < 0.03

@@ -27,12 +27,17 @@ def npy(array) -> bytes:
 
 def png_of(width, height, depth=8, colour=2, rows=b"") -> bytes:
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(
-            ">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows))
-            + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 RNG = np.random.default_rng(0)
@@ -82,7 +87,12 @@ def test_window_and_its_inverse_restore_counts_exactly(window):
 
 def test_window_clips_what_lies_outside():
     assert tf.make_window(10, 20).normalise(np.array([0, 10, 15, 20, 99])).tolist() == [
-        0, 0, 0.5, 1, 1]
+        0,
+        0,
+        0.5,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("low, high", [(1, 1), (2, 1), (0, float("nan")), (0, float("inf"))])
@@ -104,8 +114,18 @@ def test_grey_infrared_in_three_channels_becomes_one():
 def test_a_tiff_of_wide_channels_is_refused_and_not_cut_to_8_bits():
     """PIL has no writer for it: one strip of 4 x 2 pixels, three channels of 16 bits."""
     counts = np.repeat(np.arange(7300, 7308, dtype="<u2").reshape(2, 4, 1), 3, axis=2)
-    fields = [(256, 3, 1, 4), (257, 3, 1, 2), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2),
-              (273, 4, 1, 140), (277, 3, 1, 3), (278, 3, 1, 2), (279, 4, 1, 48), (284, 3, 1, 1)]
+    fields = [
+        (256, 3, 1, 4),
+        (257, 3, 1, 2),
+        (258, 3, 3, 134),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 140),
+        (277, 3, 1, 3),
+        (278, 3, 1, 2),
+        (279, 4, 1, 48),
+        (284, 3, 1, 1),
+    ]
     data = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(fields))
     data += b"".join(struct.pack("<HHII", *field) for field in fields) + struct.pack("<I", 0)
     data += struct.pack("<3H", 16, 16, 16) + counts.tobytes()
@@ -163,11 +183,15 @@ def test_opaque_alpha_is_dropped():
     assert np.array_equal(tf.decode_visible(encode(opaque), "x"), RGB)
 
 
-@pytest.mark.parametrize("decode, format", [
-    (decode, format) for format in ("PNG", "JPEG", "TIFF")
-    for decode in (tf.decode_visible, tf.decode_infrared, tf.decode_semantic)
-    if (decode, format) != (tf.decode_semantic, "JPEG")
-])
+@pytest.mark.parametrize(
+    "decode, format",
+    [
+        (decode, format)
+        for format in ("PNG", "JPEG", "TIFF")
+        for decode in (tf.decode_visible, tf.decode_infrared, tf.decode_semantic)
+        if (decode, format) != (tf.decode_semantic, "JPEG")
+    ],
+)
 def test_truncated_images_are_refused_at_every_length(decode, format):
     grey = np.repeat(RGB[:, :, :1], 3, axis=2)
     data = encode(np.tile(grey, (8, 8, 1)), format)
@@ -274,8 +298,10 @@ def test_one_option_leaves_the_randomness_of_the_others():
     assert np.array_equal(a.infrared, b.infrared[:, ::-1])
 
 
-@pytest.mark.parametrize("options", [{"crop_scale": [0.0, 1.0]}, {"crop_scale": [1.0, 0.5]},
-                                     {"flip": 2.0}, {"contrast": -0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"crop_scale": [0.0, 1.0]}, {"crop_scale": [1.0, 0.5]}, {"flip": 2.0}, {"contrast": -0.1}],
+)
 def test_augmentation_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError):
         tf.AugmentConfig(**options)

@@ -1,6 +1,6 @@
 """The guided model as a whole: frozen parts, gradients, precision, sampling.
 
-    pytest tests/test_translator.py
+pytest tests/test_translator.py
 """
 
 import pytest
@@ -178,8 +178,12 @@ def test_sampling_is_a_function_of_the_noise():
 def test_step_times_run_from_noise_to_data():
     t = step_times(5, 2.0)
     assert t[0] == 1 and t[-1] == 0 and (t.diff() < 0).all()
-    for wrong in ({"steps": 0}, {"shift": float("nan")}, {"samples": 0},
-                  {"guidance_scale": float("nan")}):
+    for wrong in (
+        {"steps": 0},
+        {"shift": float("nan")},
+        {"samples": 0},
+        {"guidance_scale": float("nan")},
+    ):
         with pytest.raises(ValueError, match="sampling needs"):
             SamplingConfig(**wrong)  # at start, not at the first evaluation
     with pytest.raises(ValueError, match="steps >= 1"):

@@ -32,10 +32,17 @@ def tiny_flux(layers: int = 2, single_layers: int = 2) -> FluxTransformer2DModel
     """A FLUX Fill transformer of width 32 with random weights, none of them zero."""
     torch.manual_seed(0)
     return FluxTransformer2DModel(
-        in_channels=384, out_channels=64, num_layers=layers, num_single_layers=single_layers,
-        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
-        pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
+        in_channels=384,
+        out_channels=64,
+        num_layers=layers,
+        num_single_layers=single_layers,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
 
 
 def tiny_stage1() -> Stage1:
@@ -46,8 +53,13 @@ def tiny_stage1() -> Stage1:
 def tiny_translator(adapters=None, **changes) -> Translator:
     """A translator around the demo preset with a narrow, untrained stage 1."""
     torch.manual_seed(0)
-    cfg = dict(preset="demo", text_tokens=4, inject=INJECT, base_dtype="fp32",
-               lora_config=LoraConfig(r=2, lora_alpha=4))  # fmt: skip
+    cfg = dict(
+        preset="demo",
+        text_tokens=4,
+        inject=INJECT,
+        base_dtype="fp32",
+        lora_config=LoraConfig(r=2, lora_alpha=4),
+    )
     cfg = TranslatorConfig(**{**cfg, **changes})
     return build_translator(cfg, tiny_stage1(), adapters=adapters)
 
@@ -79,26 +91,49 @@ def write_flux_fill(folder: Path) -> Path:
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     tokenizer_2 = PreTrainedTokenizerFast(
-        tokenizer_object=fast, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=fast,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
         model_max_length=512,
-    )  # fmt: skip
-    clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, projection_dim=32, bos_token_id=0, eos_token_id=1,
-    ))  # fmt: skip
-    t5 = T5EncoderModel(T5Config(
-        vocab_size=16, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2
-    ))  # fmt: skip
+    )
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=400,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            projection_dim=32,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    t5 = T5EncoderModel(
+        T5Config(vocab_size=16, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+    )
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=16, block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1, norm_num_groups=4, shift_factor=0.1159, scaling_factor=0.3611,
-        use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        latent_channels=16,
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        shift_factor=0.1159,
+        scaling_factor=0.3611,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
     pipeline = FluxFillPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=vae, text_encoder=clip, tokenizer=tokenizer, text_encoder_2=t5,
-        tokenizer_2=tokenizer_2, transformer=tiny_flux(),
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=clip,
+        tokenizer=tokenizer,
+        text_encoder_2=t5,
+        tokenizer_2=tokenizer_2,
+        transformer=tiny_flux(),
+    )
     pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
     return folder / "pipeline"

@@ -1,6 +1,6 @@
 """Checkpoints: written whole or not at all, read without running any code, only what is trained.
 
-    checkpoint_00000500.pth   {model, optimizer, ema, step, ..., config, versions}
+checkpoint_00000500.pth   {model, optimizer, ema, step, ..., config, versions}
 """
 
 import os
@@ -24,9 +24,8 @@ _pending: dict[str, Any] = {"thread": None, "error": None}
 
 # files
 
-def save(
-    path: str | Path, parts: dict[str, Any], background: bool = False, keep: int = 0
-) -> None:
+
+def save(path: str | Path, parts: dict[str, Any], background: bool = False, keep: int = 0) -> None:
     """Write `parts` (tensors, plain values, nested) so that `path` is never half a file.
 
     Args:
@@ -128,7 +127,7 @@ def versions() -> dict[str, str]:
 
 def _write(path: Path, parts: dict[str, Any], keep: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob("*.pth.tmp"):         # of a process that was killed here
+    for stale in path.parent.glob("*.pth.tmp"):  # of a process that was killed here
         stale.unlink(missing_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -136,12 +135,12 @@ def _write(path: Path, parts: dict[str, Any], keep: int) -> None:
             torch.save(parts, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:            # torch's writer says what only it knows
+    except (OSError, RuntimeError) as error:  # torch's writer says what only it knows
         temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 2**20
         raise OSError(f"{path} was not written, {free:.0f} MiB are free there: {error}") from error
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)          # the new name must survive a power cut too
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name must survive a power cut too
     try:
         os.fsync(folder)
     finally:
@@ -168,6 +167,7 @@ def _on_cpu(value: Any) -> Any:
 
 # what belongs in
 
+
 def saved_names(model: nn.Module) -> list[str]:
     """Names of the tensors of `model` that a checkpoint holds, as in its state_dict.
 
@@ -178,8 +178,9 @@ def saved_names(model: nn.Module) -> list[str]:
     names = {name for name, parameter in parameters.items() if parameter.requires_grad}
     modules = dict(model.named_modules(remove_duplicate=False))
     state = model.state_dict()
-    kept = [prefix for prefix, module in modules.items()
-            if getattr(module, "saved_when_frozen", False)]
+    kept = [
+        prefix for prefix, module in modules.items() if getattr(module, "saved_when_frozen", False)
+    ]
     for name in state:
         owner = name.rpartition(".")[0]
         if any(not prefix or name.startswith(prefix + ".") for prefix in kept):
@@ -209,8 +210,11 @@ def load_into(model: nn.Module, state: dict[str, Tensor], where: str | Path) -> 
     missing = [n for n in map(_plain, saved_names(model)) if n not in state]
     unknown = [n for n in state if n not in own]
     unequal = [n for n in state if n in own and own[n].shape != state[n].shape]
-    for names, text in ((missing, "it lacks {}"), (unknown, "this model has no {}"),
-                        (unequal, "{} is {} there and {} here")):
+    for names, text in (
+        (missing, "it lacks {}"),
+        (unknown, "this model has no {}"),
+        (unequal, "{} is {} there and {} here"),
+    ):
         if names:
             name, more = names[0], f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             shapes = [tuple(s[name].shape) for s in (state, own) if name in s]

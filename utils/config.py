@@ -50,8 +50,12 @@ def load(
     return from_dict(cls, *given(cls, argv, flags, default))
 
 
-def given(cls: type, argv: list[str] | None = None, flags: dict[str, str] | None = None,
-          default: str | None = None) -> tuple[dict, str]:
+def given(
+    cls: type,
+    argv: list[str] | None = None,
+    flags: dict[str, str] | None = None,
+    default: str | None = None,
+) -> tuple[dict, str]:
     """What `load` reads before defaults fill it up, and where it is from; the same arguments."""
     argv = sys.argv[1:] if argv is None else argv
     known = {key: hint for key, hint, _ in keys(cls)}
@@ -112,13 +116,18 @@ def keys(cls: type, prefix: str = "", default: Any = MISSING) -> Iterator[tuple[
 
 # the command line
 
+
 def _read_argv(
     argv: list[str], flags: dict[str, str], known: dict[str, Any]
 ) -> tuple[str | None, list[tuple[str, str]]]:
     """-> (file after --config or None, [(dotted key, text)] in the order given)."""
     file, assignments, tokens = None, [], iter(argv)
-    switches = {prefix + flag: (key, text) for flag, key in flags.items() if known[key] is bool
-                for prefix, text in (("", "true"), ("no_", "false"))}
+    switches = {
+        prefix + flag: (key, text)
+        for flag, key in flags.items()
+        if known[key] is bool
+        for prefix, text in (("", "true"), ("no_", "false"))
+    }
     valued = {"config": None, **{f: key for f, key in flags.items() if known[key] is not bool}}
     for token in tokens:
         name, equals, text = token.partition("=")
@@ -160,12 +169,12 @@ def _assign(hint: Any, raw: Any, path: list[str], text: str, key: str, default: 
         below = get_type_hints(section)[name]
     elif mapping:
         if raw is None and default is not MISSING:
-            raw = to_dict(default)                          # the other entries stay
+            raw = to_dict(default)  # the other entries stay
         name, below, default = _from_text(mapping[0], name, key), mapping[1], MISSING
     else:
         raise _UnknownKeyError(key, ARGV)
     if raw is not None and not isinstance(raw, dict):
-        return raw                                          # wrong in the file: reported with it
+        return raw  # wrong in the file: reported with it
     return {**(raw or {}), name: _assign(below, (raw or {}).get(name), rest, text, key, default)}
 
 
@@ -176,21 +185,24 @@ def _from_text(hint: Any, text: str, key: str) -> Any:
         value = text
     members = get_args(hint) if get_origin(hint) in UNIONS else (hint,)
     if isinstance(value, str) and str in members and not text.startswith(("'", '"')):
-        value = text                                        # also with " #" in it
+        value = text  # also with " #" in it
     try:
         return to_dict(_convert(hint, value, key, ARGV))
     except ValueError:
         nested = isinstance(value, (dict, list)) and any(map(get_origin, members))
         if str not in members or nested:
             raise
-        return text                                         # `name=007` is text, not the number 7
+        return text  # `name=007` is text, not the number 7
 
 
 def _help(cls: type, flags: dict[str, str], default: str | None) -> str:
     types = {key: hint for key, hint, _ in keys(cls)}
     raw = read_yaml(default) if default and Path(default).is_file() else {}
-    lines = [f"usage: {Path(sys.argv[0]).name} [--config FILE] [--flag VALUE] [section.key=value]",
-             "", f"  {'--config FILE':34} default: {default or 'none, only the values below'}"]
+    lines = [
+        f"usage: {Path(sys.argv[0]).name} [--config FILE] [--flag VALUE] [section.key=value]",
+        "",
+        f"  {'--config FILE':34} default: {default or 'none, only the values below'}",
+    ]
     for flag, key in flags.items():
         shown = f"--{flag} / --no_{flag}" if types[key] is bool else f"--{flag} VALUE"
         lines.append(f"  {shown:34} sets {key}")
@@ -207,6 +219,7 @@ def _help(cls: type, flags: dict[str, str], default: str | None) -> str:
 
 # values
 
+
 def _convert(hint: Any, value: Any, key: str, where: str, default: Any = MISSING) -> Any:
     """`value` as the type `hint`, or ValueError naming the key, what was expected, what came."""
     origin, args = get_origin(hint), get_args(hint)
@@ -219,15 +232,18 @@ def _convert(hint: Any, value: Any, key: str, where: str, default: Any = MISSING
     if origin is Literal and value in args and type(value) in {type(a) for a in args}:
         return value
     if origin is dict and isinstance(value, dict):
-        return {_convert(args[0], k, f"{key}.{k}", where): _convert(args[1], v, f"{key}.{k}", where)
-                for k, v in value.items()}
+        return {
+            _convert(args[0], k, f"{key}.{k}", where): _convert(args[1], v, f"{key}.{k}", where)
+            for k, v in value.items()
+        }
     if origin is list and isinstance(value, (list, tuple)):
         return [_convert(args[0], v, f"{key}[{i}]", where) for i, v in enumerate(value)]
     if origin is tuple and isinstance(value, (list, tuple)):
         each = [args[0]] * len(value) if args[-1] is Ellipsis else args
         if len(each) == len(value):
-            return tuple(_convert(a, v, f"{key}[{i}]", where)
-                         for i, (a, v) in enumerate(zip(each, value)))
+            return tuple(
+                _convert(a, v, f"{key}[{i}]", where) for i, (a, v) in enumerate(zip(each, value))
+            )
     simple = _simple(hint, value)
     if hint is float and simple is not None and not math.isfinite(simple):
         raise ValueError(f"{key} {where}: expected a finite number, got {value}")
@@ -264,14 +280,15 @@ def _convert_union(args: tuple, hint: Any, value: Any, key: str, where: str, def
             taken.append(_convert(arg, value, key, where, default))
         except ValueError:
             if _section(arg) and isinstance(value, dict):
-                raise                               # says which key of the section is wrong
+                raise  # says which key of the section is wrong
     for result in taken:
         if type(result) is type(value):
             return result
     if taken:
         return taken[0]
-    raise ValueError(f"{key} {where}: expected {type_name(hint)}, got {value!r}"
-                     f" ({type(value).__name__})")
+    raise ValueError(
+        f"{key} {where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})"
+    )
 
 
 def _build(cls: type, raw: dict, prefix: str, where: str, default: Any) -> Any:
@@ -299,6 +316,7 @@ def _build(cls: type, raw: dict, prefix: str, where: str, default: Any) -> Any:
 
 
 # types
+
 
 def _section(hint: Any) -> type | None:
     """The dataclass that `hint` is, or may be (`Section | None`)."""
@@ -343,6 +361,7 @@ def type_name(hint: Any) -> str:
 
 # errors
 
+
 class _UnknownKeyError(Exception):
     def __init__(self, key: str, where: str):
         super().__init__(key, where)
@@ -357,7 +376,9 @@ class _UnknownKeyError(Exception):
 
 def _nearest(name: str, valid: list[str]) -> str:
     """The most similar of `valid`; one that differs only in its section is taken first."""
+
     def similarity(other: str) -> float:
         same = other.rpartition(".")[2] == name.rpartition(".")[2]
         return same + difflib.SequenceMatcher(None, name, other).ratio()
+
     return max(sorted(valid), key=similarity)

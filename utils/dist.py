@@ -50,21 +50,25 @@ def init(device: str = "auto", deterministic: bool = False) -> torch.device:
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and gpus < local_world:
-        raise ValueError(f"device cuda needs {local_world} GPU(s) for the processes on this machine"
-                         f", but PyTorch finds {gpus}; use --device cpu or start fewer")
+        raise ValueError(
+            f"device cuda needs {local_world} GPU(s) for the processes on this machine"
+            f", but PyTorch finds {gpus}; use --device cpu or start fewer"
+        )
     use_cuda = device == "cuda" or (device == "auto" and 0 < local_world <= gpus)
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
     if deterministic and use_cuda:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"       # torch asks for it
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.use_deterministic_algorithms(True)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch_dist.is_initialized():
         # rank 0 may be busy alone for long: a first compilation, a checkpoint on a slow disk
         torch_dist.init_process_group(
-            "nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30),
-            device_id=chosen if use_cuda else None)
+            "nccl" if use_cuda else "gloo",
+            timeout=timedelta(minutes=30),
+            device_id=chosen if use_cuda else None,
+        )
     return chosen
 
 
@@ -104,12 +108,14 @@ def all_reduce_mean(values: dict[str, Any], weight: float = 1.0) -> dict[str, fl
     found = {}
     for share, share_weight in gather((own, float(weight))):
         for name, value in share.items():
-            if value == value and share_weight > 0:         # not NaN
+            if value == value and share_weight > 0:  # not NaN
                 found.setdefault(name, []).append((value, share_weight))
             else:
                 found.setdefault(name, [])
-    return {name: sum(x * w for x, w in pairs) / sum(w for _, w in pairs) if pairs else math.nan
-            for name, pairs in found.items()}
+    return {
+        name: sum(x * w for x, w in pairs) / sum(w for _, w in pairs) if pairs else math.nan
+        for name, pairs in found.items()
+    }
 
 
 def any_rank(flag: bool | Tensor) -> bool:
@@ -129,8 +135,8 @@ def any_ranks_later(flags: Tensor) -> Callable[[], list[bool]]:
     """
     if world_size() > 1:
         flags = flags.to(_collective_device(), torch.int32)
-        torch_dist.all_reduce(flags, torch_dist.ReduceOp.MAX)   # nccl only launches it
-    on_host = flags.to("cpu", non_blocking=True)                # from a GPU: into pinned memory
+        torch_dist.all_reduce(flags, torch_dist.ReduceOp.MAX)  # nccl only launches it
+    on_host = flags.to("cpu", non_blocking=True)  # from a GPU: into pinned memory
     copied = torch.cuda.current_stream(flags.device).record_event() if flags.is_cuda else None
 
     def read() -> list[bool]:
@@ -158,6 +164,7 @@ def _collective_device() -> torch.device:
 
 # batch normalisation over all ranks
 
+
 def sync_batchnorm(model: nn.Module) -> nn.Module:
     """Let every BatchNorm of `model` normalise over the batches of all ranks together.
 
@@ -170,7 +177,7 @@ def sync_batchnorm(model: nn.Module) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = GroupBatchNorm2d             # same parameters, buffers and names
+            module.__class__ = GroupBatchNorm2d  # same parameters, buffers and names
     return model
 
 
@@ -180,7 +187,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
             return super().forward(x)
-        wide = x.float()                                    # (B, C, H, W)
+        wide = x.float()  # (B, C, H, W)
         count = _SumOverRanks.apply(wide.new_tensor(float(x.numel() // x.shape[1])))
         mean = _SumOverRanks.apply(wide.sum(dim=(0, 2, 3))) / count
         centred = wide - mean[:, None, None]

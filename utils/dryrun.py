@@ -12,8 +12,9 @@ from utils import config, dist
 from utils.optimizer import make_optimizer
 
 
-def dry_run(cfg: Any, model: nn.Module, data: dict, batch: dict[str, Any],
-            loss: Callable[[], Tensor]) -> None:  # fmt: skip
+def dry_run(
+    cfg: Any, model: nn.Module, data: dict, batch: dict[str, Any], loss: Callable[[], Tensor]
+) -> None:
     """Print it all from rank 0, after one forward and backward pass; nothing is written.
 
     Args:

@@ -36,30 +36,40 @@ Scalars = dict[str, Tensor | float]
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    batch_size: int = 8                     # samples of one process in one micro-batch
+    batch_size: int = 8  # samples of one process in one micro-batch
     epochs: int = 50
-    steps: int = 0                          # optimizer steps; 0: as many as `epochs` take
-    gradient_accumulation_steps: int = 1    # micro-batches of one optimizer step
+    steps: int = 0  # optimizer steps; 0: as many as `epochs` take
+    gradient_accumulation_steps: int = 1  # micro-batches of one optimizer step
     mixed_precision: Literal["bf16", "no"] = "bf16"
-    grad_clip: float = 1.0                  # largest norm of the whole gradient; 0: no clipping
+    grad_clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
-    lr_min: float = 1e-6                    # where the cosine ends
-    ema_decay: float = 0.0                  # 0: no averaged weights
-    log_every: int = 10                     # in optimizer steps, as are the next two
-    eval_every: int = 500                   # 0: only after the last step
-    save_every: int = 500                   # 0: only after the last step
-    keep_last: int = 0                      # checkpoints to keep; 0: all
-    best_metric: str = "val_loss"           # of the evaluation; lower is better, "-name": higher
+    lr_min: float = 1e-6  # where the cosine ends
+    ema_decay: float = 0.0  # 0: no averaged weights
+    log_every: int = 10  # in optimizer steps, as are the next two
+    eval_every: int = 500  # 0: only after the last step
+    save_every: int = 500  # 0: only after the last step
+    keep_last: int = 0  # checkpoints to keep; 0: all
+    best_metric: str = "val_loss"  # of the evaluation; lower is better, "-name": higher
     seed: int = 0
-    skip_nonfinite: int = 0                 # steps that may be left out before a run stops
+    skip_nonfinite: int = 0  # steps that may be left out before a run stops
 
     def __post_init__(self):
         for name in ("batch_size", "gradient_accumulation_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("epochs", "steps", "warmup_steps", "grad_clip", "eval_every", "save_every",
-                     "keep_last", "seed", "skip_nonfinite", "lr_min"):
+        for name in (
+            "epochs",
+            "steps",
+            "warmup_steps",
+            "grad_clip",
+            "eval_every",
+            "save_every",
+            "keep_last",
+            "seed",
+            "skip_nonfinite",
+            "lr_min",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.seed >= 2**63:
@@ -96,26 +106,33 @@ def fit(
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer, ema, state = make_optimizer(cfg, trained), Ema(model, training.ema_decay), State()
-    total_steps(training, samples)      # says at once what is missing
+    total_steps(training, samples)  # says at once what is missing
     state.resume(cfg, model, optimizer, ema, run)
     steps = total_steps(training, samples, state)
     if state.step >= steps and not (eval_fn and state.evaluated < state.step == steps):
-        return dist.print0(f"{cfg.run.resume or run.dir} is finished: step {state.step} of {steps};"
-                           " raise training.epochs or training.steps to go on")
+        return dist.print0(
+            f"{cfg.run.resume or run.dir} is finished: step {state.step} of {steps};"
+            " raise training.epochs or training.steps to go on"
+        )
     if training.steps:
         dist.print0(f"{steps} steps, as training.steps says; training.epochs does not count")
     run.start(state.step)
     ddp, meter = distributed(model, device), Meter()
-    autocast = partial(torch.autocast, device.type, torch.bfloat16,
-                       enabled=training.mixed_precision == "bf16")
+    autocast = partial(
+        torch.autocast, device.type, torch.bfloat16, enabled=training.mixed_precision == "bf16"
+    )
 
     def due(every: int) -> bool:
         return state.step == steps or (every > 0 and state.step > 0 and state.step % every == 0)
 
-    with (StopSignal() as stop, closing(run), checkpoint.finished_on_exit(),
-          progress_bar(state.step, steps) as bar):
+    with (
+        StopSignal() as stop,
+        closing(run),
+        checkpoint.finished_on_exit(),
+        progress_bar(state.step, steps) as bar,
+    ):
         if eval_fn and due(training.eval_every) and state.evaluated < state.step:
-            evaluate(cfg, model, eval_fn, autocast, ema, state, run)    # a signal came before it
+            evaluate(cfg, model, eval_fn, autocast, ema, state, run)  # a signal came before it
             if state.step == steps:
                 state.save(cfg, model, optimizer, ema, run)
         stream = batches(state.position // (training.batch_size * dist.world_size()))
@@ -133,7 +150,7 @@ def fit(
                     with autocast():
                         loss, parts = loss_fn(ddp, batch)
                     (loss / micros).backward()
-                loss, parts = loss.detach(), detached(parts)    # no graph outlives its step
+                loss, parts = loss.detach(), detached(parts)  # no graph outlives its step
                 seen.append((loss, parts, batch.get("name", [])))
                 meter.add({"loss": loss, **parts})
 
@@ -166,20 +183,23 @@ def fit(
             if eval_fn and due(training.eval_every) and (not stop.agreed or state.step == steps):
                 try:
                     evaluate(cfg, model, eval_fn, autocast, ema, state, run)
-                except Exception:       # a damaged pair, no memory: the steps must not be lost too
+                except Exception:  # a damaged pair, no memory: the steps must not be lost too
                     state.save(cfg, model, optimizer, ema, run)
                     raise
                 meter.begin()
             if due(training.save_every) or stop.agreed:
                 path = state.save(cfg, model, optimizer, ema, run)
     if stop.agreed and state.step < steps:
-        dist.print0(f"stopped by a signal after step {state.step} of {steps}; saved {path}; "
-                    "to go on, run the same command again"
-                    f"{' without --resume' if cfg.run.resume else ''}")
+        dist.print0(
+            f"stopped by a signal after step {state.step} of {steps}; saved {path}; "
+            "to go on, run the same command again"
+            f"{' without --resume' if cfg.run.resume else ''}"
+        )
         raise SystemExit(0)
 
 
 # the parts of a step
+
 
 def distributed(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` with gradients averaged over the ranks; itself where there is one process.
@@ -190,11 +210,14 @@ def distributed(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sharded)
-    with warnings.catch_warnings():     # torch 2.14 renames broadcast_buffers, 2.11 has no other
+    with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers, 2.11 has no other
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(
-            model, device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False, gradient_as_bucket_view=True)
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
 
 
 def global_batch(training: TrainingConfig) -> int:
@@ -226,32 +249,58 @@ def seed_step(seed: int, rank: int, step: int) -> None:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Tensors to the device; lists stay with the host, which would wait to fetch them back."""
-    return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()}
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 # now and then
 
+
 def progress_bar(step: int, steps: int, unit: str = "step") -> tqdm:
     """On rank 0; in a log file a line every ten seconds instead of a moving bar."""
-    return tqdm(initial=step, total=steps, unit=unit, disable=not dist.is_main(),
-                dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 10.0)
+    return tqdm(
+        initial=step,
+        total=steps,
+        unit=unit,
+        disable=not dist.is_main(),
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+    )
 
 
-def report(run: Run, bar: tqdm, state: State, meter: Meter, lr: float, images: int,
-           model: nn.Module, device: torch.device) -> None:
+def report(
+    run: Run,
+    bar: tqdm,
+    state: State,
+    meter: Meter,
+    lr: float,
+    images: int,
+    model: nn.Module,
+    device: torch.device,
+) -> None:
     """Log what the meter gathered since the last report."""
     means, rates = meter.means(), meter.rates(images, model, device)
     run.log(state.step, **means, lr=lr, skipped=state.skipped, **rates)
-    bar.set_postfix_str(f"loss {means.get('loss', math.nan):.4g}, lr {lr:.2g}, "
-                        f"{rates['images_per_s']:.3g} img/s", refresh=False)
+    bar.set_postfix_str(
+        f"loss {means.get('loss', math.nan):.4g}, lr {lr:.2g}, {rates['images_per_s']:.3g} img/s",
+        refresh=False,
+    )
     meter.begin()
 
 
-def evaluate(cfg: Any, model: nn.Module, eval_fn: Callable, autocast: Callable, ema: Ema,
-             state: State, run: Run) -> None:
+def evaluate(
+    cfg: Any,
+    model: nn.Module,
+    eval_fn: Callable,
+    autocast: Callable,
+    ema: Ema,
+    state: State,
+    run: Run,
+) -> None:
     """Log `eval_fn` of the averaged weights and keep them if they are the best so far."""
-    seed_step(cfg.training.seed, dist.rank(), 2**32)        # the same draws at every evaluation
+    seed_step(cfg.training.seed, dist.rank(), 2**32)  # the same draws at every evaluation
     model.eval()
     with ema.swapped_in(), torch.no_grad():
         with autocast():

@@ -23,7 +23,8 @@ def psnr(predicted: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB against a peak of 1; infinite for equal images."""
     predicted, target = _checked(predicted, target)
     return peak_signal_noise_ratio(
-        predicted, target, data_range=1.0, dim=(1, 2, 3), reduction="none")
+        predicted, target, data_range=1.0, dim=(1, 2, 3), reduction="none"
+    )
 
 
 def ssim(predicted: Tensor, target: Tensor) -> Tensor:
@@ -32,7 +33,8 @@ def ssim(predicted: Tensor, target: Tensor) -> Tensor:
     if min(predicted.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs sides of 11 or more, got {tuple(predicted.shape[-2:])}")
     values = structural_similarity_index_measure(
-        predicted, target, data_range=1.0, reduction="none")
+        predicted, target, data_range=1.0, reduction="none"
+    )
     return values.reshape(len(predicted))
 
 
@@ -48,8 +50,10 @@ class Lpips:
         try:
             self.metric = LearnedPerceptualImagePatchSimilarity("alex", normalize=True).to(device)
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"the weights of AlexNet cannot be fetched ({error}); leave out "
-                             "--lpips, or put them into torch's cache") from error
+            raise ValueError(
+                f"the weights of AlexNet cannot be fetched ({error}); leave out "
+                "--lpips, or put them into torch's cache"
+            ) from error
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
         pair = _checked(predicted, target)
@@ -122,11 +126,13 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 def _checked(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as fp32. Raises: ValueError: shapes, or values outside [0, 1]."""
     if predicted.shape != target.shape or predicted.ndim != 4 or predicted.shape[1] != 1:
-        raise ValueError("expected two images of shape (B, 1, H, W), got "
-                         f"{tuple(predicted.shape)} and {tuple(target.shape)}")
+        raise ValueError(
+            "expected two images of shape (B, 1, H, W), got "
+            f"{tuple(predicted.shape)} and {tuple(target.shape)}"
+        )
     for name, x in (("predicted", predicted), ("target", target)):
         low, high = x.min().item(), x.max().item()
-        if not (low >= 0 and high <= 1):            # also true of NaN
+        if not (low >= 0 and high <= 1):  # also true of NaN
             raise ValueError(f"{name} must be in [0, 1], it spans {low:.4g} to {high:.4g}")
     return predicted.detach().float(), target.detach().float()
 
@@ -145,8 +151,10 @@ class ConfusionMatrix:
         known = target != IGNORE
         classes = torch.stack([target[known], predicted[known]]).long()
         if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
-            raise ValueError(f"class ids must be 0..{self.num_classes - 1} or {IGNORE}, got "
-                             f"{int(classes.min())}..{int(classes.max())}")
+            raise ValueError(
+                f"class ids must be 0..{self.num_classes - 1} or {IGNORE}, got "
+                f"{int(classes.min())}..{int(classes.max())}"
+            )
         index = classes[0] * self.num_classes + classes[1]
         counts = torch.bincount(index, minlength=self.num_classes**2)
         self.counts += counts.view_as(self.counts).to(self.counts.device)
@@ -159,5 +167,7 @@ class ConfusionMatrix:
         counts = dist.sum_over_ranks(self.counts).double()
         hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
         present = union > 0
-        return {"accuracy": (hit.sum() / counts.sum()).item(),
-                "miou": (hit[present] / union[present]).mean().item()}
+        return {
+            "accuracy": (hit.sum() / counts.sum()).item(),
+            "miou": (hit[present] / union[present]).mean().item(),
+        }

@@ -11,7 +11,7 @@ from torch import nn
 @dataclass(kw_only=True)
 class AdamWParams:
     lr: float = 1e-4
-    weight_decay: float = 1e-4      # of tensors with two or more dimensions
+    weight_decay: float = 1e-4  # of tensors with two or more dimensions
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
@@ -44,8 +44,13 @@ def make_optimizer(cfg: Any, trained: list[nn.Parameter]) -> torch.optim.Optimiz
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": params.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=params.lr,
-                             betas=tuple(params.betas), eps=params.eps, fused=trained[0].is_cuda)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=params.lr,
+        betas=tuple(params.betas),
+        eps=params.eps,
+        fused=trained[0].is_cuda,
+    )
 
 
 def learning_rate(cfg: Any, step: int, steps: int) -> float:

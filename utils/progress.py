@@ -26,11 +26,11 @@ HOW_DATA_ARE_READ = ("cache", "cache_gib", "latents", "num_workers")
 class State:
     """All of a run that is not weights, optimizer or EMA."""
 
-    step: int = 0                   # optimizer steps taken
-    position: int = 0               # samples drawn by all ranks together
-    skipped: int = 0                # steps left out because they were not finite
-    evaluated: int = 0              # the step of the last evaluation
-    best: float | None = None       # of best_metric, lower is better
+    step: int = 0  # optimizer steps taken
+    position: int = 0  # samples drawn by all ranks together
+    skipped: int = 0  # steps left out because they were not finite
+    evaluated: int = 0  # the step of the last evaluation
+    best: float | None = None  # of best_metric, lower is better
 
     def resume(self, cfg: Any, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> None:
         """Continue from cfg.run.resume, or from the newest intact checkpoint of the run, if any.
@@ -41,13 +41,17 @@ class State:
         path = _checkpoint_of(cfg.run.resume, run.dir)
         parts = checkpoint.load(path) if path else {"state": asdict(self)}
         if len(set(dist.gather(parts["state"]["step"]))) > 1:
-            raise ValueError(f"the ranks find different checkpoints in {run.dir}; "
-                             "run.output_dir must be on storage that all machines see")
+            raise ValueError(
+                f"the ranks find different checkpoints in {run.dir}; "
+                "run.output_dir must be on storage that all machines see"
+            )
         if path is None:
             return
         if "optimizer" not in parts:
-            raise ValueError(f"run.resume is {path}, which holds weights alone (a best model does);"
-                             f" name a {checkpoint.PATTERN} beside it")
+            raise ValueError(
+                f"run.resume is {path}, which holds weights alone (a best model does);"
+                f" name a {checkpoint.PATTERN} beside it"
+            )
         _check_same_model(parts.get("config", {}), config.to_dict(cfg), path)
         checkpoint.load_into(model, parts["model"], path)
         # what the command line says now about lr, decay, betas goes before what was saved
@@ -76,11 +80,19 @@ class State:
         """Begin to write this step's checkpoint (rank 0). Returns its path."""
         path = run.dir / f"checkpoint_{self.step:08d}.pth"
         if dist.is_main():
-            checkpoint.save(path, {
-                "model": checkpoint.trained_state(model), "optimizer": optimizer.state_dict(),
-                "ema": ema.state_dict(), "state": asdict(self), "config": config.to_dict(cfg),
-                "world_size": dist.world_size(),
-            }, background=True, keep=cfg.training.keep_last)
+            checkpoint.save(
+                path,
+                {
+                    "model": checkpoint.trained_state(model),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema.state_dict(),
+                    "state": asdict(self),
+                    "config": config.to_dict(cfg),
+                    "world_size": dist.world_size(),
+                },
+                background=True,
+                keep=cfg.training.keep_last,
+            )
         return path
 
     def save_if_best(self, cfg: Any, model: nn.Module, values: dict[str, float], run: Run) -> None:
@@ -91,16 +103,24 @@ class State:
         """
         wanted = cfg.training.best_metric
         if (name := wanted.removeprefix("-")) not in values:
-            raise ValueError(f"training.best_metric is {wanted}, but the evaluation gives "
-                             f"{', '.join(values)}")
+            raise ValueError(
+                f"training.best_metric is {wanted}, but the evaluation gives {', '.join(values)}"
+            )
         score = -values[name] if wanted.startswith("-") else values[name]
         if not math.isfinite(score) or (self.best is not None and score >= self.best):
             return
         self.best = score
         if dist.is_main():
-            checkpoint.save(run.dir / "best_model.pth", {
-                "model": checkpoint.trained_state(model), "state": asdict(self),
-                "metrics": values, "config": config.to_dict(cfg)}, background=True)
+            checkpoint.save(
+                run.dir / "best_model.pth",
+                {
+                    "model": checkpoint.trained_state(model),
+                    "state": asdict(self),
+                    "metrics": values,
+                    "config": config.to_dict(cfg),
+                },
+                background=True,
+            )
 
 
 def _checkpoint_of(resume: str | None, directory: Path) -> Path | None:
@@ -113,8 +133,10 @@ def _checkpoint_of(resume: str | None, directory: Path) -> Path | None:
         raise ValueError(f"run.resume is {resume}, but there is no intact checkpoint")
     own = checkpoint.latest(directory)
     if own and checkpoint.step_of(own) > checkpoint.step_of(path):
-        raise ValueError(f"run.resume is {resume}, but {own} is newer: leave out --resume to go on "
-                         "from it, or choose another run.output_dir")
+        raise ValueError(
+            f"run.resume is {resume}, but {own} is newer: leave out --resume to go on "
+            "from it, or choose another run.output_dir"
+        )
     return path
 
 
@@ -122,18 +144,24 @@ def _check_same_model(saved: dict, current: dict, path: Path) -> None:
     if "model" not in saved or "model" not in current:
         return
     if not saved["model"].keys() & current["model"].keys():
-        raise ValueError(f"{path} is of a model that another script trains; choose another"
-                         " run.output_dir")  # fmt: skip
-    free = (*HOW_IT_RUNS, "decomposition_checkpoint")   # stage 1's weights are in the file
+        raise ValueError(
+            f"{path} is of a model that another script trains; choose another run.output_dir"
+        )
+    free = (*HOW_IT_RUNS, "decomposition_checkpoint")  # stage 1's weights are in the file
     there, here = (
         {key: x for key, x in _leaves(cfg["model"], "model") if key.split(".")[1] not in free}
         for cfg in (saved, current)
     )
-    differ = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-              for key in {**there, **here} if there.get(key) != here.get(key)]
+    differ = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in {**there, **here}
+        if there.get(key) != here.get(key)
+    ]
     if differ:
-        raise ValueError(f"{path} is of another model: {'; '.join(differ)}; "
-                         "restore the value, or choose another run.output_dir")
+        raise ValueError(
+            f"{path} is of another model: {'; '.join(differ)}; "
+            "restore the value, or choose another run.output_dir"
+        )
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -147,14 +175,18 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 def _tell_changes(saved: dict, world: int, training: Any) -> None:
     """A changed batch or seed is allowed, but no longer the same run bit for bit."""
     if saved["seed"] != training.seed:
-        dist.print0(f"training.seed was {saved['seed']}, is now {training.seed}: order,"
-                    " augmentation and noise are others from here on")
+        dist.print0(
+            f"training.seed was {saved['seed']}, is now {training.seed}: order,"
+            " augmentation and noise are others from here on"
+        )
     before = (world, saved["batch_size"], saved["gradient_accumulation_steps"])
     now = (dist.world_size(), training.batch_size, training.gradient_accumulation_steps)
     if before != now:
-        dist.print0(f"processes x batch x accumulation was {' x '.join(map(str, before))}, is now "
-                    f"{' x '.join(map(str, now))}: the data go on where they were, other things "
-                    "are no longer equal to the uninterrupted run")
+        dist.print0(
+            f"processes x batch x accumulation was {' x '.join(map(str, before))}, is now "
+            f"{' x '.join(map(str, now))}: the data go on where they were, other things "
+            "are no longer equal to the uninterrupted run"
+        )
 
 
 class Meter:
@@ -197,8 +229,11 @@ class Meter:
     def rates(self, images_per_step: int, model: nn.Module, device: torch.device) -> dict:
         """images/s of all ranks, s/step, share of waiting for data; on GPUs GiB and TFLOP/s."""
         seconds = time.perf_counter() - self.started
-        rates = {"images_per_s": images_per_step * self.steps / seconds,
-                 "step_s": seconds / max(self.steps, 1), "data_wait": self.waited / seconds}
+        rates = {
+            "images_per_s": images_per_step * self.steps / seconds,
+            "step_s": seconds / max(self.steps, 1),
+            "data_wait": self.waited / seconds,
+        }
         if flops := getattr(model, "flops_per_sample", None):
             per_device = rates["images_per_s"] / dist.world_size()
             rates["model_tflops"] = float(flops) * per_device / 1e12
@@ -214,15 +249,15 @@ class StopSignal:
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
-    GRACE = 5.0                         # seconds in which another one is no second thought
+    GRACE = 5.0  # seconds in which another one is no second thought
 
     def __init__(self):
         self.received: str | None = None
-        self.agreed = False             # whether any rank received one, as all ranks know it
+        self.agreed = False  # whether any rank received one, as all ranks know it
         self._previous: dict = {}
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():       # else Python refuses
+        if threading.current_thread() is threading.main_thread():  # else Python refuses
             self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
@@ -251,7 +286,7 @@ class Checks:
 
     def __init__(self, stop: StopSignal):
         self.stop = stop
-        self.unread: list[tuple] = []           # oldest first
+        self.unread: list[tuple] = []  # oldest first
 
     def launch(self, step: int, norm: Tensor, seen: list[tuple[Tensor, dict, list]]) -> None:
         """Ask about a step; `norm` and `seen` as in `nonfinite_report`. Collective."""
@@ -289,11 +324,16 @@ def nonfinite_report(step: int, norm: Tensor, seen: list[tuple[Tensor, dict, lis
     names = [str(name) for _, _, batch_names in seen for name in batch_names]
     ranks = dist.gather((own, names))
     at_fault = [r for r in ranks if not all(map(math.isfinite, r[0]["loss"]))]
-    text = [f"{name}={','.join(f'{x:.4g}' for x in values)}"
-            for own, _ in at_fault or ranks for name, values in own.items()]
+    text = [
+        f"{name}={','.join(f'{x:.4g}' for x in values)}"
+        for own, _ in at_fault or ranks
+        for name, values in own.items()
+    ]
     samples = [name for _, names in at_fault or ranks for name in names]
-    return (f"non-finite {'loss' if at_fault else 'gradient'} at step {step}; gradient norm: "
-            f"{norm.item():.4g}; parts: {' '.join(text)}; samples: {' '.join(samples)}")
+    return (
+        f"non-finite {'loss' if at_fault else 'gradient'} at step {step}; gradient norm: "
+        f"{norm.item():.4g}; parts: {' '.join(text)}; samples: {' '.join(samples)}"
+    )
 
 
 def detached(scalars: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
@@ -309,9 +349,7 @@ def buffers_before(model: nn.Module, training: Any, state: State) -> list[Tensor
 
 
 @torch.no_grad()
-def skip(
-    state: State, training: Any, why: str, buffers: list[Tensor], model: nn.Module
-) -> None:
+def skip(state: State, training: Any, why: str, buffers: list[Tensor], model: nn.Module) -> None:
     """Leave a step out. Raises: RuntimeError: as many as allowed were left out before."""
     if state.skipped >= training.skip_nonfinite:
         raise RuntimeError(why)

@@ -1,6 +1,6 @@
 """The run directory (resolved config, command, commit, curves) and how a script starts and ends.
 
-    runs/x/  config.yaml  command.txt  commit.txt  code.diff  metrics.jsonl  events.out.tfevents.*
+runs/x/  config.yaml  command.txt  commit.txt  code.diff  metrics.jsonl  events.out.tfevents.*
 """
 
 import json
@@ -24,11 +24,11 @@ from utils import config, dist
 @dataclass(kw_only=True)
 class RunConfig:
     output_dir: str = "runs/default"
-    resume: str | None = None       # a checkpoint, or a folder of them; null: newest of output_dir
-    dry_run: bool = False           # print config, sizes and the memory of one step, then stop
-    device: str = "auto"            # auto, cpu or cuda
-    images: int = 4                 # scenes drawn at every evaluation
-    deterministic: bool = False     # on a GPU: the same bits in every run, by slower kernels
+    resume: str | None = None  # a checkpoint, or a folder of them; null: newest of output_dir
+    dry_run: bool = False  # print config, sizes and the memory of one step, then stop
+    device: str = "auto"  # auto, cpu or cuda
+    images: int = 4  # scenes drawn at every evaluation
+    deterministic: bool = False  # on a GPU: the same bits in every run, by slower kernels
 
     def __post_init__(self):
         if not self.output_dir.strip():
@@ -45,8 +45,8 @@ class Run:
     def __init__(self, directory: str | Path, cfg: Any):
         self.dir = Path(directory)
         self.cfg = cfg
-        self.described = False      # whether config, command and commit are written
-        self._purge_step = None     # what TensorBoard is to forget when it opens: this and later
+        self.described = False  # whether config, command and commit are written
+        self._purge_step = None  # what TensorBoard is to forget when it opens: this and later
         self._tensorboard = None
 
     def start(self, step: int | None = None) -> None:
@@ -58,8 +58,10 @@ class Run:
         (self.dir / "config.yaml").write_text(config.to_yaml(self.cfg), encoding="utf-8")
         with open(self.dir / "command.txt", "a", encoding="utf-8") as file:
             when = time.strftime("%Y-%m-%d %H:%M:%S")
-            file.write(f"# {when}, from step {step or 0}, {dist.world_size()} process(es)\n"
-                       f"{shlex.join([Path(sys.executable).name, *sys.argv])}\n")
+            file.write(
+                f"# {when}, from step {step or 0}, {dist.world_size()} process(es)\n"
+                f"{shlex.join([Path(sys.executable).name, *sys.argv])}\n"
+            )
         commit, diff = code_version()
         (self.dir / "commit.txt").write_text(commit + "\n", encoding="utf-8")
         (self.dir / "code.diff").write_text(diff, encoding="utf-8")
@@ -96,8 +98,9 @@ class Run:
             self.start()
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second
+
             self._tensorboard = SummaryWriter(str(self.dir), purge_step=self._purge_step)
-            self._purge_step = None         # once: the writer may be closed and opened again
+            self._purge_step = None  # once: the writer may be closed and opened again
             text = config.to_yaml(self.cfg).replace("\n", "\n    ")
             self._tensorboard.add_text("config", f"    {text}")
         return self._tensorboard
@@ -112,7 +115,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
         try:
             row = json.loads(line)
         except ValueError:
-            continue                # half a line: the process was killed while it wrote
+            continue  # half a line: the process was killed while it wrote
         if step > 0 and row["step"] <= step:
             kept.append(line + "\n")
     temporary = path.with_suffix(".tmp")
@@ -125,15 +128,17 @@ def code_version() -> tuple[str, str]:
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, timeout=30,
-                              check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, timeout=30, check=True
+        )
         return done.stdout.decode("utf-8", errors="replace")
 
     try:
         untracked = git("ls-files", "--others", "--exclude-standard").splitlines()
         diff = git("diff", "--no-ext-diff", "HEAD")
         return git("rev-parse", "HEAD").strip(), diff + "".join(
-            f"# untracked: {name}\n" for name in untracked)
+            f"# untracked: {name}\n" for name in untracked
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown", ""
 

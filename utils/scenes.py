@@ -57,9 +57,14 @@ def _cell(kind: str, image: np.ndarray, colors: np.ndarray) -> np.ndarray:
     return panels.thermal_colors(image.mean(0))
 
 
-def scene_figure(cells: Sequence[dict[str, np.ndarray]], names: Sequence[str],
-                 material_names: Sequence[str], colors: np.ndarray, ids: Sequence[np.ndarray],
-                 heading: str = "") -> np.ndarray:  # fmt: skip
+def scene_figure(
+    cells: Sequence[dict[str, np.ndarray]],
+    names: Sequence[str],
+    material_names: Sequence[str],
+    colors: np.ndarray,
+    ids: Sequence[np.ndarray],
+    heading: str = "",
+) -> np.ndarray:
     """One figure (H, W, 3) uint8: a row a scene, a column a kind, with legend and colour bar.
 
     Args:
