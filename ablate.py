@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from configs.ablation import AblateConfig, cell, command_of, read_json, with_files
+from assembly.ablation import AblateConfig, cell, command_of, read_json, with_files
 from utils import config
 from utils.run import entry
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from configs import restore
+from assembly import checkpoints
 from configs.schema import USE_FLAGS, EvaluateConfig
 from data.pairs import open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
@@ -45,7 +45,7 @@ MEAN_IMAGES = 400  # at most so many training images, evenly spaced, go into the
 def main() -> None:
     cfg = config.load(EvaluateConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
-    stage1, translator, _, data, pairs, sampling = restore.open_all(cfg, device)
+    stage1, translator, _, data, pairs, sampling = checkpoints.open_all(cfg, device)
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     mean, note = training_mean(data, cfg.batch_size, needed=not cfg.test_data)
     note = "; ".join([*pairs.notes, *([note] if note else [])])

@@ -9,7 +9,7 @@ meaningful. The architecture is that of the checkpoint. To resume, run the same 
 
 from dataclasses import is_dataclass
 
-from configs import restore
+from assembly import checkpoints
 from configs.schema import FLAGS, FinetuneConfig, TrainConfig
 from train import train
 from utils import config, dist
@@ -51,10 +51,10 @@ def main() -> None:
     names = ("freeze_decomposition", "train_batchnorm", *HOW_IT_RUNS)
     chosen = {name: getattr(cfg.model, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    model, trained = restore.load_translator(cfg.checkpoint, device, **chosen)
+    model, trained, plan = checkpoints.load_translator(cfg.checkpoint, device, **chosen)
     refuse_what_is_fixed(cfg, given, trained, names)
     cfg.model = trained.model
-    train(cfg, model, device)
+    train(cfg, model, plan, device)
 
 
 if __name__ == "__main__":

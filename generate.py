@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from configs import restore
+from assembly import checkpoints
 from configs.schema import USE_FLAGS, GenerateConfig
 from data.pairs import make_window
 from data.transforms import FORMATS, decode_visible, encode_png, resize_visible
@@ -36,9 +36,10 @@ def main() -> None:
     folder = Path(cfg.output_dir)
     check_output(folder, paths)
     device = dist.init(cfg.device)
-    translator, trained = restore.load_translator(cfg.checkpoint, device, sampling=True)
+    translator, trained, plan = checkpoints.load_translator(cfg.checkpoint, device, sampling=True)
+    dist.print0(plan)
     translator.eval()
-    sampling = restore.sampling_of(trained.sampling, cfg)
+    sampling = checkpoints.sampling_of(trained.sampling, cfg)
     if cfg.counts and not trained.window:
         raise ValueError(
             "--counts needs the window of the training data, and this run has none"

@@ -13,13 +13,14 @@ import math
 import numpy as np
 import torch
 
+from assembly.stage1_step import stage1_step
 from configs.schema import FLAGS, PretrainConfig
-from configs.step import stage1_step
 from data.materials import IGNORE, MATERIALS, material_colors
 from data.pairs import describe, open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import collate, evenly_spaced, sequential, stream
 from losses.pretrain import MultiTaskPretrainLoss
+from models.fast.plan import speed_up_stage1
 from models.stage1 import Stage1
 from utils import config, dist, metrics, panels
 from utils.dryrun import dry_run
@@ -57,10 +58,9 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     # model: the same random start on every rank, and with physics on and off
     torch.manual_seed(cfg.training.seed)
     model = dist.sync_batchnorm(Stage1(cfg.model, cfg.physics).to(device))
-    alone = device.type == "cuda" and ranks[1] == 1
+    alone = device.type == "cuda" and ranks[1] == 1 and cfg.fast == "auto"
     compiled = alone if cfg.compile is None else cfg.compile
-    if compiled:
-        model.to(memory_format=torch.channels_last)
+    dist.print0(speed_up_stage1(model, cfg.fast, compiled))
 
     # objective
     frequency = material_frequency(cfg, train_set) if cfg.loss.balance else torch.zeros(1)
@@ -180,8 +180,8 @@ def verdict(cfg: PretrainConfig, values: dict[str, float]) -> list[str]:
     if "val_psnr" in values:
         heat += f", fused infrared {values['val_psnr']:.2f} dB, SSIM {values['val_ssim']:.3f}"
     if not values["val_labelled"]:
-        text = f"no validation scene has labels (data.labels.material_source={source}),"
-        return [f"materials: {text} so the material map means nothing", f"heat: {heat}"]
+        text = f"materials: no validation scene has labels (data.labels.material_source={source}),"
+        return [f"{text} so the material map means nothing", f"heat: {heat}"]
     ce, common = values["val_material_ce"], values["val_commonest"]
     text = f"materials: cross-entropy {ce:.3f} (chance {chance:.3f}), accuracy "
     text += f"{values['val_accuracy']:.3f} (commonest material everywhere: {common:.3f}),"

@@ -10,8 +10,8 @@ run the same command again.
 
 import torch
 
-from configs import restore
-from configs.latents import attach_latents
+from assembly import checkpoints
+from assembly.latents import attach_latents
 from configs.schema import FLAGS, TrainConfig
 from data.materials import MATERIALS, material_colors
 from data.pairs import Pairs, describe, open_pairs
@@ -19,10 +19,9 @@ from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import collate, evenly_spaced, in_step, stream
 from losses import flow
 from losses.pretrain import MultiTaskPretrainLoss
-from models import products
-from models.attention import choose_kernel
 from models.bundle import save_bundle
 from models.codec import in_infrared_panel, tokens_shape
+from models.fast.plan import Plan, choose_attention
 from models.sampler import noise_for, translate
 from models.translator import Translator
 from utils import checkpoint, config, dist, metrics
@@ -35,11 +34,12 @@ from utils.scenes import scene_cells, scene_figure
 def main() -> None:
     cfg = config.load(TrainConfig, flags=FLAGS, default="configs/train.yaml")
     device = dist.init(cfg.run.device, cfg.run.deterministic)
-    train(cfg, restore.new_translator(cfg, device), device)
+    model, plan = checkpoints.new_translator(cfg, device)
+    train(cfg, model, plan, device)
 
 
-def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
-    """Fit `model` as `cfg` says; stage 3 calls this too."""
+def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device) -> None:
+    """Fit `model` as `cfg` says; stage 3 calls this too. `plan`: what of it is fast."""
     run = Run(cfg.run.output_dir, cfg)
 
     # data
@@ -58,13 +58,9 @@ def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
         )
 
     # objective
-    if not cfg.model.train_base:
-        heads, width = model.flux.config.num_attention_heads, model.flux.config.attention_head_dim
-        tokens = tokens_shape(*train_set.size)[0] + cfg.model.text_tokens
-        kernel = choose_kernel(device, training.batch_size, tokens, heads, width)
-        dist.print0(f"attention kernel: {kernel}")
-        if products.said:
-            dist.print0(products.said)
+    tokens = tokens_shape(*train_set.size)[0] + cfg.model.text_tokens
+    choose_attention(plan, model, training.batch_size, tokens)
+    dist.print0(plan)
     predict = make_predict(cfg, model, train_set.size, device)
     loss_fn = make_loss(cfg, predict)
 
@@ -86,8 +82,8 @@ def train(cfg: TrainConfig, model: Translator, device: torch.device) -> None:
     if cfg.run.dry_run:
         batch = to_device(next(batches(0)), device)
         return dry_run(cfg, model, describe(train_set), batch, lambda: loss_fn(model, batch)[0])
-    model.flops_per_sample = model.step_flops(*train_set.size)
-    fit(cfg, model, loss_fn, batches, run, eval_fn, samples=len(train_set))
+    flops = model.step_flops(*train_set.size)
+    fit(cfg, model, loss_fn, batches, run, eval_fn, samples=len(train_set), sample_flops=flops)
     export(cfg, model, run)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from configs import restore
+from assembly import checkpoints
 from configs.schema import USE_FLAGS, HeldOutConfig
 from data.materials import MATERIALS, emissivity_prior, material_colors
 from data.pseudo_labels import NONE, QUANTIZED, prepare_pseudo_labels
@@ -38,7 +38,7 @@ NAMES = [material.name for material in MATERIALS]
 def main() -> None:
     cfg = config.load(HeldOutConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
-    opened = restore.open_all(cfg, device)
+    opened = checkpoints.open_all(cfg, device)
     for note in opened.pairs.notes:
         dist.print0(f"data: {note}")
     folder = Path(cfg.output_dir)
@@ -51,7 +51,7 @@ def main() -> None:
         print(f"panels in {folder}")
 
 
-def draw_scenes(cfg: HeldOutConfig, opened: restore.Opened, folder: Path, device) -> None:
+def draw_scenes(cfg: HeldOutConfig, opened: checkpoints.Opened, folder: Path, device) -> None:
     """A panel of each of (by default) DEFAULT_SCENES scenes."""
     stage1, translator, _, _, pairs, sampling = opened
     colors, ranks = material_colors(), (dist.rank(), dist.world_size())
@@ -101,7 +101,7 @@ def file_names(names: list[str], sources: list[str]) -> list[str]:
 
 
 def count_materials(
-    cfg: HeldOutConfig, opened: restore.Opened, device
+    cfg: HeldOutConfig, opened: checkpoints.Opened, device
 ) -> tuple[Tensor, dict[str, float]]:
     """(M, M) pixels by label and prediction over the split (or --limit pairs), {accuracy, miou}.
 
@@ -131,7 +131,7 @@ def draw_confusion(counts: Tensor, scores: dict[str, float], path: Path) -> None
     panels.save_png(path, panels.pixels_of(figure))
 
 
-def draw_emissivity(opened: restore.Opened, counts: Tensor, path: Path) -> None:
+def draw_emissivity(opened: checkpoints.Opened, counts: Tensor, path: Path) -> None:
     source = opened.pairs.cfg.labels.material_source
     if opened.stage1.fusion is None or source in (NONE, QUANTIZED):
         why = "physics is off" if opened.stage1.fusion is None else f"material labels are {source}"

@@ -17,9 +17,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from assembly.stage1_step import stage1_step
 from benchmarks.pretrain import scenes
 from configs.schema import PretrainConfig
-from configs.step import stage1_step
 from losses.pretrain import MultiTaskPretrainLoss
 from models.decomposition import DecompositionConfig
 from models.stage1 import Stage1

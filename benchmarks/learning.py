@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from losses import flow
 from models import codec as codecs
-from models import fast, merge, products
 from models.decomposition import DecompositionConfig
+from models.fast import fused_gemm, fused_matrices, train_blocks
+from models.fast.plan import build
 from models.lora import LoraConfig
 from models.stage1 import Stage1
-from models.translator import Translator, TranslatorConfig, build_translator
+from models.translator import Translator, TranslatorConfig
 
 SIZE, BATCH = 128, 16
 LAST = 4  # compare the mean loss of the last quarter of the steps
@@ -31,7 +32,7 @@ def learning_gap(steps: int, device: str, preset: str = "small") -> dict[str, fl
     )
     torch.manual_seed(0)
     stage1 = Stage1(DecompositionConfig(backbone="resnet18"))
-    whole = build_translator(cfg, deepcopy(stage1), device=device)
+    whole = build(cfg, deepcopy(stage1), device=device)[0]
     base_losses = train(whole, steps, device, lr=1e-3, task=0)
     result = dict(
         steps=steps,
@@ -39,7 +40,7 @@ def learning_gap(steps: int, device: str, preset: str = "small") -> dict[str, fl
         base_last=base_losses[-len(base_losses) // LAST :].mean().item(),
     )
     for way in ("bf16", "fp8", "fused"):
-        if way == "fused" and not products.choose(torch.device(device)):
+        if way == "fused" and not fused_gemm.choose(torch.device(device))[0]:
             continue
         adapted = replace(cfg, train_base=False, base_dtype="bf16")
         losses = train(adapt(whole, adapted, way, stage1, device), steps, device, lr=1e-3, task=1)
@@ -54,12 +55,15 @@ def learning_gap(steps: int, device: str, preset: str = "small") -> dict[str, fl
 def adapt(whole: Translator, cfg: TranslatorConfig, way: str, stage1: Stage1, device) -> Translator:
     """`whole`'s base, frozen as `way` says, with the same fresh adapters every time."""
     torch.manual_seed(1)
-    plain = build_translator(cfg, deepcopy(stage1), device=device)
+    plain = build(cfg, deepcopy(stage1), device=device)[0]
     state = {n: x for n, x in whole.state_dict().items() if "lora" not in n}
     plain.load_state_dict(state, strict=False)
     if way != "bf16":
-        merge.freeze(plain.flux, device, "fp8" if way == "fp8" else "bf16")
-        fast.install(plain.flux, plain.guidance, compiled=False)
+        fused_matrices.freeze(
+            plain.flux, device, "fp8" if way == "fp8" else "bf16", fused=way == "fused"
+        )
+        train_blocks.install(plain.flux, plain.guidance, compiled=False)
+        plain.run_with(train_blocks.TrainRunner(plain.flux))
     return plain
 
 

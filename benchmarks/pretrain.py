@@ -4,11 +4,11 @@
     python benchmarks/pretrain.py --backbone resnet18 --size 64 --batch 2 --device cpu --steps 3
 
 `peer` is a plain loop: fp32, labels made sample by sample, `.item()` of every loss term at every
-step, and the network written plainly: every head by itself, torch's own doubling. The other rows
-are this project's own loop (utils/loop.py: fit) with one more of its means each; the last is what a
-GPU gets by default. The same weights, scenes and losses everywhere (at the border the plain last
-layer differs: it meets zeros after doubling, ours before). `peer, plain decoder` is the peer with
-the reference decoder (DecompositionConfig.decoder: plain), whose heads run at full size.
+step, and the network as models/decomposition.py writes it. The other rows are this project's own
+loop (utils/loop.py: fit) with the convolutions of models/fast and one more of its means each; the
+last is what a GPU gets by default. The same weights, scenes and losses everywhere.
+`peer, plain decoder` is the peer with the reference decoder (DecompositionConfig.decoder: plain),
+whose heads run at full size.
 The scenes lie on the device: the data path does not count (benchmarks/loader.py times that).
 Prints markdown, writes JSON.
 """
@@ -21,22 +21,19 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
-from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from assembly.stage1_step import stage1_step
 from configs.schema import PretrainConfig
-from configs.step import stage1_step
 from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import PseudoLabels, prepare_pseudo_labels
 from data.stream import collate
 from losses.pretrain import MultiTaskPretrainLoss
-from models import decomposition, fusion
-from models.cells import CellKernels
 from models.decomposition import DecompositionConfig
+from models.fast.plan import speed_up_stage1
 from models.stage1 import Stage1
 from utils.loop import TrainingConfig, fit, to_device
 from utils.run import Run, RunConfig
@@ -109,6 +106,8 @@ def timed(way: str, args, device, batches: list[dict], loop, decoder: str = "ski
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     model = Stage1(DecompositionConfig(backbone=args.backbone, decoder=decoder)).to(device)
+    if loop is not peer_loop:
+        speed_up_stage1(model, "auto")
     seconds, loss = loop(model.train(), batches, args.steps, **how)
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     row = Row(way, args.batch, seconds, args.batch / seconds, 1.0, peak, loss)
@@ -116,33 +115,6 @@ def timed(way: str, args, device, batches: list[dict], loop, decoder: str = "ski
     return row
 
 
-def heads_apart(heads, x, detail, cells):
-    """decomposition.run_heads, plainly written, at full size."""
-    out = []
-    for head in heads:
-        y = x
-        for conv in head.hidden:
-            y = F.relu(conv(y))
-        out.append(head.last(y if detail is None else torch.cat([interpolate(y), detail], dim=1)))
-    return out
-
-
-def interpolate(x: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-
-
-def plain_double(x, other):
-    return torch.cat([interpolate(x), other], dim=1)
-
-
-@mock.patch.multiple(
-    decomposition,
-    run_heads=heads_apart,
-    double_beside=plain_double,
-    strided_over_cells=lambda conv, image: conv(image),
-)
-@mock.patch.object(CellKernels, "convolve", lambda cells, conv, image: conv(image))
-@mock.patch.object(fusion, "_by_pixel", lambda layers, x: layers(x).float())
 def peer_loop(model: Stage1, batches: list[dict], steps: int) -> tuple[float, float]:
     cfg, objective = PretrainConfig(), MultiTaskPretrainLoss(PretrainConfig().loss)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)

@@ -8,9 +8,9 @@
 Ways: `peer` is diffusers' transformer with PEFT's LoRA, eager, gradient checkpointing, bf16
 autocast, latents given. `bf16` and `fp8` are this project's whole step: both encodings, stage 1,
 guidance, LoRA, loss, clipping, AdamW. `24g` and `48g` are the presets of that name. `sample` is the
-sampler, seconds an image. bf16 ways use quack-kernels' products where they are installed
-(models/products.py): the last column says so. Weights are random: they cost what the real ones
-cost. A step's model FLOPs are those of forward plus the gradients that are needed
+sampler, seconds an image. bf16 ways use quack-kernels' products where they are
+installed (models/fast/fused_gemm.py): the last column says so. Weights are random: they cost what
+the real ones cost. A step's model FLOPs are those of forward plus the gradients that are needed
 (Translator.step_flops, which also counts the 0.8 % that the last block leaves out); recomputation
 earns no credit. MFU is against the bf16 product of 8192 x 8192 that this run measures first (a
 short burst: in long runs the card's power limit holds every way below it). Prints markdown, writes
@@ -40,12 +40,13 @@ from benchmarks.learning import learning_gap
 from losses import flow
 from models import codec as codecs
 from models import flux as fluxes
-from models.attention import choose_kernel
 from models.decomposition import DecompositionConfig
+from models.fast.attention_kernel import choose_kernel
+from models.fast.plan import build
 from models.lora import LoraConfig
 from models.sampler import SamplingConfig, sample
 from models.stage1 import Stage1
-from models.translator import Translator, TranslatorConfig, build_translator
+from models.translator import Translator, TranslatorConfig
 
 probed = cache(choose_kernel)  # once a shape: starting the probe takes seconds
 WARM_STEPS = 3
@@ -183,7 +184,7 @@ def our_rows(args, way: str, device: torch.device, gemm: float):
     if args.preset != "full-random":
         cfg.inject = INJECT_SMALL
     stage1 = Stage1(DecompositionConfig())
-    translator = build_translator(cfg, stage1, device=device).train()
+    translator = build(cfg, stage1, device=device)[0].train()
     heads = translator.flux.config.num_attention_heads
     tokens = 2 * (args.size // codecs.TOKEN) ** 2 + max(args.text)
     probed(device, max(args.batches), tokens, heads, translator.flux.inner_dim // heads)
@@ -205,7 +206,7 @@ def our_rows(args, way: str, device: torch.device, gemm: float):
         prompt = fluxes.random_prompt(translator.flux, texts[0])
         del translator, optimizer, step
         release(device)
-        sampler = build_translator(cfg, stage1, prompt, device, adapters)
+        sampler = build(cfg, stage1, prompt, device, adapters)[0]
         yield sampling_row(sampler, way, texts[0], args.size, gemm, device)
 
 

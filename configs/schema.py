@@ -90,6 +90,7 @@ class PretrainConfig:
 
     model: DecompositionConfig = field(default_factory=DecompositionConfig)
     physics: bool = True  # off: no fusion, no physics and reconstruction terms; all else bit-equal
+    fast: Literal["auto", "off"] = "auto"  # off: plain convolutions, nothing of models/fast
     compile: bool | None = None  # the training step; null: with one GPU, whose BatchNorm is alone
     data: DataConfig = field(default_factory=DataConfig)
     loss: PretrainLossConfig = field(default_factory=PretrainLossConfig)

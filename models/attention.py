@@ -8,20 +8,9 @@ gradient is made contiguous here, which is also faster than falling back to flas
 Dimension key:  B batch   S, K tokens of queries and keys   h heads   d width of a head
 """
 
-import logging
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-log = logging.getLogger(__name__)
-TOLERANCE = 2e-2  # relative difference of two bf16 kernels' gradients
-PATIENCE = 300  # seconds for the probe, most of them for starting CUDA
 
 
 class _ContiguousGradient(torch.autograd.Function):
@@ -101,61 +90,3 @@ class FluxAttention:
         text_out, image_out = out_BSD.split([text.shape[1], x_BSD.shape[1]], dim=1)
         image_out = attn.to_out[1](attn.to_out[0](image_out.contiguous()))
         return image_out, attn.to_add_out(text_out.contiguous())
-
-
-def choose_kernel(device: torch.device, batch: int, tokens: int, heads: int, width: int) -> str:
-    """Probe cuDNN's attention at the run's shape; from now on use it, or flash. Returns which.
-
-    The probe runs in a process of its own: a crash of the kernel would take ours along.
-    The choice is logged, because a slow kernel chosen in silence is a loss nobody looks for.
-    """
-    if device.type != "cuda":
-        return "cpu"
-    if torch.are_deterministic_algorithms_enabled():
-        torch.backends.cuda.enable_cudnn_sdp(False)  # its gradient adds up in any order
-        return "flash, deterministic"
-    probe = [sys.executable, "-m", "models.attention", *map(str, (batch, tokens, heads, width))]
-    root = Path(__file__).parent.parent
-    try:
-        done = subprocess.run(probe, cwd=root, capture_output=True, text=True, timeout=PATIENCE)
-        works, said = done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()
-    except subprocess.TimeoutExpired:
-        works, said = False, [f"no answer in {PATIENCE} s"]
-    torch.backends.cuda.enable_cudnn_sdp(works)
-    kernel = "cudnn" if works else "flash"
-    log.info("attention kernel: %s (%s)", kernel, said[-1] if said else "the probe said nothing")
-    return kernel
-
-
-def _probe(batch: int, tokens: int, heads: int, width: int) -> str:
-    """Run both kernels forward and backward, with both layouts of the gradient that FLUX has.
-
-    Raises: RuntimeError: cuDNN's gradient differs from flash's, or it is slower.
-    """
-    shape, wide = (batch, tokens, heads, width), (batch, tokens, 5 * heads * width)
-    q, k, v = (
-        torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        for _ in range(3)
-    )
-    whole = torch.randn(wide, device="cuda", dtype=torch.bfloat16)
-    sliced = whole[..., : heads * width]
-    grads, seconds = {}, {}
-    backends = dict(cudnn=SDPBackend.CUDNN_ATTENTION, flash=SDPBackend.FLASH_ATTENTION)
-    for name, backend in backends.items():
-        with sdpa_kernel(backend):
-            for g in (sliced.contiguous(), sliced, sliced):
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                grads[name] = torch.autograd.grad(attend(q, k, v), (q, k, v), g)
-                torch.cuda.synchronize()
-                seconds[name] = time.perf_counter() - start
-    gap = max(float((a - b).norm() / b.norm()) for a, b in zip(grads["cudnn"], grads["flash"]))
-    said = ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items())
-    said = f"{said}, gradients differ by {gap:.1e}"
-    if not gap < TOLERANCE or seconds["cudnn"] > seconds["flash"]:
-        raise RuntimeError(said)
-    return said
-
-
-if __name__ == "__main__":
-    print(_probe(*map(int, sys.argv[1:])))

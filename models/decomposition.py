@@ -18,9 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.cells import EVEN, CellKernels, for_product, strided_over_cells
-from models.doubling import double_beside
-
 STRIDE = 32  # of the encoder: pixels a cell of its last map
 
 # Of the photographs that torchvision's ImageNet weights were trained on.
@@ -82,10 +79,13 @@ class MultiTaskDecompositionNet(nn.Module):
         self._check_statistics(x)
         features = self.encoder(x)
         x, detail = self.decoder(features, x)  # of full size, or of half with detail
-        heads = [self.intensity_head, self.material_head, self.context_head]
-        out = run_heads(heads, x, detail, self.decoder.cells)
-        intensity, material, context = (y[..., :H, :W].float() for y in out)
+        intensity, material, context = (y[..., :H, :W].float() for y in self.heads(x, detail))
         return Maps(intensity.sigmoid(), material, context)
+
+    def heads(self, x: Tensor, detail: Tensor | None) -> list[Tensor]:
+        """Intensity and material before their sigmoid and softmax, and context, at full size."""
+        heads = self.intensity_head, self.material_head, self.context_head
+        return [head(x, detail) for head in heads]
 
     def _check_statistics(self, x: Tensor) -> None:
         """BatchNorm's own message names no remedy."""
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, h, w) -> five maps, of 1/2, 1/4, 1/8, 1/16 and 1/32 of the size."""
-        features = [F.relu(self.bn1(strided_over_cells(self.conv1, x)))]
+        features = [F.relu(self.bn1(self.conv1(x)))]
         x = self.maxpool(features[0])
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
 class PlainDecoder(nn.Module):
     """The reference: only the last map, doubled three times, then enlarged to full size."""
 
-    detail_channels, cells = 0, None
+    detail_channels = 0
 
     def __init__(self, channels: tuple[int, ...], width: int):
         super().__init__()
@@ -156,14 +156,12 @@ class SkipDecoder(nn.Module):
         )
         self.detail = nn.Conv2d(3, self.detail_channels, 3, padding=1)
         _he(self.detail)
-        self.cells = CellKernels()
 
     def forward(self, features: list[Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
         x = features[-1]  # (B, channels, h/32, w/32)
         for step, skip in zip(self.steps, features[-2::-1]):
-            x = step(double_beside(x, skip))
-        detail = F.relu(self.cells.convolve(self.detail, image))
-        return x, detail  # (B, D, h/2, w/2), (B, 4 * 16, h/2, w/2)
+            x = step(torch.cat([_enlarge(x, 2), skip], dim=1))
+        return x, F.relu(self.detail(image))  # (B, D, h/2, w/2), (B, 16, h, w)
 
 
 class Head(nn.Module):
@@ -179,47 +177,16 @@ class Head(nn.Module):
         nn.init.normal_(self.last.weight, std=0.01)
         nn.init.zeros_(self.last.bias)
 
-
-def run_heads(
-    heads: list[Head], x: Tensor, detail: Tensor | None, cells: CellKernels | None
-) -> list[Tensor]:
-    """What each head makes of the features; first and last layers of all heads are one product.
-
-    Apart, the last ones have few channels (one, for intensity), which GPUs compute slowly.
-
-    Args:
-        detail: (B, 4 C, h, w), the cells of a map of twice the size of x (B, D, h, w), which is
-            also the size of what is returned; or None: then that size is x's.
-        cells: needed where there is detail.
-    """
-    first = [head.hidden[0] for head in heads]
-    weight, bias = (torch.cat([getattr(c, n) for c in first]) for n in ("weight", "bias"))
-    parts = F.relu(F.conv2d(x, weight, bias, padding=1)).split([len(c.bias) for c in first], dim=1)
-    parts = list(parts)
-    for i, head in enumerate(heads):
-        for conv in head.hidden[1:]:
-            parts[i] = F.relu(conv(parts[i]))
-    widths, sizes = [part.shape[1] for part in parts], [len(head.last.bias) for head in heads]
-    own, of_detail = zip(
-        *(h.last.weight.split([n, h.last.in_channels - n], dim=1) for h, n in zip(heads, widths))
-    )
-    weight = torch.cat(
-        [
-            F.pad(rows, (0, 0, 0, 0, sum(widths[:i]), sum(widths[i + 1 :])))  # others' parts: zero
-            for i, rows in enumerate(own)
-        ]
-    )
-    bias = torch.cat([head.last.bias for head in heads])
-    if detail is not None:
-        parts.append(detail)
-        weight = torch.cat([cells.of_doubled(weight), cells.of_pixels(torch.cat(of_detail))], dim=1)
-        bias = bias.repeat_interleave(4)
-    made, extra = len(bias), -len(bias) % EVEN
-    x, weight = for_product(torch.cat(parts, dim=1), F.pad(weight, (0, 0, 0, 0, 0, 0, 0, extra)))
-    out = F.conv2d(x, weight, F.pad(bias, (0, extra)), padding=1)[:, :made]
-    if detail is not None:
-        out = F.pixel_shuffle(out, 2)
-    return list(out.split(sizes, dim=1))
+    def forward(self, x: Tensor, detail: Tensor | None) -> Tensor:
+        """x (B, D, h, w) at full size; or of half the size, beside detail at full size."""
+        for conv in self.hidden:
+            x = F.relu(conv(x))
+        if detail is None:
+            return self.last(x)
+        # padded before it is doubled, so that it fades into the zeros around the image
+        x = _enlarge(F.pad(x, (1, 1, 1, 1)), 2)[..., 1:-1, 1:-1]  # one pixel around the image
+        both = torch.cat([x, F.pad(detail, (1, 1, 1, 1))], dim=1)
+        return F.conv2d(both, self.last.weight, self.last.bias)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

@@ -225,6 +225,4 @@ def _guided_forward(
     text_BMD, image_BND = upstream(
         hidden_states, encoder_hidden_states, temb, image_rotary_emb, kwargs
     )
-    if guidance is not None:
-        image_BND = add(image_BND, guidance)
-    return text_BMD, image_BND
+    return text_BMD, add(image_BND, guidance)

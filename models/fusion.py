@@ -11,9 +11,6 @@ Dimension key:  B batch   H, W pixels   M materials   C context channels
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from models.cells import EVEN
 
 # where the learnt scalars start; alpha and beta before their sigmoid
 POWER, ALPHA, BETA = 2.5, 0.7, 0.3
@@ -54,7 +51,7 @@ class PhysicsInspiredFusion(nn.Module):
         found = tuple(intensity.shape), tuple(material.shape), tuple(context.shape)
         if found != wanted:
             raise ValueError(f"intensity, material, context must be {wanted}, got {found}")
-        weight, term = _by_pixel(self.weight, material), _by_pixel(self.term, context)
+        weight, term = self.weight(material).float(), self.term(context).float()
         base = intensity.float().clamp(min=DARKEST) ** self.power
         return self.alpha.sigmoid() * base * weight + self.beta.sigmoid() * term
 
@@ -63,7 +60,7 @@ class PhysicsInspiredFusion(nn.Module):
         """The emissivity-like weight of each pure material: (M,) fp32 in (0, 1)."""
         pure = torch.eye(self.num_materials, device=self.power.device)  # (M, M)
         with torch.autocast(pure.device.type, enabled=False):
-            return _by_pixel(self.weight, pure[:, :, None, None]).flatten()
+            return self.weight(pure[:, :, None, None]).float().flatten()
 
     @torch.no_grad()
     def scalars(self) -> dict[str, Tensor]:
@@ -73,20 +70,3 @@ class PhysicsInspiredFusion(nn.Module):
             "alpha": self.alpha.sigmoid(),
             "beta": self.beta.sigmoid(),
         }
-
-
-def _by_pixel(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """`layers` (1x1 convolutions and activations) of x (B, C, H, W): (B, C', H, W) fp32.
-
-    As products of a matrix with every pixel's channels, a multiple of 8 of them: cuDNN's 1x1
-    convolutions copy into another layout and back, and few channels have slow kernels.
-    """
-    x = x.movedim(1, -1)
-    for layer in layers:
-        if not isinstance(layer, nn.Conv2d):
-            x = layer(x)
-            continue
-        channels = layer.out_channels
-        weight = F.pad(layer.weight.flatten(1), (0, 0, 0, -channels % EVEN))
-        x = F.linear(x, weight)[..., :channels] + layer.bias
-    return x.movedim(-1, 1).float()

@@ -128,8 +128,18 @@ class SemanticGuidance(nn.Module):
             panel_rotary(own // columns, own % columns),
         )
 
-    def add(self, block: int, x_BND: Tensor, guidance: Guidance) -> Tensor:
-        """The image stream after block `block`, with what its cross-attentions add."""
+    def sees(self, block: int) -> bool:
+        """Whether double block `block` is guided."""
+        return str(block) in self.attention
+
+    def add(self, block: int, x_BND: Tensor, guidance: Guidance | None) -> Tensor:
+        """The image stream after double block `block`, with what its cross-attentions add.
+
+        The only place where guidance enters a block: the plain patch and all fast blocks call it.
+        Without guidance, and in a block that sees none, the stream is returned as it is.
+        """
+        if guidance is None or not self.sees(block):
+            return x_BND
         for name, attention in self.attention[str(block)].items():
             x_BND = x_BND + attention(x_BND, guidance.tokens[name], guidance)
         return x_BND

@@ -8,41 +8,20 @@ Dimension key:  B batch   N = 2 * H/16 * W/16 image tokens   M text tokens   C =
                 H, W pixels of one panel
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models import codec as codecs
-from models import fast, merge, rounded_blocks, sampling_blocks
 from models import flux as fluxes
 from models.decomposition import DecompositionConfig, Maps
 from models.guidance import Guidance, SemanticGuidance
 from models.lora import LoraConfig, add_lora
-from models.sampling_blocks import Modulations
-from models.shard import all_ranks, place
 from models.stage1 import Stage1, Stage1Output
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-# What `memory` stands for, where the config does not say otherwise. One H200, 12 B, guidance and
-# LoRA r16, 512 x 1024, 512 text tokens, whole step:     batch  peak GiB  s/step
-#     24g                                               1      13.2   0.49
-#     48g                                               2      35.3   0.38
-#     80g and 140g                                      4      66.1*  0.64
-#     the same with base_dtype: fp8                     4      66.2*  0.45
-#     140g                                              8     114.7   1.19, or 1.14 with
-#                                                       the products of models/products.py
-#     140g with base_dtype: fp8                         8     114.6   0.84
-# * before q, k and v were one kernel, which keeps about 4 GiB more; not measured since.
-MEMORY = {
-    "24g": dict(base_dtype="fp8-small", gradient_checkpointing=1, compile=True),
-    "48g": dict(base_dtype="bf16", gradient_checkpointing=2, compile=True),
-    "80g": dict(base_dtype="bf16", gradient_checkpointing=0, compile=True),
-    "140g": dict(base_dtype="bf16", gradient_checkpointing=0, compile=True),
-}
-OTHERWISE = dict(base_dtype="bf16", gradient_checkpointing=0, compile=False)
 
 
 @dataclass(kw_only=True)
@@ -50,7 +29,9 @@ class TranslatorConfig:
     flux_fill_id: str | None = None  # hub id or local folder of FLUX.1-Fill; excludes `preset`
     preset: Literal["demo", "small", "full-random"] | None = None  # a random FLUX, no download
     train_base: bool = False  # train all of FLUX, not only adapters; what a random one needs
-    memory: Literal["24g", "48g", "80g", "140g"] | None = None  # of one GPU; see MEMORY
+    fast: Literal["auto", "off"] = "auto"  # off: the plain model, nothing of models/fast
+    # of one GPU; auto: from the card; the three keys that it decides are printed (models/fast)
+    memory: Literal["auto", "24g", "48g", "80g", "140g"] | None = "auto"
     # of the frozen weights; None: as `memory` says, else bf16
     base_dtype: Literal["bf16", "fp32", "fp8", "fp8-small"] | None = None
     compile: bool | None = None  # compile the blocks; None: as `memory` says, else no
@@ -91,12 +72,34 @@ class PromptEmbedding(nn.Module):
         self.register_buffer("pooled", prompt.pooled_C)
 
 
+class FluxRunner:
+    """How FLUX is called. This one calls the patched model; models/fast has others."""
+
+    def __init__(self, flux: nn.Module):
+        self.flux = flux
+
+    def velocity(self, inputs: dict[str, Any], infrared_rows: int, prepared: Any) -> Tensor:
+        """The velocity (B, N, C).
+
+        Args:
+            inputs: the arguments of FluxTransformer2DModel.forward.
+            infrared_rows: rows of the diptych's grid where only the infrared panel is wanted, else
+                0; a runner may then return zeros for the visible panel. This one computes both.
+            prepared: this time's entry of `prepare`.
+        """
+        return self.flux(**inputs, return_dict=False)[0]
+
+    def prepare(self, times: Tensor, guidance_scale: float, pooled_C: Tensor) -> list[Any]:
+        """What the velocity at each of `times` (T,) can be given; here nothing."""
+        return [None] * len(times)
+
+
 class Translator(nn.Module):
     """FLUX with adapters and guidance, the codec, and the stage 1 network that guides it.
 
     Args:
         stage1: its maps guide FLUX; frozen (and in eval mode) as `cfg` says.
-        flux, codec, prompt: from `build_translator`.
+        flux, codec, prompt: from `make_translator`.
     """
 
     def __init__(
@@ -109,8 +112,6 @@ class Translator(nn.Module):
     ):
         super().__init__()
         self.cfg = cfg
-        self.quick = False  # whether models/fast.py runs the blocks
-        self.samples_only = False  # or models/sampling_blocks.py
         self.flux = flux.requires_grad_(cfg.train_base)
         add_lora(self.flux, cfg.lora_config)
         self.guidance = SemanticGuidance(flux.inner_dim, cfg.inject, cfg.use_separate_guidance)
@@ -119,6 +120,7 @@ class Translator(nn.Module):
         self.prompt = PromptEmbedding(prompt)
         self.stage1 = stage1.requires_grad_(not cfg.freeze_decomposition)
         self.stage1.saved_when_frozen = True
+        self.runner: FluxRunner = FluxRunner(self.flux)
         if cfg.gradient_checkpointing:
             fluxes.recompute_blocks(self.flux, cfg.gradient_checkpointing)
         self.train()
@@ -193,25 +195,24 @@ class Translator(nn.Module):
         size: tuple[int, int],
         guidance_scale: float,
         infrared_only: bool = False,
-        prepared: Modulations | None = None,
+        prepared: Any = None,
     ) -> Tensor:
         """FLUX's velocity (B, N, 64) of a packed noisy diptych at time t.
 
         bf16 weights run outside autocast, in bf16 throughout: autocast lifts every norm to fp32.
-        Args: infrared_only: the visible panel's velocity is not needed. The fast blocks then leave
-            out what leads only there, and it is zero.
+        Args:
+            infrared_only: the visible panel's velocity is not needed. A fast runner then leaves out
+                what leads only there, and it is zero.
             prepared: this time's entry of `prepare`, with the same guidance_scale.
         """
         H, W = size
         B, device, dtype = noisy.shape[0], noisy.device, self.base_dtype
         mask = codecs.pack_mask(H, W, device).expand(B, -1, -1)
         tokens = self.prompt.tokens.expand(B, -1, -1).to(dtype)
-        wanted = {"infrared_rows": H // codecs.TOKEN} if infrared_only and self.quick else {}
-        if prepared:
-            wanted["modulations"] = prepared
+        infrared_rows = H // codecs.TOKEN if infrared_only else 0
         ambient = torch.is_autocast_enabled(device.type) and dtype == torch.float32
         with torch.autocast(device.type, torch.bfloat16, enabled=ambient):
-            return self.flux(
+            inputs = dict(
                 hidden_states=torch.cat([noisy, masked, mask], dim=-1).to(dtype),
                 encoder_hidden_states=tokens,
                 pooled_projections=self.prompt.pooled.expand(B, -1).to(dtype),
@@ -220,16 +221,17 @@ class Translator(nn.Module):
                 img_ids=codecs.token_positions(H, W, device),
                 txt_ids=torch.zeros(tokens.shape[1], 3, device=device),
                 joint_attention_kwargs={"guidance": guide},
-                return_dict=False,
-                **wanted,
-            )[0]
+            )
+            return self.runner.velocity(inputs, infrared_rows, prepared)
 
-    def prepare(self, times: Tensor, guidance_scale: float) -> list[Modulations | None]:
+    def run_with(self, runner: FluxRunner) -> None:
+        """Let another runner call FLUX from now on."""
+        self.runner = runner
+
+    def prepare(self, times: Tensor, guidance_scale: float) -> list[Any]:
         """What `velocity` can be given at each of `times` (T,), computed all at once."""
-        if not self.samples_only:
-            return [None] * len(times)
         pooled = self.prompt.pooled.to(self.base_dtype)
-        return sampling_blocks.modulations_at(self.flux, times, guidance_scale, pooled)
+        return self.runner.prepare(times, guidance_scale, pooled)
 
     @property
     def base_dtype(self) -> torch.dtype:
@@ -257,35 +259,26 @@ class Translator(nn.Module):
         return (3 if self.cfg.train_base else 2) * linear + 3 * attention
 
 
-def build_translator(
+def make_translator(
     cfg: TranslatorConfig,
     stage1: Stage1,
     prompt: fluxes.Prompt | None = None,
     device: torch.device | str = "cpu",
-    adapters: dict[str, Tensor] | None = None,
 ) -> Translator:
-    """Build the model that `cfg` names, on `device`.
+    """The plain model that `cfg` names; its frozen FLUX is where it was made, not yet placed.
+
+    models/fast/plan.py: build places it on `device` and makes it fast.
 
     Args:
         prompt: skips the text encoders (it is in every checkpoint).
-        adapters: build a model that only samples: where the base is fp8, the blocks' adapters are
-            taken out of this dict of trained tensors and folded into it.
+        device: where a random FLUX and the prompt are made; 12 B random weights stay on the meta
+            device, to be drawn block by block.
 
     Raises: ValueError: neither or both of preset and flux_fill_id, or what they raise.
     """
-    cfg = with_memory(cfg)
-    if (cfg.preset is None) == (cfg.flux_fill_id is None):
-        raise ValueError(
-            "set exactly one of model.preset (a random FLUX) and model.flux_fill_id (real weights);"
-            f" got preset={cfg.preset}, flux_fill_id={cfg.flux_fill_id}"
-        )
-    if cfg.text_tokens < 1:
-        raise ValueError(f"model.text_tokens must be at least 1, got {cfg.text_tokens}")
-    quick = cfg.compile or cfg.base_dtype.startswith("fp8")
+    check(cfg)
     dtype = torch.float32 if cfg.train_base else DTYPES.get(cfg.base_dtype, torch.bfloat16)
-    mesh = all_ranks(device) if cfg.shard_base else None
     if cfg.preset:
-        # 12 B random weights are made block by block, where they will stay
         start = "meta" if cfg.preset == "full-random" else device
         flux, codec = fluxes.random_flux(cfg.preset, dtype, start), codecs.DctCodec()
         prompt = prompt or fluxes.random_prompt(flux, cfg.text_tokens)
@@ -295,46 +288,22 @@ def build_translator(
         )
         flux, vae = fluxes.load_flux(cfg.flux_fill_id, dtype)
         codec = codecs.FluxCodec(vae)
-    translator = Translator(cfg, flux, codec, prompt, stage1)
-    if quick:
-        folded = adapters if cfg.base_dtype.startswith("fp8") else None
-        translator.samples_only = folded is not None and mesh is None
-        width = flux.config.attention_head_dim
-        rounded = translator.samples_only and rounded_blocks.choose(device, width)
-        merge.freeze(translator.flux, device, cfg.base_dtype, mesh, folded, one_unit=rounded)
-        if translator.samples_only:
-            sampling_blocks.install(translator.flux, translator.guidance, cfg.compile, rounded)
-        else:
-            fast.install(
-                translator.flux, translator.guidance, cfg.compile, cfg.gradient_checkpointing
-            )
-        translator.quick = True
-        translator.stage1.to(memory_format=torch.channels_last)
-        if cfg.compile:
-            translator.stage1.compile(dynamic=False)
-    else:
-        place(translator.flux, device, mesh)
-    return translator.to(device)
+    return Translator(cfg, flux, codec, prompt, stage1)
 
 
-def with_memory(cfg: TranslatorConfig) -> TranslatorConfig:
-    """`cfg` with the values that `memory` stands for filled in.
-
-    Raises: ValueError: a base that is trained can be neither compiled, rounded nor sharded.
-    """
-    values = MEMORY.get(cfg.memory, OTHERWISE)
-    cfg = replace(cfg, **{k: v for k, v in values.items() if getattr(cfg, k) is None})
-    if cfg.train_base and (cfg.compile or cfg.base_dtype.startswith("fp8")):
+def check(cfg: TranslatorConfig) -> None:
+    """Raises: ValueError: values that contradict each other, whatever machine they meet."""
+    if (cfg.preset is None) == (cfg.flux_fill_id is None):
         raise ValueError(
-            "model.train_base trains fp32 weights: it needs model.compile=false and base_dtype"
-            f" bf16 or fp32, got compile={cfg.compile}, base_dtype={cfg.base_dtype},"
-            f" memory={cfg.memory}"
+            "set exactly one of model.preset (a random FLUX) and model.flux_fill_id (real weights);"
+            f" got preset={cfg.preset}, flux_fill_id={cfg.flux_fill_id}"
         )
+    if cfg.text_tokens < 1:
+        raise ValueError(f"model.text_tokens must be at least 1, got {cfg.text_tokens}")
     if cfg.train_base and cfg.shard_base:
         raise ValueError(
             "model.shard_base shards frozen weights, but model.train_base trains them all on every"
             " GPU; set one of the two to false"
         )
-    if cfg.gradient_checkpointing < 0:
+    if cfg.gradient_checkpointing is not None and cfg.gradient_checkpointing < 0:
         raise ValueError(f"model.gradient_checkpointing is {cfg.gradient_checkpointing}; 0 is none")
-    return cfg

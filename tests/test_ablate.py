@@ -14,7 +14,7 @@ import pytest
 
 import ablate
 import pretrain
-from configs.ablation import AblateConfig, StageConfig
+from assembly.ablation import AblateConfig, StageConfig
 from tests.conftest import ROOT
 from utils import config
 from utils.run import entry

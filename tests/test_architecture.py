@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"models", "losses", "data", "utils"}
 SCRIPTS = sorted(ROOT.glob("*.py"))
-FOLDERS = [*PACKAGES, "configs", "benchmarks"]
+FOLDERS = [*PACKAGES, "configs", "assembly", "benchmarks"]
 MODULES = sorted(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))
-OURS = {p.stem for p in SCRIPTS} | PACKAGES | {"configs", "benchmarks", "tests"}
+OURS = {p.stem for p in SCRIPTS} | PACKAGES | {"configs", "assembly", "benchmarks", "tests"}
 
 
 def imports(path: Path) -> set[str]:
@@ -31,17 +31,47 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_packages_import_nothing_of_ours_outside_themselves(path):
     package = path.relative_to(ROOT).parts[0]
-    allowed = {package} | (PACKAGES if package == "configs" else set())
+    # configs compose the packages' own dataclasses; assembly joins models, data and configs
+    joins = {"configs": PACKAGES, "assembly": PACKAGES | {"configs"}}
+    allowed = {package} | joins.get(package, set())
     if package == "benchmarks":
-        allowed |= PACKAGES | {"configs"}
+        allowed |= PACKAGES | {"configs", "assembly"}
     assert imports(path) <= allowed
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
 def test_scripts_are_imported_by_no_package_and_stay_short(path):
     shared = {"train"} if path.stem == "finetune" else set()  # stage 3 is stage 2 and one term
-    assert imports(path) <= PACKAGES | {"configs"} | shared
+    assert imports(path) <= PACKAGES | {"configs", "assembly"} | shared
     assert len(path.read_text().splitlines()) < 200
+
+
+def fast_modules(path: Path) -> set[str]:
+    """Modules of models/fast that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {".".join(n.split(".")[2:3]) for n in names if n.startswith("models.fast")} - {""}
+
+
+def test_models_fast_has_one_door():
+    outside = [p for p in MODULES if p.parent.name not in ("fast", "benchmarks")]
+    for path in [*outside, *SCRIPTS]:
+        found = fast_modules(path)
+        assert found <= {"plan"}, f"{path.relative_to(ROOT)} imports {found} of models/fast"
+        if path.parent.name == "models":
+            assert not found, f"{path.name} is the plain model; models/fast builds on it"
+
+
+def test_configs_hold_a_schema_and_yaml_alone():
+    assert [p.name for p in (ROOT / "configs").rglob("*.py")] == ["schema.py"]
+
+
+def test_the_plain_model_is_readable_in_one_sitting():
+    assert sum(len(p.read_text().splitlines()) for p in (ROOT / "models").glob("*.py")) < 2000
 
 
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda p: str(p.relative_to(ROOT)))

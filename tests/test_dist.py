@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.attention import choose_kernel
+from models.fast.attention_kernel import choose_kernel
 from utils import dist
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,7 +146,7 @@ def test_a_deterministic_run_forbids_kernels_that_are_not(monkeypatch):
         assert dist.init("cuda", deterministic=True) == device
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
-        assert choose_kernel(device, 1, 64, 2, 16) == "flash, deterministic"
+        assert choose_kernel(device, 1, 64, 2, 16)[0] == "flash, deterministic"
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.use_deterministic_algorithms(False)

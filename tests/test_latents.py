@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import train
-from configs.latents import attach_latents
+from assembly.latents import attach_latents
 from configs.schema import PretrainConfig, TrainConfig
 from data import latents
 from data.pairs import DataConfig, open_pairs
 from data.stream import sequential, stream
 from data.transforms import AugmentConfig
 from models.codec import DctCodec, FluxCodec
+from models.fast.plan import Plan
 from tests import tiny_data
 from tests.tiny_models import tiny_translator, write_flux_fill
 from utils import config
@@ -56,7 +57,7 @@ def settings(data: DataConfig, folder=None, **run) -> TrainConfig:
 def run(data: DataConfig, out, folder=None) -> list[tuple]:
     """The losses of a run that writes to `out`."""
     cfg, model = settings(data, folder, output_dir=str(out)), tiny_translator()
-    train.train(replace(cfg, model=model.cfg), model, CPU)
+    train.train(replace(cfg, model=model.cfg), model, Plan(), CPU)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [tuple(row.get(k) for k in ("step", "loss", "grad_norm", "val_loss")) for row in rows]
 

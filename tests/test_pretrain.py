@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import pretrain
-from configs import step
+from assembly import stage1_step as step
 from configs.schema import PretrainConfig
 from data.materials import MATERIALS, material_table
 from data.pairs import open_pairs

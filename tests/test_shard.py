@@ -19,12 +19,13 @@ from PIL import Image
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from configs import restore
+from assembly import checkpoints
 from configs.schema import PretrainConfig
-from models import fast, shard
 from models import flux as fluxes
+from models import shard
 from models.decomposition import DecompositionConfig
-from models.translator import TranslatorConfig, with_memory
+from models.fast import train_blocks
+from models.translator import TranslatorConfig, check
 from tests.conftest import ROOT
 from tests.test_stages import call, losses
 from tests.tiny_models import stir, tiny_stage1, tiny_translator
@@ -66,7 +67,7 @@ ONE = ["--steps", "1", "--samples", "1", "--batch_size", "1"]
 
 def script(folder: Path) -> None:
     dist.init("cpu")
-    with stirred_flux(), mock.patch.object(fast, "BACKEND", "aot_eager"):
+    with stirred_flux(), mock.patch.object(train_blocks, "BACKEND", "aot_eager"):
         results = {case: compared(**options) for case, options in CASES.items()}
         start = ["--decomposition_checkpoint", folder / "stage1.pth"]
         train(folder, "whole", *start)
@@ -77,7 +78,7 @@ def script(folder: Path) -> None:
         dist.barrier()
         train(folder, "resumed", *start, "model.shard_base=true")
         use(folder, "two")
-        loaded, _ = restore.load_translator(folder / "whole", CPU, shard_base=True)
+        loaded, _, _ = checkpoints.load_translator(folder / "whole", CPU, shard_base=True)
         wanted = checkpoint.load(folder / "whole" / "best_model.pth")["model"]
         found = checkpoint.trained_state(loaded)
         results["loaded"] = {
@@ -242,13 +243,14 @@ def test_one_process_uses_a_sharded_run_as_two_ranks_do(two_ranks, capsys):
     folder = two_ranks[0]
     with stirred_flux():
         use(folder, "one")
-    assert "sampling with attention in bf16 (not a Hopper GPU)" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sampling the training blocks no Hopper GPU or newer" in said
     one, two = (
         json.loads((folder / f"evaluated by {n}" / "results.json").read_text())
         for n in ("one", "two")
     )
     assert one["pairs"] == two["pairs"] == 3
-    # one process has models/sampling_blocks.py, which adds in another order before it rounds
+    # one process has models/fast/sample_blocks.py, which adds in another order before it rounds
     assert one["methods"]["ours"] == pytest.approx(two["methods"]["ours"], rel=1e-2)
     for name in "abc":
         a, b = (
@@ -260,7 +262,7 @@ def test_one_process_uses_a_sharded_run_as_two_ranks_do(two_ranks, capsys):
 
 def test_a_base_that_is_trained_is_not_sharded():
     with pytest.raises(ValueError, match="shard_base"):
-        with_memory(TranslatorConfig(train_base=True, shard_base=True))
+        check(TranslatorConfig(preset="demo", train_base=True, shard_base=True))
 
 
 if __name__ == "__main__":

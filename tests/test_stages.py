@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 import generate
-from configs import restore, schema
+from assembly import checkpoints
+from configs import schema
 from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
 from data.pairs import open_pairs
 from models.bundle import read_bundle
@@ -300,7 +301,7 @@ def test_evaluation_writes_every_row_for_a_checkpoint_of_any_stage(stage, made, 
     grey = [float(r["rank"]) for r in table if r["method"] == "grey"]
     inverted = [float(r["rank"]) for r in table if r["method"] == "inverted grey"]
     assert np.allclose(grey, [-x for x in inverted], atol=1e-4)
-    data = restore.read(made / stage)[0].data
+    data = checkpoints.read(made / stage)[0].data
     seen, held = (open_pairs(data, split) for split in ("train", "test"))
     mean = torch.stack([seen.get(i)["infrared"][0] for i in range(len(seen))]).mean(0)
     mae = [(held.get(i)["infrared"][0] - mean).abs().mean().item() for i in range(len(held))]

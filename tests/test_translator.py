@@ -10,8 +10,9 @@ import train
 from configs.schema import TrainConfig
 from losses import flow
 from models.codec import in_infrared_panel
+from models.fast.plan import build
 from models.sampler import SamplingConfig, sample, step_times
-from models.translator import Prediction, TranslatorConfig, build_translator
+from models.translator import Prediction, TranslatorConfig
 from tests.tiny_models import stir, tiny_stage1, tiny_translator, write_flux_fill
 
 H, W = 32, 48
@@ -133,7 +134,7 @@ def test_the_masked_half_of_the_condition_knows_nothing_of_the_infrared():
 def test_neither_and_both_backbones_are_refused():
     for preset, folder in ((None, None), ("demo", "x")):
         with pytest.raises(ValueError, match="exactly one of model.preset"):
-            build_translator(TranslatorConfig(preset=preset, flux_fill_id=folder), tiny_stage1())
+            build(TranslatorConfig(preset=preset, flux_fill_id=folder), tiny_stage1())[0]
 
 
 def test_a_flux_fill_folder_trains_and_samples(tmp_path):

@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from models.decomposition import DecompositionConfig
+from models.fast.plan import build
 from models.stage1 import Stage1
-from models.translator import LoraConfig, Translator, TranslatorConfig, build_translator
+from models.translator import LoraConfig, Translator, TranslatorConfig
 
 INJECT = {0: ["intensity"], 1: ["intensity", "material", "context"]}
 
@@ -61,7 +62,7 @@ def tiny_translator(adapters=None, **changes) -> Translator:
         lora_config=LoraConfig(r=2, lora_alpha=4),
     )
     cfg = TranslatorConfig(**{**cfg, **changes})
-    return build_translator(cfg, tiny_stage1(), adapters=adapters)
+    return build(cfg, tiny_stage1(), adapters=adapters)[0]
 
 
 def stir(module: nn.Module, seed: int = 0) -> None:

@@ -86,6 +86,7 @@ def fit(
     run: Run,
     eval_fn: Callable[[nn.Module], Scalars] | None = None,
     samples: int = 0,
+    sample_flops: float = 0.0,
 ) -> None:
     """Train the parameters of `model` that require grad, on the device where the model is.
 
@@ -97,6 +98,7 @@ def fit(
         eval_fn: (model) -> numbers of this rank; the mean over ranks is logged. Runs on every rank
             with the averaged weights, in eval(), without gradient, with the same draws each time.
         samples: items in an epoch; needed where cfg.training.steps is 0.
+        sample_flops: model FLOPs of one sample's step; 0: no rate of them is logged.
 
     Raises:
         RuntimeError: loss or gradient is not finite; on all ranks alike. `model` may be spoiled.
@@ -179,7 +181,7 @@ def fit(
             if why := checks.read(leave=0 if stop.agreed or any(map(due, every)) else lag):
                 raise RuntimeError(why)
             if due(training.log_every):
-                report(run, bar, state, meter, lr, global_batch(training), model, device)
+                report(run, bar, state, meter, lr, global_batch(training), sample_flops, device)
             if eval_fn and due(training.eval_every) and (not stop.agreed or state.step == steps):
                 try:
                     evaluate(cfg, model, eval_fn, autocast, ema, state, run)
@@ -277,11 +279,11 @@ def report(
     meter: Meter,
     lr: float,
     images: int,
-    model: nn.Module,
+    sample_flops: float,
     device: torch.device,
 ) -> None:
     """Log what the meter gathered since the last report."""
-    means, rates = meter.means(), meter.rates(images, model, device)
+    means, rates = meter.means(), meter.rates(images, sample_flops, device)
     run.log(state.step, **means, lr=lr, skipped=state.skipped, **rates)
     bar.set_postfix_str(
         f"loss {means.get('loss', math.nan):.4g}, lr {lr:.2g}, {rates['images_per_s']:.3g} img/s",

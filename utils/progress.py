@@ -18,7 +18,7 @@ from utils.ema import Ema
 from utils.run import Run
 
 # what a run may change on resuming and stay the same run
-HOW_IT_RUNS = ("memory", "base_dtype", "compile", "gradient_checkpointing", "shard_base")
+HOW_IT_RUNS = ("fast", "memory", "base_dtype", "compile", "gradient_checkpointing", "shard_base")
 HOW_DATA_ARE_READ = ("cache", "cache_gib", "latents", "num_workers")
 
 
@@ -226,7 +226,7 @@ class Meter:
                 total[name] = (before[0] + value, before[1] + count)
         return {name: value / count for name, (value, count) in total.items() if count}
 
-    def rates(self, images_per_step: int, model: nn.Module, device: torch.device) -> dict:
+    def rates(self, images_per_step: int, sample_flops: float, device: torch.device) -> dict:
         """images/s of all ranks, s/step, share of waiting for data; on GPUs GiB and TFLOP/s."""
         seconds = time.perf_counter() - self.started
         rates = {
@@ -234,9 +234,9 @@ class Meter:
             "step_s": seconds / max(self.steps, 1),
             "data_wait": self.waited / seconds,
         }
-        if flops := getattr(model, "flops_per_sample", None):
+        if sample_flops:
             per_device = rates["images_per_s"] / dist.world_size()
-            rates["model_tflops"] = float(flops) * per_device / 1e12
+            rates["model_tflops"] = sample_flops * per_device / 1e12
         if device.type == "cuda":
             rates["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         return rates

@@ -1,6 +1,6 @@
-"""Run models/doubling.py's kernels without a GPU and compare them with torch's interpolation.
+"""Run the kernels of models/fast/upsample_concat.py without a GPU; compare with interpolation.
 
-    TRITON_INTERPRET=1 python tests/interpreted_doubling.py
+    TRITON_INTERPRET=1 python tests/interpreted_upsample_concat.py
 
 A program of its own: the interpreter must be chosen before Triton is imported.
 """
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from models.doubling import _DoubleBeside
+from models.fast.upsample_concat import _DoubleBeside
 
 SHAPES = [((2, 5, 3, 4), 2), ((1, 70, 1, 1), 1), ((1, 2, 2, 19), 66)]
 

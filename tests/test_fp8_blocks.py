@@ -1,6 +1,6 @@
 """Blocks that sample in e4m3 throughout: against the plain ones, their kernels, their refusal.
 
-pytest tests/test_rounded_blocks.py
+pytest tests/test_fp8_blocks.py
 """
 
 import os
@@ -12,56 +12,72 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import cublaslt, fast, merge, rounded_blocks, rounded_kernels, sampling_blocks
-from models.due import Due, settled
-from models.kernels import E4M3, rounded
-from models.rounded_attention import attend_rounded
+from models.fast import (
+    cublaslt_gemm,
+    fp8_blocks,
+    fp8_residual_norm,
+    fused_matrices,
+    sample_blocks,
+    train_blocks,
+)
+from models.fast.fp8_attention import attend_rounded
+from models.fast.fp8_quantise import E4M3, rounded
+from models.fast.pending_residual import Due, settled
 from models.sampler import SamplingConfig, sample
-from tests.interpreted_rounded import compare_all
-from tests.test_fast import MAPS, adapted
+from tests.interpreted_fp8_residual_norm import compare_all
 from tests.test_lora import flux_inputs
-from tests.test_sampling_blocks import distance, stir_zeros, trained_values, velocity
+from tests.test_sample_blocks import distance, stir_zeros, trained_values, velocity
+from tests.test_train_blocks import MAPS, adapted
 from tests.tiny_models import tiny_translator
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiled kernels need a GPU")
 
 
-def sampling_flux(flux, guidance, in_e4m3):
-    merge.freeze(flux, "cpu", "fp8", adapters=trained_values(flux), one_unit=in_e4m3)
-    sampling_blocks.install(flux, guidance, compiled=False, rounded=in_e4m3)
+def sampling_flux(flux, guidance):
+    fused_matrices.freeze(flux, "cpu", "fp8", adapters=trained_values(flux))
+    sample_blocks.install(flux, guidance, compiled=False)
     return flux
+
+
+def in_infrared_panel(velocity, rows):
+    """The velocity with zeros in the visible panel."""
+    grid = velocity.unflatten(1, (rows, 2, -1)).clone()
+    grid[:, :, 0] = 0
+    return grid.flatten(1, 3)
 
 
 # ---- the blocks
 
 
 @pytest.mark.parametrize("rows", [0, 2])
-def test_they_do_what_the_blocks_with_attention_in_bf16_do(rows):
+def test_they_do_what_the_plain_blocks_do(rows):
     flux, guidance = adapted()
     for layer in (*flux.transformer_blocks, *flux.single_transformer_blocks):
         for name, p in layer.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(len(name)))
-    plain = velocity(sampling_flux(deepcopy(flux), guidance, False), guidance, infrared_rows=rows)
-    ours = velocity(sampling_flux(deepcopy(flux), guidance, True), guidance, infrared_rows=rows)
+    plain = velocity(flux, guidance)
+    if rows:
+        plain = in_infrared_panel(plain, rows)
+    ours = velocity(sampling_flux(deepcopy(flux), guidance), guidance, infrared_rows=rows)
     for block in (*flux.transformer_blocks, *flux.single_transformer_blocks):
         for name, p in block.named_parameters():
             if name.endswith("bias") and "norm" not in name:
                 torch.nn.init.zeros_(p)
-    unbiased = velocity(sampling_flux(flux, guidance, True), guidance, infrared_rows=rows)
+    unbiased = velocity(sampling_flux(flux, guidance), guidance, infrared_rows=rows)
     assert distance(ours, plain) < 0.04
     assert distance(unbiased, plain) > 0.16  # so a bias that is lost would be seen
 
 
 def test_every_sample_may_have_its_own_time():
     flux, guidance = adapted()
-    ours = velocity(sampling_flux(deepcopy(flux), guidance, True), guidance)
+    ours = velocity(sampling_flux(deepcopy(flux), guidance), guidance)
     swapped = {"guidance": guidance(*(m.flip(0) for m in MAPS))}
     inputs = flux_inputs(flux)
     for name in ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"):
         inputs[name] = inputs[name].flip(0)
     with torch.no_grad():
-        again = sampling_flux(flux, guidance, True)(**inputs, joint_attention_kwargs=swapped)[0]
+        again = sampling_flux(flux, guidance)(**inputs, joint_attention_kwargs=swapped)[0]
     assert distance(again.flip(0), ours) < 1e-5
 
 
@@ -69,11 +85,11 @@ def test_the_sampler_uses_them_where_they_can_run(monkeypatch):
     plain = tiny_translator(base_dtype="fp8").eval()
     adapters = {n: p.detach().clone() for n, p in plain.named_parameters() if ".lora_" in n}
     asked = []
-    monkeypatch.setattr(rounded_blocks, "choose", lambda *a: not asked.append(a))
+    monkeypatch.setattr(fp8_blocks, "choose", lambda *a: (not asked.append(a), "tried"))
     ours = tiny_translator(base_dtype="fp8", adapters=adapters).eval()
-    assert asked == [("cpu", 32)] and ours.samples_only
+    assert asked == [(torch.device("cpu"), 32)]
     assert all(
-        isinstance(s, rounded_blocks.RoundedStream)
+        isinstance(s, fp8_blocks.RoundedStream)
         for b in ours.flux.single_transformer_blocks
         for s in b.streams
     )
@@ -86,31 +102,35 @@ def test_the_sampler_uses_them_where_they_can_run(monkeypatch):
 
 def test_a_block_holds_its_matrices_once_and_a_layer_has_one_unit():
     flux, _ = adapted()
-    merge.freeze(flux, "cpu", "fp8", adapters=trained_values(flux), one_unit=True)
+    fused_matrices.freeze(flux, "cpu", "fp8", adapters=trained_values(flux))
     single = flux.single_transformer_blocks[0]
     scales = {name: single.frozen[name].scale for name in ("qkv", "up", "out", "down")}
     assert all(len(scale.unique()) == 1 for scale in scales.values())
     assert scales["out"][0] == scales["down"][0] != scales["up"][0]
     for block in (single, flux.transformer_blocks[0]):
-        rounded_blocks.take(block)
+        fp8_blocks.take(block)
         assert all("modulation" in name for name in block.frozen)
 
 
 @pytest.mark.parametrize("factor, words", [(1e4, "cuts off up to"), (1e-3, "few digits")])
 def test_values_that_e4m3_cannot_hold_are_said_once(factor, words, caplog):
+    def run(runner):
+        kwargs = {"guidance": guidance(*MAPS)}
+        inputs = flux_inputs(runner.flux) | {"joint_attention_kwargs": kwargs}
+        runner.velocity(inputs, 0, None)
+
     flux, guidance = adapted()
-    sampling_flux(flux, guidance, True)
-    velocity(flux, guidance)
+    run(sample_blocks.SampleRunner(sampling_flux(flux, guidance)))
     assert not caplog.text
     flux, guidance = adapted()
-    sampling_flux(flux, guidance, True)
+    runner = sample_blocks.SampleRunner(sampling_flux(flux, guidance))
     block = flux.single_transformer_blocks[0]
     (stream,) = block.streams
     block.streams = [stream._replace(up=stream.up._replace(unit=factor * stream.up.unit))]
-    velocity(flux, guidance)
+    run(runner)
     assert words in caplog.text and caplog.text.count("sampling in e4m3") == 1
     caplog.clear()
-    velocity(flux, guidance)
+    run(runner)
     assert not caplog.text
 
 
@@ -122,11 +142,11 @@ def test_a_bias_is_exact_in_the_digits_behind_a_matrix(largest):
     g = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(32, 48, generator=g), largest * torch.randn(32, generator=g)
     unit = 0.01
-    matrix = rounded_kernels.with_bias(rounded(weight / unit), unit, bias)
+    matrix = fp8_residual_norm.with_bias(rounded(weight / unit), unit, bias)
     assert matrix.shape == (32, 64) and matrix.stride() == (128, 1)
     assert torch.equal(matrix[:, :48].float(), rounded(weight / unit).float())
     assert not matrix[:, 52:].float().any()
-    found = unit * matrix[:, 48:52].float() @ torch.tensor(rounded_kernels.DIGITS)
+    found = unit * matrix[:, 48:52].float() @ torch.tensor(fp8_residual_norm.DIGITS)
     assert (found - bias).abs().max() <= max(2**-16 * bias.abs().max(), 2**-14 * unit)
 
 
@@ -135,19 +155,19 @@ def test_a_bias_far_above_its_weights_is_not_lost():
     block = flux.single_transformer_blocks[0]
     torch.nn.init.normal_(block.proj_mlp.weight, std=1e-6)
     torch.nn.init.constant_(block.proj_mlp.bias, 3.0)
-    merge.freeze(flux, "cpu", "fp8", adapters=trained_values(flux), one_unit=True)
-    (stream,) = rounded_blocks.take(block)
-    x, out = rounded_kernels.empty_rows(5, 32, "cpu"), torch.empty(5, len(stream.up.weight_OI))
+    fused_matrices.freeze(flux, "cpu", "fp8", adapters=trained_values(flux))
+    (stream,) = fp8_blocks.take(block)
+    x, out = fp8_residual_norm.empty_rows(5, 32, "cpu"), torch.empty(5, len(stream.up.weight_OI))
     x.copy_(
         torch.cat(
             [
                 torch.zeros(5, 32),
-                torch.tensor([*rounded_kernels.DIGITS, *[0.0] * 12]).expand(5, -1),
+                torch.tensor([*fp8_residual_norm.DIGITS, *[0.0] * 12]).expand(5, -1),
             ],
             dim=1,
         )
     )
-    cublaslt.multiply(x, stream.up.weight_OI, stream.up.unit, out)
+    cublaslt_gemm.multiply(x, stream.up.weight_OI, stream.up.unit, out)
     assert torch.allclose(out, torch.tensor(3.0), rtol=1e-4)
 
 
@@ -159,12 +179,12 @@ def test_a_product_writes_a_part_of_a_wider_tensor(device, dtype, with_gelu):
     x, weight = (rounded(torch.randn(s, generator=g)).to(device) for s in ((2, 40, 80), (96, 80)))
     wide = torch.zeros(2, 70, 128, device=device).to(dtype)
     out = wide[:, 30:, 32:]
-    cublaslt.multiply(x, weight, 3.0, out, with_gelu)
+    cublaslt_gemm.multiply(x, weight, 3.0, out, with_gelu)
     expected = 3.0 * x.float().cpu() @ weight.float().cpu().t()
     expected = torch.nn.functional.gelu(expected, approximate="tanh") if with_gelu else expected
     assert distance(out.float().cpu(), expected) < (0.04 if dtype == E4M3 else 4e-3)
     assert not wide[:, :30].float().any() and not wide[..., :32].float().any()
-    cublaslt.multiply(x, weight, 3e3, out)
+    cublaslt_gemm.multiply(x, weight, 3e3, out)
     assert out.float().isfinite().all()
     if dtype == E4M3:
         assert out.float().max() == 448
@@ -178,13 +198,13 @@ def test_add_up_is_the_sum_that_is_due():
     expected = [
         p[0] + p.gate_BD * (p.terms[0] + (0 if p.bias_D is None else p.bias_D)) for p in parts
     ]
-    assert torch.equal(rounded_kernels.add_up(*parts), torch.cat(expected, dim=1))
+    assert torch.equal(fp8_residual_norm.add_up(*parts), torch.cat(expected, dim=1))
     assert torch.equal(settled(parts[0]), expected[0])
 
 
 def test_the_kernels_give_what_plain_torch_does():
     pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
-    program = Path(__file__).parent / "interpreted_rounded.py"
+    program = Path(__file__).parent / "interpreted_fp8_residual_norm.py"
     done = subprocess.run(
         [sys.executable, program],
         capture_output=True,
@@ -206,22 +226,20 @@ def test_the_compiled_kernels_give_what_plain_torch_does(dtype):
 # ---- whether they are used
 
 
-def test_they_are_refused_with_a_reason_where_they_cannot_run(caplog):
-    with caplog.at_level("INFO"):
-        assert rounded_blocks.choose("cpu", 128) is False
-    assert "bf16 (not a Hopper GPU)" in caplog.text
+def test_they_are_refused_with_a_reason_where_they_cannot_run():
+    assert fp8_blocks.choose("cpu", 128) == (False, "no Hopper GPU or newer")
     q, k, v = (rounded(torch.randn(1, n, 2, 32)) for n in (5, 9, 9))
     out = attend_rounded(q, k, v)
     assert out.shape == (1, 5, 2, 32) and out.dtype == torch.bfloat16
-    assert distance(out.flatten(2), fast.attend(*(x.float() for x in (q, k, v)))) < 1e-2
+    assert distance(out.flatten(2), train_blocks.attend(*(x.float() for x in (q, k, v)))) < 1e-2
 
 
 @pytest.mark.parametrize("name", ["round_rows", "settle", "multiply", "attend_rounded"])
 def test_the_trial_sees_one_wrong_value_in_sixteen(name, monkeypatch):
     """Of any of the functions, on the first device alone."""
-    assert rounded_blocks.block_gap("cpu", 32) == 0
-    right, runs = getattr(rounded_blocks, name), []
-    monkeypatch.setattr(rounded_blocks, "to_device", lambda x, device: runs.append(device) or x)
+    assert fp8_blocks.block_gap("cpu", 32) == 0
+    right, runs = getattr(fp8_blocks, name), []
+    monkeypatch.setattr(fp8_blocks, "to_device", lambda x, device: runs.append(device) or x)
 
     def wrong(*args, **kwargs):
         result = right(*args, **kwargs)
@@ -236,5 +254,5 @@ def test_the_trial_sees_one_wrong_value_in_sixteen(name, monkeypatch):
             as_stored[..., 3::16] = 0
         return result
 
-    monkeypatch.setattr(rounded_blocks, name, wrong)
-    assert rounded_blocks.block_gap("elsewhere", 32) > rounded_blocks.BLOCK_TOLERANCE
+    monkeypatch.setattr(fp8_blocks, name, wrong)
+    assert fp8_blocks.block_gap("elsewhere", 32) > fp8_blocks.BLOCK_TOLERANCE

@@ -1,6 +1,6 @@
 """Our Triton kernels, run by its interpreter, against torch's own operations.
 
-pytest tests/test_heads.py
+pytest tests/test_fused_qkv.py
 """
 
 import os
@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
 
 
-@pytest.mark.parametrize("kernels, cases", [("heads", 5), ("doubling", 3)])
+@pytest.mark.parametrize("kernels, cases", [("fused_qkv", 5), ("upsample_concat", 3)])
 def test_the_kernels_give_the_outputs_and_gradients_of_the_plain_operations(kernels, cases):
     program = Path(__file__).parent / f"interpreted_{kernels}.py"
     done = subprocess.run(

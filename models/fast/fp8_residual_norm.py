@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.due import Due, settled
-from models.kernels import E4M3, rounded
+from models.fast.fp8_quantise import E4M3, rounded
+from models.fast.pending_residual import Due, settled
 
 try:
     import triton

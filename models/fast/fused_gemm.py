@@ -5,27 +5,24 @@
     linear_gated    x + gate (h W^T + b)
 
 Apart, what follows reads and writes again what a product has just written. On Hopper GPUs
-quack-kernels (`pip install ".[hopper]"`) compiles it into the product; `choose` tries that once,
-at the start. Elsewhere, and for e4m3 matrices, `gated_sum` and `gated_mlp` are the plain sums.
+quack-kernels (`pip install ".[hopper]"`) compiles it into the product; `choose` tries that at
+the start, and the matrices that may use it are marked `fused`. Elsewhere, and for e4m3 matrices,
+`gated_sum` and `gated_mlp` are the plain sums.
 
 Dimension key:  B batch   S tokens   N = B S   I input width   O output width   D model
 """
 
-import logging
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.fp8 import Matrix, linear, mlp
-from models.kernels import gelu
+from models.fast.fp8_quantise import gelu
+from models.fast.frozen_matrix import Matrix, linear, mlp
 
-log = logging.getLogger(__name__)
 HOPPER = (9, 0)
 TOLERANCE = 1e-2  # relative, of bf16 results: the plain way rounds once more
-enabled = False  # whether quack-kernels makes the products; see `choose`
-said = ""  # by the last `choose`
 
 
 def gated_sum(x_BSD: Tensor, gate_BD: Tensor, h_BSI: Tensor, m: Matrix) -> Tensor:
@@ -45,7 +42,7 @@ def gated_mlp(x_BSD: Tensor, gate_BD: Tensor, h_BSD: Tensor, up: Matrix, down: M
 
 
 def _fits(h: Tensor, gate: Tensor, m: Matrix) -> bool:
-    return enabled and h.dtype == torch.bfloat16 and m.scale_O is None and not gate.requires_grad
+    return m.fused and h.dtype == torch.bfloat16 and not gate.requires_grad
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -89,9 +86,9 @@ def linear_gelu(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> tuple[Tensor
     if not x_NI.is_cuda:
         before = F.linear(x_NI, weight_OI, bias_O)
         return before, gelu(before)
-    from models import epilogues
+    from models.fast import gemm_epilogues
 
-    done = epilogues.with_gelu(x_NI, weight_OI.t(), bias=bias_O[None], **epilogues.CHOSEN)
+    done = gemm_epilogues.with_gelu(x_NI, weight_OI.t(), bias=bias_O[None], **gemm_epilogues.CHOSEN)
     return done["D"], done["after"]
 
 
@@ -100,9 +97,9 @@ def linear_slope(g_NO: Tensor, weight_OI: Tensor, before_NI: Tensor) -> Tensor:
     """(N, I)."""
     if not g_NO.is_cuda:
         return torch.ops.aten.gelu_backward(g_NO @ weight_OI, before_NI, approximate="tanh")
-    from models import epilogues
+    from models.fast import gemm_epilogues
 
-    return epilogues.times_slope(g_NO, weight_OI, before_NI, **epilogues.CHOSEN)["D"]
+    return gemm_epilogues.times_slope(g_NO, weight_OI, before_NI, **gemm_epilogues.CHOSEN)["D"]
 
 
 @torch.library.custom_op("thermaflux::linear_gated", mutates_args=())
@@ -112,17 +109,17 @@ def linear_gated(
     """(B, S, O)."""
     if not x_BSO.is_cuda:
         return x_BSO + gate_BO[:, None] * F.linear(h_BSI, weight_OI, bias_O)
-    from models import epilogues
+    from models.fast import gemm_epilogues
 
     B = len(x_BSO)
     bias_O = gate_BO.new_zeros(len(weight_OI)) if bias_O is None else bias_O
-    done = epilogues.gated(
+    done = gemm_epilogues.gated(
         h_BSI.contiguous(),
         weight_OI.t().expand(B, -1, -1),
         x_BSO.contiguous(),
         gate=gate_BO.contiguous(),
         bias=bias_O.expand(B, -1),
-        **epilogues.CHOSEN,
+        **gemm_epilogues.CHOSEN,
     )
     return done["D"]
 
@@ -145,26 +142,22 @@ def _(x_BSO, gate_BO, h_BSI, weight_OI, bias_O):
 # ---- whether
 
 
-def choose(device: torch.device) -> bool:
-    """Try the fused products on `device`; from now on use them, or not. Returns which, and says it.
+def choose(device: torch.device) -> tuple[bool, str]:
+    """Try the fused products on `device`: whether they can be used, and with what, or why not.
 
     A library that is missing, cannot compile or is wrong costs speed, not the run.
     """
-    global enabled, said
     try:
-        said, enabled = f"GELU and gates: inside products (quack-kernels {_try(device)})", True
+        return True, f"quack-kernels {_try(device)}"
     except Exception as error:  # of a compiler: anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        said, enabled = f"GELU and gates: apart from products ({reason})", False
-    log.info(said)
-    return enabled
+        return False, (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @torch.no_grad()
 def _try(device: torch.device) -> str:
     """The version of quack-kernels. Raises: why it cannot be used here."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != HOPPER:
-        raise RuntimeError("not a Hopper GPU")
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < HOPPER:
+        raise RuntimeError("no Hopper GPU or newer")
     try:
         found = version("quack-kernels")
     except PackageNotFoundError:

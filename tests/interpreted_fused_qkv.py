@@ -1,6 +1,6 @@
-"""Run models/heads.py's kernels without a GPU and compare them with the plain arithmetic.
+"""Run models/fast/fused_qkv.py's kernels without a GPU and compare them with the plain arithmetic.
 
-    TRITON_INTERPRET=1 python tests/interpreted_heads.py
+    TRITON_INTERPRET=1 python tests/interpreted_fused_qkv.py
 
 A program of its own: the interpreter must be chosen before Triton is imported.
 """
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from models import heads
 from models.attention import rotate
+from models.fast import fused_qkv
 
 
 def plain(cos, sin, streams):
@@ -25,7 +25,7 @@ def plain(cos, sin, streams):
         if s.up.numel():
             q, k, v = (y + a @ b.t() for y, a, b in zip((q, k, v), s.low.chunk(3, dim=-1), s.up))
         q, k, v = (y.unflatten(-1, (-1, len(s.norm_q))) for y in (q, k, v))
-        q, k = (F.rms_norm(y, n.shape, n, heads.EPS) for y, n in ((q, s.norm_q), (k, s.norm_k)))
+        q, k = (F.rms_norm(y, n.shape, n, fused_qkv.EPS) for y, n in ((q, s.norm_q), (k, s.norm_k)))
         parts.append((q, k, v))
     q, k, v = (torch.cat(same, dim=1) for same in zip(*parts))
     return rotate(q, cos, sin), rotate(k, cos, sin), v
@@ -48,7 +48,7 @@ def compare(
         return torch.randn(*size, device=device).to(dtype).requires_grad_(grad)
 
     streams = [
-        heads.HeadStream(
+        fused_qkv.HeadStream(
             normal(B, M, 3 * h * d),
             normal(B, M, 3 * rank) if has else torch.empty(0, device=device, dtype=dtype),
             normal(3, h * d, rank) if has else torch.empty(0, device=device, dtype=dtype),
@@ -68,7 +68,7 @@ def compare(
         return [*out, *torch.autograd.grad(loss, wanted)]
 
     worst = 0.0
-    for ours, theirs in zip(run(heads.heads, cos, sin, streams), run(plain, cos, sin, streams)):
+    for ours, theirs in zip(run(fused_qkv.heads, cos, sin, streams), run(plain, cos, sin, streams)):
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         worst = max(worst, ((ours - theirs).norm() / theirs.norm()).item())
     assert worst < tolerance, f"tokens {tokens}, rank {rank}, adapted {adapted}: {worst}"

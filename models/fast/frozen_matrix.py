@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.kernels import (
+from models.fast.fp8_quantise import (
     E4M3,
     gelu,
     gelu_backward_quantise,
@@ -40,6 +40,7 @@ class Matrix(NamedTuple):
     scale_O: Tensor | None = None  # fp32; None: the weight is not rounded
     transposed_IO: Tensor | None = None  # e4m3; a copy in the layout that backward reads
     native: bool = False  # e4m3 products run in hardware; else they are emulated
+    fused: bool = False  # bf16 products may do what follows them (models/fast/fused_gemm.py)
 
 
 class Frozen(nn.Module):
@@ -55,9 +56,16 @@ class Frozen(nn.Module):
         fp8: bool = False,
         transposed: bool = False,
         largest: float | None = None,
+        fused: bool = False,
     ):
-        """largest: one unit for the whole matrix, with room for this value; else one a row."""
+        """
+        Args:
+            transposed: keep a copy in the layout that the backward pass reads.
+            largest: one unit for the whole matrix, with room for this value; else one a row.
+            fused: see Matrix.
+        """
         super().__init__()
+        self.fused = fused
         scale = copy = None
         if fp8:
             rounded, scale = quantise(weight_OI, largest)
@@ -71,7 +79,7 @@ class Frozen(nn.Module):
     def matrix(self) -> Matrix:
         """What the functions of this file take; views, so it costs nothing."""
         if self.scale is None:
-            return Matrix(self.weight, self.bias)
+            return Matrix(self.weight, self.bias, fused=self.fused)
         copy = None if self.transposed is None else self.transposed.view(E4M3)
         native = multiplies_e4m3(self.weight.device)
         return Matrix(self.weight.view(E4M3), self.bias, self.scale, copy, native)
@@ -81,14 +89,14 @@ def linear(x: Tensor, m: Matrix) -> Tensor:
     """x (..., I) -> (..., O) in x's dtype."""
     if m.scale_O is None:
         return F.linear(x, m.weight_OI, m.bias_O)
-    return _Product.apply(x.flatten(0, -2), *m).unflatten(0, x.shape[:-1])
+    return _Product.apply(x.flatten(0, -2), *m[:5]).unflatten(0, x.shape[:-1])
 
 
 def mlp(x: Tensor, up: Matrix, down: Matrix) -> Tensor:
     """down(gelu(up(x))), x (..., I) -> (..., O) in x's dtype."""
     if up.scale_O is None:
         return linear(gelu(linear(x, up)), down)
-    return _Mlp.apply(x.flatten(0, -2), *up, *down).unflatten(0, x.shape[:-1])
+    return _Mlp.apply(x.flatten(0, -2), *up[:5], *down[:5]).unflatten(0, x.shape[:-1])
 
 
 def linear_of_few(x: Tensor, m: Matrix) -> Tensor:

@@ -1,12 +1,12 @@
 """FLUX's blocks written for speed: the same arithmetic, merged matrices, compiled blocks.
 
 `install` replaces the forward of a FluxTransformer2DModel whose base is frozen. What it changes:
-    q, k and v are one matrix; all that read x share its rounding; models/heads.py does the rest
+    q, k and v are one matrix; all that read x share its rounding; fused_qkv.py does the rest
     the single block's last matrix is two, so that attention and MLP are never copied side by side
     adapters on one input share one down-projection; their B's stay apart
     text and image stay joined from one single block to the next
     the last block is computed for the infrared panel alone where only that is wanted
-    frozen matrices are bf16 or e4m3 (models/fp8.py)
+    frozen matrices are bf16 or e4m3 (models/fast/frozen_matrix.py)
 Adapters and guidance keep their modules, names and checkpoints. The blocks are functions of
 tensors, so that one compiled graph serves all blocks of a kind; shapes are static, one size a run.
 
@@ -15,24 +15,22 @@ Dimension key:  B batch   N image, M text, S all tokens   D model   h heads   d 
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.choices import InductorChoices
-from torch._inductor.runtime.hints import ReductionHint
-from torch._inductor.virtualized import V
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import attend, rotate
-from models.fp8 import COMPILED_ROW, Matrix, linear, linear_of_few
+from models.fast.fp8_quantise import gelu
+from models.fast.frozen_matrix import COMPILED_ROW, Matrix, linear, linear_of_few
+from models.fast.fused_gemm import gated_mlp, gated_sum
+from models.fast.fused_matrices import SINGLE, STREAMS
+from models.fast.fused_qkv import EPS, HeadStream, can_fuse, heads
 from models.guidance import SemanticGuidance
-from models.heads import EPS, HeadStream, can_fuse, heads
-from models.kernels import gelu
 from models.lora import LoraLinear
-from models.merge import SINGLE, STREAMS
-from models.products import choose, gated_mlp, gated_sum
+from models.translator import FluxRunner
 
 BACKEND = "inductor"
 # a cat is written part by part: computing all parts for every element costs more than it saves
@@ -207,9 +205,6 @@ def install(
     double, single = double_block, single_block
     if compiled:
         double, single = compile_block(double, BACKEND), compile_block(single, BACKEND)
-        up = flux.transformer_blocks[0].frozen["image_up"].matrix()
-        if up.weight_OI.dtype == torch.bfloat16:  # the only ones that models/products.py fuses
-            choose(up.weight_OI.device)
     for block in flux.transformer_blocks:
         block.forward = partial(_run_double, block, double)
     for block in flux.single_transformer_blocks:
@@ -217,6 +212,13 @@ def install(
     if compiled:
         compile_guidance(guidance)
     flux.forward = partial(_forward, flux, guidance, recompute_every)
+
+
+class TrainRunner(FluxRunner):
+    """Calls a FLUX of `install`, which can leave out what leads only to the visible panel."""
+
+    def velocity(self, inputs: dict[str, Any], infrared_rows: int, prepared: Any) -> Tensor:
+        return self.flux(**inputs, infrared_rows=infrared_rows)[0]
 
 
 def compile_guidance(guidance: SemanticGuidance) -> None:
@@ -240,6 +242,10 @@ def _read_rows_once() -> None:
     By itself it stops at 1024 and reads (and recomputes) longer rows two or three times: every norm
     and every rounding of this model.
     """
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.runtime.hints import ReductionHint
+    from torch._inductor.virtualized import V
+
     before = InductorChoices.should_use_persistent_reduction
 
     def decide(features, cooperative_reduction: bool) -> bool:
@@ -318,8 +324,7 @@ def _forward(
 
     for i, block in enumerate(flux.transformer_blocks):
         x_BND, text_BMD = run(i, block, x_BND, text_BMD, temb_BD, rotary)
-        if guide is not None and str(i) in fuser.attention:
-            x_BND = fuser.add(i, x_BND, guide)
+        x_BND = fuser.add(i, x_BND, guide)
     x_BSD, M = torch.cat([text_BMD, x_BND], dim=1), text_BMD.shape[1]
     *most, last = enumerate(flux.single_transformer_blocks)
     for i, block in most:

@@ -17,12 +17,12 @@ from configs.schema import (
 from data.materials import TABLES
 from data.pairs import DataConfig, Pairs, open_pairs
 from data.pseudo_labels import LabelConfig
-from models import rounded_blocks
 from models.bundle import is_bundle, read_bundle
+from models.fast.plan import Plan, build, speed_up_stage1
 from models.flux import Prompt
 from models.sampler import SamplingConfig
 from models.stage1 import Stage1
-from models.translator import Translator, TranslatorConfig, build_translator
+from models.translator import Translator, TranslatorConfig
 from utils import checkpoint, config, dist
 
 
@@ -65,8 +65,9 @@ def load_stage1(path: str | Path) -> tuple[Stage1, PretrainConfig]:
     return stage1, cfg
 
 
-def new_translator(cfg: TrainConfig, device: torch.device) -> Translator:
+def new_translator(cfg: TrainConfig, device: torch.device) -> tuple[Translator, Plan]:
     """The translator that stage 2 starts from: FLUX as configured, guided by a trained stage 1.
+    And how it runs.
 
     Fills cfg.model.decomposition and cfg.model.physics.
     Raises: ValueError: no stage 1 checkpoint is named, or it does not fit.
@@ -92,12 +93,20 @@ def new_translator(cfg: TrainConfig, device: torch.device) -> Translator:
         )
     cfg.model.decomposition = stage1.decomposition.cfg
     cfg.model.physics = pretrained.physics
-    return build_translator(cfg.model, stage1, device=device)
+    return build(cfg.model, stage1, device=device)
+
+
+class Loaded(NamedTuple):
+    """A trained model, how it was trained, and how it runs here."""
+
+    translator: Translator
+    trained: TrainConfig
+    plan: Plan
 
 
 def load_translator(
     path: str | Path, device: torch.device, sampling: bool = False, **changes: Any
-) -> tuple[Translator, TrainConfig]:
+) -> Loaded:
     """A trained translator and its configuration, some values of `model` changed.
 
     Args: sampling: it will not be trained; an fp8 base then takes its adapters in.
@@ -113,11 +122,9 @@ def load_translator(
     stage1 = Stage1(replace(cfg.model.decomposition, pretrained="none"), cfg.model.physics)
     prompt = Prompt(state["prompt.tokens"], state["prompt.pooled"])
     adapters = state if sampling else None
-    translator = build_translator(cfg.model, stage1, prompt, device, adapters)
-    if translator.samples_only:
-        dist.print0(rounded_blocks.said)
+    translator, plan = build(cfg.model, stage1, prompt, device, adapters)
     checkpoint.load_into(translator, state, path)
-    return translator, cfg
+    return Loaded(translator, cfg, plan)
 
 
 def load_any(
@@ -129,8 +136,11 @@ def load_any(
     """
     cfg, _ = read(path)
     if isinstance(cfg, PretrainConfig):
-        return load_stage1(path)[0].to(device).eval(), None, cfg
-    translator, cfg = load_translator(path, device, sampling=True)
+        stage1 = load_stage1(path)[0].to(device).eval()
+        dist.print0(speed_up_stage1(stage1, cfg.fast))
+        return stage1, None, cfg
+    translator, cfg, plan = load_translator(path, device, sampling=True)
+    dist.print0(plan)
     return translator.eval().stage1, translator, cfg
 
 

@@ -1,6 +1,7 @@
 """What a product does to its sums before it writes them, for quack-kernels to compile.
 
-Imported by models/products.py alone, where that library is installed: see there for the formulas.
+Imported by models/fast/fused_gemm.py alone, where that library is installed: see there for the
+formulas.
 Each function is called for one number: `acc` is the product's sum, `c` the other tensor's value at
 the same place, `gate` and `bias` belong to the column.
 """

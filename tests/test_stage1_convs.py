@@ -1,7 +1,9 @@
 """Convolutions over cells against those over pixels, and doubling against torch's.
 
-pytest tests/test_cells.py
+pytest tests/test_stage1_convs.py
 """
+
+from copy import deepcopy
 
 import pytest
 import torch
@@ -10,11 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.pretrain import heads_apart
-from models import decomposition
-from models.cells import CellKernels, strided_over_cells
-from models.decomposition import DecompositionConfig, MultiTaskDecompositionNet
-from models.doubling import double_beside
+from models.decomposition import DecompositionConfig
+from models.fast.stage1_convs import CellKernels, speed_up, strided_over_cells
+from models.fast.upsample_concat import double_beside
 from models.stage1 import Stage1
 
 
@@ -55,21 +55,27 @@ def test_layers_over_cells_are_those_over_pixels(kernels):
     torch.testing.assert_close(strided_over_cells(first, image), first(image))
 
 
-def test_the_whole_network_is_the_plainly_written_one(monkeypatch):
-    """Away from the border: there doubled features see the zeros around them, or do not."""
-    net = MultiTaskDecompositionNet(DecompositionConfig(backbone="resnet18", width=8)).eval()
+@pytest.mark.parametrize("decoder", ["skips", "plain"])
+@pytest.mark.parametrize("size", [(64, 96), (50, 70)])
+def test_the_fast_network_is_the_plain_one_and_so_are_its_gradients(decoder, size):
+    cfg = DecompositionConfig(backbone="resnet18", width=8, decoder=decoder)
+    plain = Stage1(cfg)
+    net = plain.decomposition
     for head in (net.intensity_head, net.material_head, net.context_head):
-        nn.init.normal_(head.last.weight)
-    image = torch.rand(1, 3, 64, 96)
-    ours = net(image)
-
-    monkeypatch.setattr(decomposition, "run_heads", heads_apart)
-    monkeypatch.setattr(decomposition, "strided_over_cells", lambda conv, x: conv(x))
-    monkeypatch.setattr(CellKernels, "convolve", lambda cells, conv, x: conv(x))
-    for a, b in zip(ours, net(image)):
-        inside = (..., slice(2, -2), slice(2, -2))
-        torch.testing.assert_close(a[inside], b[inside], rtol=1e-4, atol=1e-4)
-        assert not torch.equal(a, b)  # another order of sums: the plain one did run
+        nn.init.normal_(head.last.weight, std=0.2)
+    fast = deepcopy(plain)
+    speed_up(fast)
+    image = torch.rand(2, 3, *size)
+    results = []
+    for model in (plain, fast):
+        maps, fused = model.train()(image)
+        out = torch.cat([*maps, fused], dim=1)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        results.append({"out": out, **{n: p.grad for n, p in model.named_parameters()}})
+    assert not torch.equal(results[0]["out"], results[1]["out"])  # another order of sums
+    for name, x in results[0].items():
+        assert (results[1][name] - x).norm() < 2e-3 * x.norm(), name
+    assert plain.state_dict().keys() == fast.state_dict().keys()
 
 
 def test_doubling_beside_another_map():
@@ -100,6 +106,7 @@ def test_on_a_gpu_every_convolution_of_stage_1_has_its_channels_last():
     """Traced without a GPU: one convolution that converts its layout costs 0.4 ms of a step."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
         model = Stage1(DecompositionConfig(backbone="resnet18"))
+        speed_up(model)
         for module in model.modules():
             if isinstance(module, nn.Conv2d):  # as model.to(memory_format=...) would
                 last = torch.empty(module.weight.shape, memory_format=torch.channels_last)

@@ -1,16 +1,14 @@
 """Products that do what follows them: against the plain sums, their gradients, and the fallback.
 
-pytest tests/test_products.py
+pytest tests/test_fused_gemm.py
 """
-
-import logging
 
 import pytest
 import torch
 
-from models import fp8, products
-from models.products import gated_mlp, gated_sum
-from tests.test_fast import adapted, assert_close, speed_up, step
+from models.fast import frozen_matrix, fused_gemm
+from models.fast.fused_gemm import gated_mlp, gated_sum
+from tests.test_train_blocks import adapted, assert_close, speed_up, step
 
 B, S, D, WIDTH = 2, 5, 8, 24
 
@@ -18,7 +16,7 @@ B, S, D, WIDTH = 2, 5, 8, 24
 @pytest.fixture
 def fused(monkeypatch):
     """As where the library is, on the plain arithmetic that the products fall back to on a CPU."""
-    monkeypatch.setattr(products, "_fits", lambda h, gate, m: not gate.requires_grad)
+    monkeypatch.setattr(fused_gemm, "_fits", lambda h, gate, m: not gate.requires_grad)
 
 
 def inputs():
@@ -33,7 +31,8 @@ def matrices():
     shapes = dict(out=(D, WIDTH), up=(WIDTH, D), down=(D, WIDTH))
     weights = {n: torch.randn(shape, generator=generator) for n, shape in shapes.items()}
     return {
-        n: fp8.Frozen(w, None if n == "out" else w[:, 0] * 3).matrix() for n, w in weights.items()
+        n: frozen_matrix.Frozen(w, None if n == "out" else w[:, 0] * 3).matrix()
+        for n, w in weights.items()
     }
 
 
@@ -52,11 +51,11 @@ def result_and_gradients():
 
 def test_fused_products_and_their_gradients_are_the_plain_ones(fused, monkeypatch):
     called = []
-    real = products.linear_slope
-    monkeypatch.setattr(products, "linear_slope", lambda *a: called.append(1) or real(*a))
+    real = fused_gemm.linear_slope
+    monkeypatch.setattr(fused_gemm, "linear_slope", lambda *a: called.append(1) or real(*a))
     found = result_and_gradients()
     assert called
-    monkeypatch.setattr(products, "_fits", lambda *a: False)
+    monkeypatch.setattr(fused_gemm, "_fits", lambda *a: False)
     for a, b in zip(found, result_and_gradients()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -72,40 +71,38 @@ def test_a_trained_gate_gets_its_gradient(fused):
 def test_the_fast_blocks_are_the_same_with_fused_products(
     compiled, recompute_every, fused, monkeypatch
 ):
-    monkeypatch.setattr("models.fast.BACKEND", "aot_eager")
+    monkeypatch.setattr("models.fast.train_blocks.BACKEND", "aot_eager")
     found = step(*speed_up(*adapted(), "fp32", compiled, recompute_every))
-    monkeypatch.setattr(products, "_fits", lambda *a: False)
+    monkeypatch.setattr(fused_gemm, "_fits", lambda *a: False)
     assert_close(step(*speed_up(*adapted(), "fp32")), found, 1e-3)
 
 
-def test_only_bf16_matrices_are_fused_and_only_where_it_works(monkeypatch):
+def test_only_bf16_matrices_that_are_marked_are_fused():
     h, gate = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)
-    plain, rounded = (fp8.Frozen(torch.randn(32, 16), None, e4m3).matrix() for e4m3 in (0, 1))
-    assert not products._fits(h, gate, plain)
-    monkeypatch.setattr(products, "enabled", True)
-    assert products._fits(h, gate, plain)
-    assert not products._fits(h, gate, rounded)
-    assert not products._fits(h.float(), gate, plain)
+    weight = torch.randn(32, 16)
+    plain, rounded, marked = (
+        frozen_matrix.Frozen(weight, None, fp8=fp8, fused=fused).matrix()
+        for fp8, fused in ((False, False), (True, False), (False, True))
+    )
+    assert not fused_gemm._fits(h, gate, plain) and not fused_gemm._fits(h, gate, rounded)
+    assert fused_gemm._fits(h, gate, marked)
+    assert not fused_gemm._fits(h.float(), gate, marked)
+    assert not fused_gemm._fits(h, gate.requires_grad_(), marked)
 
 
-def test_without_the_library_the_reason_is_logged_and_the_plain_sums_are_used(caplog, monkeypatch):
-    monkeypatch.setattr(products, "enabled", True)
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(products, "said", "")
-    assert products.choose(torch.device("cpu")) is False and products.enabled is False
-    assert "GELU and gates: apart from products (not a Hopper GPU)" in caplog.text
+def test_without_the_library_there_is_a_reason():
+    assert fused_gemm.choose(torch.device("cpu")) == (False, "no Hopper GPU or newer")
 
 
 def on_a_hopper_gpu() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() == products.HOPPER
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= fused_gemm.HOPPER
 
 
 @pytest.mark.skipif(not on_a_hopper_gpu(), reason="needs a Hopper GPU")
-def test_on_a_hopper_gpu_wrong_products_are_noticed(caplog, monkeypatch):
+def test_on_a_hopper_gpu_wrong_products_are_noticed(monkeypatch):
     pytest.importorskip("quack", reason="needs quack-kernels")
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(products, "enabled", False)
-    assert products.choose(torch.device("cuda"))
-    real = products.linear_gated
-    monkeypatch.setattr(products, "linear_gated", lambda *a: 1.05 * real(*a))
-    assert not products.choose(torch.device("cuda")) and "differs from torch" in caplog.text
+    assert fused_gemm.choose(torch.device("cuda"))[0]
+    real = fused_gemm.linear_gated
+    monkeypatch.setattr(fused_gemm, "linear_gated", lambda *a: 1.05 * real(*a))
+    works, reason = fused_gemm.choose(torch.device("cuda"))
+    assert not works and "differs from torch" in reason

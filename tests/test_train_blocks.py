@@ -1,16 +1,17 @@
 """The fast blocks against the plain ones: outputs, gradients, adapters' file, 8-bit rounding.
 
-pytest tests/test_fast.py
+pytest tests/test_train_blocks.py
 """
 
 import pytest
 import torch
 
-from models import fast, fp8, kernels, merge
 from models import flux as fluxes
+from models.fast import fp8_quantise, frozen_matrix, fused_matrices, train_blocks
+from models.fast.plan import resolve
 from models.guidance import SemanticGuidance
 from models.lora import LoraConfig, add_lora, save_lora
-from models.translator import TranslatorConfig, with_memory
+from models.translator import TranslatorConfig
 from tests.test_lora import flux_inputs
 from tests.tiny_models import INJECT, stir, tiny_flux
 
@@ -35,9 +36,12 @@ def adapted(targets=None, dropout=0.0):
 
 
 def speed_up(flux, guidance, dtype="bf16", compiled=False, recompute_every=0):
-    merge.freeze(flux, "cpu", dtype)
-    fast.install(flux, guidance, compiled, recompute_every)
+    fused_matrices.freeze(flux, "cpu", dtype)
+    train_blocks.install(flux, guidance, compiled, recompute_every)
     return flux, guidance
+
+
+CPU = torch.device("cpu")
 
 
 def step(flux, guidance):
@@ -93,7 +97,7 @@ def test_fp8_is_close_to_bf16(dtype, tolerance):
 
 
 def test_compiled_blocks_are_one_graph_and_equal_the_plain_ones(monkeypatch):
-    monkeypatch.setattr(fast, "BACKEND", "aot_eager")  # traces as inductor does, in no time
+    monkeypatch.setattr(train_blocks, "BACKEND", "aot_eager")  # traces as inductor does, in no time
     for dtype in ("fp32", "fp8"):
         eager = step(*speed_up(*adapted(), dtype))
         compiled = step(*speed_up(*adapted(), dtype, compiled=True))
@@ -113,21 +117,24 @@ def test_the_adapters_file_is_the_same_before_and_after_the_merge(dtype, tmp_pat
 
 def test_a_transposed_copy_changes_nothing():
     weight, bias = torch.randn(32, 16), torch.zeros(32)
-    with_copy, without = (fp8.Frozen(weight, bias, True, copy) for copy in (True, False))
+    with_copy, without = (frozen_matrix.Frozen(weight, bias, True, copy) for copy in (True, False))
     x = torch.randn(5, 16, requires_grad=True)
     grads = [
-        torch.autograd.grad(fp8.linear(x, f.matrix()).square().sum(), x)[0]
+        torch.autograd.grad(frozen_matrix.linear(x, f.matrix()).square().sum(), x)[0]
         for f in (with_copy, without)
     ]
     assert torch.equal(*grads)
 
 
 def test_wide_rows_are_rounded_as_narrow_ones(monkeypatch):
-    frozen, x = fp8.Frozen(torch.randn(32, 16), None, True), torch.randn(5, 16, requires_grad=True)
+    frozen, x = (
+        frozen_matrix.Frozen(torch.randn(32, 16), None, True),
+        torch.randn(5, 16, requires_grad=True),
+    )
     grads = []
     for longest in (32, 31):
-        monkeypatch.setattr(fp8, "COMPILED_ROW", longest)
-        grads += torch.autograd.grad(fp8.linear(x, frozen.matrix()).square().sum(), x)
+        monkeypatch.setattr(frozen_matrix, "COMPILED_ROW", longest)
+        grads += torch.autograd.grad(frozen_matrix.linear(x, frozen.matrix()).square().sum(), x)
     assert torch.equal(*grads)
 
 
@@ -135,13 +142,13 @@ def test_gelu_and_rounding_are_those_of_torch():
     x = torch.randn(4, 48, requires_grad=True)
     g, by = torch.randn(4, 48), torch.rand(48)
     expected = torch.nn.functional.gelu(x, approximate="tanh")
-    torch.testing.assert_close(kernels.gelu(x), expected)
+    torch.testing.assert_close(fp8_quantise.gelu(x), expected)
     slope = torch.autograd.grad(expected, x, g)[0]
     forward, backward = x.detach(), (g, x.detach(), by)
     for (x8, scale), wanted in (
-        (kernels.wide_quantise(forward, by), forward * by),
-        (kernels.gelu_quantise(forward), expected),
-        (kernels.gelu_backward_quantise(*backward), slope * by),
+        (fp8_quantise.wide_quantise(forward, by), forward * by),
+        (fp8_quantise.gelu_quantise(forward), expected),
+        (fp8_quantise.gelu_backward_quantise(*backward), slope * by),
     ):
         # 3 bits behind the leading one; under 2^-6 of its unit, e4m3 has equal steps of 2^-9
         step = 2**-9 * scale.max().item()
@@ -153,8 +160,8 @@ def test_random_weights_appear_block_by_block_where_they_stay():
         flux = tiny_flux()
     add_lora(flux, LoraConfig(r=2))
     guidance = SemanticGuidance(flux.inner_dim, {})
-    merge.freeze(flux, "cpu", "fp8-small")
-    fast.install(flux, guidance, compiled=False)
+    fused_matrices.freeze(flux, "cpu", "fp8-small")
+    train_blocks.install(flux, guidance, compiled=False)
     assert not any(p.is_meta for p in flux.parameters())
     assert flux(**flux_inputs(flux))[0].isfinite().all()
     rounded = {n for n, p in flux.named_parameters() if p.dtype == torch.uint8}
@@ -165,7 +172,7 @@ def test_an_adapter_on_a_modulation_is_refused():
     flux = tiny_flux()
     add_lora(flux, LoraConfig(target_modules=["norm.linear"]))
     with pytest.raises(ValueError, match=r"norm\.linear"):
-        merge.freeze(flux, "cpu", "bf16")
+        fused_matrices.freeze(flux, "cpu", "bf16")
 
 
 @pytest.mark.parametrize(
@@ -177,19 +184,21 @@ def test_an_adapter_on_a_modulation_is_refused():
     ],
 )
 def test_memory_fills_in_what_the_config_leaves_open(memory, changes, expected):
-    cfg = with_memory(TranslatorConfig(preset="demo", memory=memory, **changes))
+    cfg = resolve(TranslatorConfig(preset="full-random", memory=memory, **changes), CPU)
     assert (cfg.base_dtype, cfg.gradient_checkpointing, cfg.compile) == expected
 
 
 def test_a_trained_base_is_neither_compiled_nor_rounded():
     with pytest.raises(ValueError, match="train_base"):
-        with_memory(TranslatorConfig(preset="demo", train_base=True, memory="80g"))
+        resolve(TranslatorConfig(preset="demo", train_base=True, memory="80g"), CPU)
 
 
 @pytest.mark.parametrize("every, recomputed", [(0, 0), (1, 4), (2, 2)])
 def test_every_nth_block_is_recomputed(every, recomputed, monkeypatch):
     calls = []
-    real = fast.checkpoint
-    monkeypatch.setattr(fast, "checkpoint", lambda *a, **k: calls.append(a[0]) or real(*a, **k))
+    real = train_blocks.checkpoint
+    monkeypatch.setattr(
+        train_blocks, "checkpoint", lambda *a, **k: calls.append(a[0]) or real(*a, **k)
+    )
     step(*speed_up(*adapted(), "fp32", recompute_every=every))
     assert len(calls) == recomputed

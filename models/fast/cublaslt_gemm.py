@@ -18,7 +18,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from models.kernels import E4M3, gelu, rounded
+from models.fast.fp8_quantise import E4M3, gelu, rounded
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 14, E4M3: 28}  # cudaDataType
 COMPUTE_FP32 = 68

@@ -1,7 +1,7 @@
 """From the product of q and k to what attention reads in e4m3: norms, rotation, rounding.
 
-As models/heads.py without adapters; values need nothing of the kind, their product is rounded as it
-is written. Streams (text, image) are written one behind the other.
+As models/fast/fused_qkv.py without adapters; values need nothing of the kind, their product is
+rounded as it is written. Streams (text, image) are written one behind the other.
 
 Dimension key:  B batch   M tokens of a stream, S of all   h heads   d width of a head
 """
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import heads
 from models.attention import rotate
-from models.heads import EPS, can_fuse
-from models.kernels import E4M3, rounded
+from models.fast import fused_qkv
+from models.fast.fp8_quantise import E4M3, rounded
+from models.fast.fused_qkv import EPS, can_fuse
 
 TOKENS, WARPS = 4, 1  # of a program, which makes one head
 
@@ -80,12 +80,12 @@ def kernel_heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[Turned]) -> tuple
     return q, k
 
 
-if heads.triton is not None:
+if fused_qkv.triton is not None:
     import triton
     import triton.language as tl
 
-    from models.heads import _angles, _load, _pairs
-    from models.heads import _turned as _turn
+    from models.fast.fused_qkv import _angles, _load, _pairs
+    from models.fast.fused_qkv import _turned as _turn
 
     @triton.jit
     def _store_heads(x, row, even, odd, inside, WIDTH: tl.constexpr):

@@ -1,9 +1,9 @@
 """FLUX's blocks for sampling with everything that is multiplied in e4m3: products and attention.
 
-The arithmetic is that of models/sampling_blocks.py. What is faster:
-    attention reads e4m3 (models/rounded_attention.py)
-    a product applies GELU and rounds what it writes (models/cublaslt.py)
-    residual sum, norm and rounding are one pass (models/rounded_kernels.py)
+The arithmetic is that of models/fast/train_blocks.py without adapters. What is faster:
+    attention reads e4m3 (models/fast/fp8_attention.py)
+    a product applies GELU and rounds what it writes (models/fast/cublaslt_gemm.py)
+    residual sum, norm and rounding are one pass (models/fast/fp8_residual_norm.py)
     a single block's attention and MLP are rounded side by side, for one product of both
 Nothing is compiled by torch. It needs a Hopper GPU and an extra package; `choose` tries it.
 
@@ -11,30 +11,27 @@ Dimension key:  B batch   N image, M text, S all tokens   D model   F inside the
 """
 
 import logging
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models import fast
-from models.cublaslt import multiply
-from models.due import Due
-from models.fast import Stream, Wanted
-from models.fp8 import Frozen, Matrix
-from models.kernels import E4M3
-from models.rounded_attention import HOPPER, attend_rounded, gap
-from models.rounded_heads import Turned, rounded_heads
-from models.rounded_kernels import round_rows, settle, with_bias
+from models.fast import train_blocks
+from models.fast.cublaslt_gemm import multiply
+from models.fast.fp8_attention import HOPPER, attend_rounded, gap
+from models.fast.fp8_qk import Turned, rounded_heads
+from models.fast.fp8_quantise import E4M3
+from models.fast.fp8_residual_norm import round_rows, settle, with_bias
+from models.fast.frozen_matrix import Frozen, Matrix
+from models.fast.pending_residual import Due
+from models.fast.train_blocks import Stream, Wanted
 
 log = logging.getLogger(__name__)
 TOLERANCE = 0.1  # relative, of attention beside bf16; of normal values the rounding makes 0.05
 BLOCK_TOLERANCE = 0.05  # of a block beside the same rounding in plain torch
 MUCH = 1e-5  # share of a tensor's values cut off at 448 that is worth a word: a channel has 3e-4
 SMALL = 0.01  # root mean square at which e4m3's steps of 2^-9 make twice the usual rounding error
-said = ""  # by the last `choose`
-_seen: list[Tensor] | None = None  # (share cut off, root mean square), where someone counts
 
 
 class Rounded(NamedTuple):
@@ -58,6 +55,13 @@ class RoundedStream(NamedTuple):
     out: Rounded | None = None  # of a double block
 
 
+class Fit(NamedTuple):
+    """How well one tensor fits e4m3, as two scalars on the device."""
+
+    cut_off: Tensor  # share of its values beyond 448
+    size: Tensor  # root mean square
+
+
 # ---- the arithmetic
 
 
@@ -68,15 +72,19 @@ def double_block(
     rotary: tuple[Tensor, Tensor],
     w_image: RoundedStream,
     w_text: RoundedStream,
+    fits: list[Fit] | None = None,
 ) -> tuple[Due, Due]:
-    """One double block: (image, text) -> (image, text)."""
+    """One double block: (image, text) -> (image, text).
+
+    fits: gains how well each tensor of the block fits e4m3.
+    """
     x_mod, text_mod = (m.chunk(6, dim=1) for m in modulations)
-    x_BND, x8 = _settle(x, *x_mod[:2])
-    text_BMD, text8 = _settle(text, *text_mod[:2])
-    out_BSD = _attend(rotary, (text_BMD, text8, w_text), (x_BND, x8, w_image))
+    x_BND, x8 = _settle(x, *x_mod[:2], fits)
+    text_BMD, text8 = _settle(text, *text_mod[:2], fits)
+    out_BSD = _attend(rotary, (text_BMD, text8, w_text), (x_BND, x8, w_image), fits=fits)
     text_out, x_out = out_BSD.split([text_BMD.shape[1], x_BND.shape[1]], dim=1)
-    return _after_attention(x_BND, x_out, x_mod, w_image), _after_attention(
-        text_BMD, text_out, text_mod, w_text
+    return _after_attention(x_BND, x_out, x_mod, w_image, fits), _after_attention(
+        text_BMD, text_out, text_mod, w_text, fits
     )
 
 
@@ -86,24 +94,30 @@ def single_block(
     rotary: tuple[Tensor, Tensor],
     w: RoundedStream,
     wanted: Wanted | None = None,
+    fits: list[Fit] | None = None,
 ) -> Due:
     """One single block, on text and image tokens joined; fewer tokens if `wanted`."""
     shift, scale, gate = modulation.chunk(3, dim=1)
-    x_BSD, x8 = _settle(x, shift, scale)
-    out_BSD = _attend(rotary, (x_BSD, x8, w), wanted=wanted)
+    x_BSD, x8 = _settle(x, shift, scale, fits)
+    out_BSD = _attend(rotary, (x_BSD, x8, w), wanted=wanted, fits=fits)
     if wanted is not None:
-        x_BSD, x8 = fast.only(x_BSD, wanted), fast.only(x8.view(torch.uint8), wanted).view(E4M3)
+        x_BSD, x8 = (
+            train_blocks.only(x_BSD, wanted),
+            train_blocks.only(x8.view(torch.uint8), wanted).view(E4M3),
+        )
     D = x_BSD.shape[2]
     inner = x8.new_empty(*x8.shape[:2], D + len(w.up.weight_OI))
     round_rows(out_BSD, inner[..., :D])
     multiply(x8, w.up.weight_OI, w.up.unit, inner[..., D:], with_gelu=True)
-    _count(inner[..., :D], inner[..., D:])
+    _measure(fits, inner[..., :D], inner[..., D:])
     return Due(x_BSD, gate, (_product(inner, w.down, x_BSD.dtype),), w.down.bias_O)
 
 
-def _settle(x: Due, shift_BD: Tensor, scale_BD: Tensor) -> tuple[Tensor, Tensor]:
+def _settle(
+    x: Due, shift_BD: Tensor, scale_BD: Tensor, fits: list[Fit] | None
+) -> tuple[Tensor, Tensor]:
     x_BSD, x8 = settle(x, shift_BD, scale_BD)
-    _count(x8[..., : x_BSD.shape[2]])
+    _measure(fits, x8[..., : x_BSD.shape[2]])
     return x_BSD, x8
 
 
@@ -118,6 +132,7 @@ def _attend(
     rotary: tuple[Tensor, Tensor],
     *streams: tuple[Tensor, Tensor, RoundedStream],
     wanted: Wanted | None = None,
+    fits: list[Fit] | None = None,
 ) -> Tensor:
     """Attention among the tokens of all streams joined: (B, S, D)."""
     sizes = [x8.shape[1] for _, x8, _ in streams]
@@ -125,58 +140,43 @@ def _attend(
     v = streams[0][1].new_empty(B, sum(sizes), D)
     for (_, x8, w), part in zip(streams, v.split(sizes, dim=1)):
         multiply(x8, w.v.weight_OI, w.v.unit, part)
-    _count(v)
+    _measure(fits, v)
     q, k = rounded_heads(
         *rotary,
         [Turned(_product(x8, w.qk, x.dtype), w.norm_q_d, w.norm_k_d) for x, x8, w in streams],
     )
-    q = q if wanted is None else fast.only(q.view(torch.uint8), wanted).view(E4M3)
+    q = q if wanted is None else train_blocks.only(q.view(torch.uint8), wanted).view(E4M3)
     return attend_rounded(q, k, v.unflatten(2, q.shape[2:])).flatten(2)
 
 
 def _after_attention(
-    x: Tensor, out: Tensor, modulation: tuple[Tensor, ...], w: RoundedStream
+    x: Tensor,
+    out: Tensor,
+    modulation: tuple[Tensor, ...],
+    w: RoundedStream,
+    fits: list[Fit] | None,
 ) -> Due:
     """The rest of one stream of a double block."""
     _, _, gate, shift_mlp, scale_mlp, gate_mlp = modulation
     out8 = torch.empty(x.shape, dtype=E4M3, device=x.device)
     round_rows(out, out8)
     y = _product(out8, w.out, x.dtype)
-    x, x8 = _settle(Due(x, gate, (y,), w.out.bias_O), shift_mlp, scale_mlp)
+    x, x8 = _settle(Due(x, gate, (y,), w.out.bias_O), shift_mlp, scale_mlp, fits)
     inner = x8.new_empty(*x8.shape[:2], len(w.up.weight_OI))
     multiply(x8, w.up.weight_OI, w.up.unit, inner, with_gelu=True)
-    _count(out8, inner)
+    _measure(fits, out8, inner)
     return Due(x, gate_mlp, (_product(inner, w.down, x.dtype),), w.down.bias_O)
 
 
 # ---- what does not fit e4m3
 
 
-def watched(forward: Callable) -> Callable:
-    """`forward`; its first call says so if values are too large for e4m3 (cut off), or too small.
+def warn_of_poor_fits(fits: list[Fit]) -> None:
+    """Say so if values are too large for e4m3 (cut off), or too small (few digits).
 
     Nothing else would tell, but for the image.
     """
-    waiting = True
-
-    def run(*args, **kwargs):
-        global _seen
-        nonlocal waiting
-        if not waiting:
-            return forward(*args, **kwargs)
-        waiting, _seen = False, []
-        try:
-            out = forward(*args, **kwargs)
-            _judge(torch.stack(_seen))
-        finally:
-            _seen = None
-        return out
-
-    return run
-
-
-def _judge(seen_T2: Tensor) -> None:
-    cut, size = seen_T2.float().cpu().unbind(1)
+    cut, size = (torch.stack(x).float().cpu() for x in zip(*fits))
     worst, least = float(cut.max()), float(size[size > 0].min()) if (size > 0).any() else 1.0
     what = [f"cuts off up to {worst:.2%} of a block's values at 448"] if worst > MUCH else []
     if least < SMALL:
@@ -184,27 +184,27 @@ def _judge(seen_T2: Tensor) -> None:
     if what:
         log.warning(
             f"sampling in e4m3 {' and '.join(what)}; without the package fa3-fwd rows have"
-            " their own units, and sampling takes 15 % longer"
+            " their own units, and sampling takes 18 % longer"
         )
 
 
-def _count(*parts: Tensor) -> None:
-    if _seen is None:
+def _measure(fits: list[Fit] | None, *parts: Tensor) -> None:
+    if fits is None:
         return
     for x8 in parts:
         cut = ((x8.view(torch.uint8) & 127) == 126).float().mean()  # 448, of either sign
-        _seen.append(torch.stack([cut, x8.float().square().mean().sqrt()]))
+        fits.append(Fit(cut, x8.float().square().mean().sqrt()))
 
 
 # ---- the matrices
 
 
 def take(block: nn.Module) -> list[RoundedStream]:
-    """The streams of a block that `merge.freeze` has rounded with one unit a layer.
+    """The streams of a block that `fused_matrices.freeze` has rounded with one unit a layer.
 
     Its own matrices are given up, but for those of the modulations.
     """
-    streams = [rounded_stream(stream) for stream in fast.streams_of(block)]
+    streams = [rounded_stream(stream) for stream in train_blocks.streams_of(block)]
     for name in [n for n in block.frozen if "modulation" not in n]:
         del block.frozen[name]
     return streams
@@ -229,26 +229,22 @@ def _with_bias_inside(m: Matrix) -> Rounded:
 # ---- whether they can be used
 
 
-def choose(device: torch.device | str, width: int) -> bool:
-    """Whether a model with heads `width` wide can sample on `device` with these blocks.
+def choose(device: torch.device | str, width: int) -> tuple[bool, str]:
+    """Whether a model with heads `width` wide can sample on `device` with these blocks, and why.
 
-    Says which: a package that is missing, or wrong, costs speed and not the run.
+    A package that is missing, or wrong, costs speed and not the run.
     """
-    global said
     try:
-        said, able = f"sampling in e4m3 (fa3-fwd {_try(torch.device(device), width)})", True
+        return True, f"fa3-fwd {_try(torch.device(device), width)}"
     except Exception as error:  # of an extension module: anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        said, able = f"sampling with attention in bf16 ({reason})", False
-    log.info(said)
-    return able
+        return False, (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @torch.no_grad()
 def _try(device: torch.device, width: int) -> str:
     """The version of fa3-fwd. Raises: why these blocks cannot be used here."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != HOPPER:
-        raise RuntimeError("not a Hopper GPU")
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < HOPPER:
+        raise RuntimeError("no Hopper GPU or newer")
     try:
         import fa3_fwd_interface  # noqa: F401
     except ModuleNotFoundError:

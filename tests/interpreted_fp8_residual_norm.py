@@ -1,6 +1,6 @@
 """Run the kernels between e4m3 products without a GPU and compare them with plain torch.
 
-    TRITON_INTERPRET=1 python tests/interpreted_rounded.py
+    TRITON_INTERPRET=1 python tests/interpreted_fp8_residual_norm.py
 
 A program of its own: the interpreter must be chosen before Triton is imported.
 """
@@ -12,10 +12,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from models import rounded_kernels
-from models.due import Due
-from models.kernels import E4M3, rounded
-from models.rounded_heads import Turned, kernel_heads, turned_heads
+from models.fast import fp8_residual_norm
+from models.fast.fp8_qk import Turned, kernel_heads, turned_heads
+from models.fast.fp8_quantise import E4M3, rounded
+from models.fast.pending_residual import Due
 
 
 def same(ours: torch.Tensor, plain: torch.Tensor) -> float:
@@ -60,7 +60,7 @@ def compare_settle(samples: int, device: str = "cpu", dtype=torch.float32, biase
         normal(D, scale=9.0) if biased else None,
     )
     shift, scale = normal(samples, D, scale=200.0), normal(samples, D)
-    sums, out = rounded_kernels.settle(due, shift, scale)
+    sums, out = fp8_residual_norm.settle(due, shift, scale)
 
     def moved(x):
         return (
@@ -72,10 +72,10 @@ def compare_settle(samples: int, device: str = "cpu", dtype=torch.float32, biase
         )
 
     ours = Due(*(moved(x) for x in due))
-    found_out = rounded_kernels.empty_rows(B * S, D, device).unflatten(0, (B, S))
+    found_out = fp8_residual_norm.empty_rows(B * S, D, device).unflatten(0, (B, S))
     found, wide = torch.empty_like(ours[0]), torch.zeros(B, 2 * S, D, device=device, dtype=dtype)
-    rounded_kernels.launch(ours, found, found_out, shift.to(device), scale.to(device))
-    rounded_kernels.launch(ours, wide[:, S:])
+    fp8_residual_norm.launch(ours, found, found_out, shift.to(device), scale.to(device))
+    fp8_residual_norm.launch(ours, wide[:, S:])
     assert torch.equal(wide[:, S:], found) and not wide[:, :S].any()
     assert (found.cpu().float() - sums.float()).norm() < 3e-3 * sums.float().norm()
     assert torch.equal(found_out.cpu().float()[..., D:], out.float()[..., D:])
@@ -86,7 +86,7 @@ def compare_rounding(device: str = "cpu", dtype=torch.float32) -> float:
     torch.manual_seed(2)
     x = (300 * torch.randn(2, 9, 48, device=device)).to(dtype)[:, 3:8]
     wide = torch.zeros(2, 5, 80, device=device).to(E4M3)
-    rounded_kernels.round_rows_by_kernel(x, wide[..., 16:64])
+    fp8_residual_norm.round_rows_by_kernel(x, wide[..., 16:64])
     assert not wide[..., :16].float().any() and not wide[..., 64:].float().any()
     return same(wide[..., 16:64], rounded(x))
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.kernels import rounded
-from models.rounded_heads import Turned, rounded_heads, turned_heads
+from models.fast.fp8_qk import Turned, rounded_heads, turned_heads
+from models.fast.fp8_quantise import rounded
 
 HOPPER = (9, 0)
 

@@ -1,7 +1,7 @@
 """The frozen layers of FLUX's blocks merged into a few matrices, for the fast blocks to read.
 
 q, k and v become one matrix, a single block's last matrix two. Each may be rounded to e4m3
-(models/fp8.py), and may take a trained adapter in.
+(models/fast/frozen_matrix.py), and may take a trained adapter in.
 """
 
 from typing import Literal
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from models.fp8 import Frozen
-from models.kernels import SMALLEST
+from models.fast.fp8_quantise import SMALLEST
+from models.fast.frozen_matrix import Frozen
 from models.lora import LoraLinear, lora_layers
 from models.shard import place
 
-BIAS_ROOM = 200.0  # largest bias by largest weight; models/rounded_kernels.py: with_bias has 256
+BIAS_ROOM = (
+    200.0  # largest bias by largest weight; models/fast/fp8_residual_norm.py: with_bias has 256
+)
 # the layers of each kind of block, by the name of the matrix that they become
 STREAMS = {
     "image": {
@@ -48,7 +50,7 @@ def freeze(
     dtype: Literal["bf16", "fp32", "fp8", "fp8-small"],
     mesh: DeviceMesh | None = None,
     adapters: dict[str, Tensor] | None = None,
-    one_unit: bool = False,
+    fused: bool = False,
 ) -> None:
     """Move `flux` to `device` block by block, each block's matrices merged (and rounded).
 
@@ -59,10 +61,10 @@ def freeze(
 
     Args:
         adapters: trained values, "flux." before their names in flux. Those of the blocks are taken
-            out of it and added to the matrices, before these are rounded; the model then only
-            samples (models/sampling_blocks.py), and keeps no transposed copy.
-        one_unit: round a whole layer in one unit instead of each row in its own, as
-            models/rounded_blocks.py needs it.
+            out of it and added to the matrices, before these are rounded, a whole layer in one unit
+            instead of each row in its own; the model then only samples
+            (models/fast/sample_blocks.py), and keeps no transposed copy.
+        fused: bf16 products do what follows them (models/fast/fused_gemm.py).
 
     Raises: ValueError: an adapter sits on a layer that this file does not adapt, or is missing from
         `adapters` or has another shape there.
@@ -82,9 +84,9 @@ def freeze(
                     " not support"
                 )
             fp8 = dtype.startswith("fp8") and (dtype == "fp8-small" or "modulation" not in kind)
-            largest = _largest(block, layers) if one_unit else None
+            largest = _largest(block, layers) if adapters is not None else None
             matrix = _merge(block, layers, kind)
-            block.frozen[kind] = Frozen(*matrix, fp8, transposed, largest)
+            block.frozen[kind] = Frozen(*matrix, fp8, transposed, largest, fused and not fp8)
         _drop_originals(block)
 
     place(flux, device, mesh, merge)

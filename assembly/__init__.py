@@ -1,0 +1,1 @@
+"""What joins the packages: models built from checkpoints, latents cached, variants compared."""

@@ -1,0 +1,1 @@
+"""What exists for speed alone; `models/fast/plan.py` is the only way in."""
