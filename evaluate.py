@@ -9,6 +9,7 @@ per_image.csv to --output_dir. Takes a checkpoint of any stage.
 """
 
 import csv
+import io
 import json
 import math
 import time
@@ -26,7 +27,7 @@ from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import in_step, sequential
 from losses.pretrain import material_cross_entropy
 from models.sampler import translate
-from utils import config, dist, metrics
+from utils import config, dist, files, metrics
 from utils.loop import to_device
 from utils.run import code_version, entry
 
@@ -165,17 +166,16 @@ def write(folder: Path, rows: list[dict], facts: dict) -> None:
     lines[-1] += f" {facts['seconds']} s on {facts['device']}; checkpoint `{facts['checkpoint']}`"
     if facts["sampling"]:
         lines.append("; ".join(f"{k} {v}" for k, v in facts["sampling"].items()))
-    lines += [facts["note"]] if facts["note"] else []
-    lines.append(materials_sentence(stage1))
+    lines += [*filter(None, [facts["note"]]), materials_sentence(stage1)]
     lines.append(f"Pearson(intensity, infrared) {stage1['pearson_intensity']:.3f}")
     text = "\n".join(lines) + "\n"
-    (folder / "results.md").write_text(text, encoding="utf-8")
-    numbers = json.dumps(finite({"methods": means, **facts}), indent=1)
-    (folder / "results.json").write_text(numbers + "\n")
-    with open(folder / "per_image.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    numbers = json.dumps(finite({"methods": means, **facts}), indent=1) + "\n"
+    table = csv.DictWriter(each := io.StringIO(newline=""), list(rows[0]))
+    table.writeheader()
+    table.writerows(rows)
+    files.write_whole(folder / "per_image.csv", each.getvalue())
+    files.write_whole(folder / "results.json", numbers)
+    files.write_whole(folder / "results.md", text)
     print(text + f"written to {folder}: results.md, results.json, per_image.csv")
 
 

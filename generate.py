@@ -23,6 +23,7 @@ from data.transforms import FORMATS, decode_visible, encode_png, resize_visible
 from models.codec import TOKEN
 from models.sampler import translate
 from utils import config, dist
+from utils.files import write_whole
 from utils.run import entry
 
 FEW = 250  # grey levels; a window in degrees or in [0, 1] has no use for whole numbers
@@ -76,7 +77,7 @@ def main() -> None:
             ).clamp(0, 1)
             values = window.restore(infrared[0, 0].cpu().numpy())
             image = np.rint(values).astype(np.uint16 if cfg.counts else np.uint8)
-            (folder / f"{path.stem}.png").write_bytes(encode_png(image))
+            write_whole(folder / f"{path.stem}.png", encode_png(image))
         progress.update(min(len(batch) * dist.world_size(), len(paths) - progress.n))
     progress.close()
     faults = [fault for each in dist.gather(faults) for fault in each]
@@ -103,7 +104,9 @@ def read(path: Path) -> tuple[np.ndarray, str | None]:
     """A photograph; or black, and what is wrong with the file: the others are made nevertheless."""
     try:
         return decode_visible(path.read_bytes(), str(path)), None
-    except (ValueError, OSError) as error:
+    except Exception as error:  # PIL raises a dozen types on foreign bytes
+        if not isinstance(error, (ValueError, OSError)) or str(path) not in str(error):
+            error = f"{path}: not a readable image ({type(error).__name__}: {error})"
         return np.zeros((TOKEN, TOKEN, 3), np.uint8), str(error)
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 
 VERSION = 1
+MOST = 1e30  # of a window, in any unit
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {
     "train": "train",
@@ -43,7 +44,7 @@ def parse(text: str, where: str) -> dict:
     """Raises: ValueError: not JSON, of another version, or without window, splits and shards."""
     try:
         manifest = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of 5000 digits, or nested too deep
         raise ValueError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         found = manifest.get("version") if isinstance(manifest, dict) else None
@@ -51,4 +52,25 @@ def parse(text: str, where: str) -> dict:
     for key in ("window", "splits", "shards"):
         if key not in manifest:
             raise ValueError(f"{where}: no '{key}' in the manifest; run prepare.py again")
+    if wrong := _wrong_type(manifest):
+        raise ValueError(f"{where}: {wrong}; run prepare.py again")
     return manifest
+
+
+def _wrong_type(manifest: dict) -> str | None:
+    """What of window, splits and shards is not of the type that `dump` wrote, or None."""
+    window = manifest["window"]
+    if not isinstance(window, dict) or not isinstance(window.get("unit"), str):
+        return "'window' is not low, high and unit"
+    for name in ("low", "high"):
+        value = window.get(name)
+        if type(value) not in (int, float) or not abs(value) < MOST:
+            return f"'window' has no finite number '{name}'"
+    if not isinstance(manifest["splits"], dict):
+        return "'splits' is not a mapping"
+    if not all(isinstance(split, dict) for split in manifest["splits"].values()):
+        return "'splits' holds other things than mappings"
+    shards = manifest["shards"]
+    if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+        return "'shards' is not a list of mappings"
+    return None

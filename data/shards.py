@@ -24,6 +24,7 @@ ALIASES = {
 SMALL = ("name", "source", "split", "sha256", "ir_unit", "ir_scale", "ir_offset")
 OPEN_FILES = 128  # handles a process keeps
 GROUP_BYTES = 64 * 2**20  # decoded row groups a process keeps; at least one
+MOST_GROUP_BYTES = 2**30  # uncompressed; larger ones are refused
 SLOW_GROUP_BYTES = 128 * 2**20  # random rows from larger groups are worth a warning
 
 
@@ -194,6 +195,7 @@ class Rows:
             with pq.ParquetFile(self.fs.open_input_file(path)) as file:
                 columns = Columns(file.schema_arrow, path)
                 keys = [key for key in SMALL if key in columns]
+                _check_groups(file.metadata, path)
                 return columns, file.metadata, file.read(columns=keys, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path}: not a readable parquet file ({error})") from None
@@ -349,13 +351,22 @@ class RowReader:
             self.handles.move_to_end(file_id)
             return self.handles[file_id]
         path = self.rows.files[file_id]
-        local = isinstance(self.rows.fs, pafs.LocalFileSystem)
-        stream = pa.memory_map(path) if local else self.rows.fs.open_input_file(path)
+        stream = self.rows.fs.open_input_file(path)  # a memory map of a cut file is a SIGBUS
         handle = pq.ParquetFile(stream, metadata=self.rows.metadata[file_id])
         self.handles[file_id] = handle
         if len(self.handles) > OPEN_FILES:
             self.handles.popitem(last=False)[1].close()
         return handle
+
+
+def _check_groups(metadata: pq.FileMetaData, path: str) -> None:
+    """Raises: ValueError: a row group whose decoding would take more than the limit."""
+    for g in range(metadata.num_row_groups):
+        if (size := metadata.row_group(g).total_byte_size) > MOST_GROUP_BYTES:
+            raise ValueError(
+                f"{path}: row group {g} has {size:,} bytes uncompressed, at most "
+                f"{MOST_GROUP_BYTES:,} are read; write it with smaller row groups"
+            )
 
 
 def _bytes(column: pa.Array, row: int) -> bytes | None:

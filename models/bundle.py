@@ -6,8 +6,11 @@ thermaflux.json                    the run's configuration and versions
 """
 
 import json
+import os
+import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,20 +32,54 @@ def save_bundle(
     config: dict,
     versions: dict[str, str],
 ) -> None:
-    """Write the folder.
+    """Write the folder: beside its place, then renamed, so that no two exports are ever mixed.
 
     Args:
         state: the trained tensors by their names in `translator` (a checkpoint's `model`).
         config, versions: plain values; `config["model"]` must describe the translator.
+
+    Raises:
+        OSError: one sentence with the folder; an export that was there before still is.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder).absolute()
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")
     notes = {"config": config, "versions": versions, "text_tokens": len(translator.prompt.tokens)}
-    if lora_layers(translator.flux):
-        save_lora(translator.flux, folder / LORA_FILE, {"made_by": "ThermaFlux"})
     rest = {n: x.detach().cpu().contiguous() for n, x in state.items() if ".lora_" not in n}
-    save_file(rest, str(folder / STATE_FILE), metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    try:
+        part.mkdir(parents=True)
+        if lora_layers(translator.flux):
+            save_lora(translator.flux, part / LORA_FILE, {"made_by": "ThermaFlux"})
+        save_file(rest, str(part / STATE_FILE), metadata={"format": "pt"})
+        (part / CONFIG_FILE).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        _put(part, folder)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"export {folder} was not written: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _put(part: Path, folder: Path) -> None:
+    """Rename `part` to `folder`; files in it that are not ours stay there."""
+    names = (LORA_FILE, STATE_FILE, CONFIG_FILE)
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if there <= set(names) and not folder.is_symlink():
+        old = part.with_name(part.name + ".old")
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(part, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+        return
+    (folder / CONFIG_FILE).unlink(missing_ok=True)  # no export until the last file is in place
+    for name in names:
+        if (part / name).exists():
+            os.replace(part / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def read_bundle(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:

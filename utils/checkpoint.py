@@ -1,14 +1,17 @@
 """Checkpoints: written whole or not at all, read without running any code, only what is trained.
 
 checkpoint_00000500.pth   {model, optimizer, ema, step, ..., config, versions}
+
+The file is torch's zip; its comment holds the SHA-256 of all bytes before the digits.
 """
 
+import hashlib
 import os
 import platform
 import shutil
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from torch import Tensor, nn
 from utils import dist
 
 PATTERN = "checkpoint_*.pth"
+MARK = b"thermaflux sha256 "
+DIGITS = 64  # of the hash, in hexadecimal
+END = 22  # bytes of a zip's last record; its last two count the comment's bytes
 _pending: dict[str, Any] = {"thread": None, "error": None}
 
 
@@ -75,7 +81,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """The parts of a checkpoint, on the CPU. Only tensors and plain values are accepted.
 
     Raises:
-        ValueError: damaged, or not a checkpoint of this project. OSError: cannot be read.
+        ValueError: no file, damaged, or not a checkpoint of this project. OSError: cannot be read.
     """
     if damage := damaged(path):
         raise ValueError(f"checkpoint {path} is damaged: {damage}")
@@ -86,17 +92,36 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} holds more than tensors and plain values: {reason}") from error
     if not isinstance(parts, dict) or not isinstance(parts.get("model"), dict):
         raise ValueError(f"{path} is no checkpoint of this project: it has no entry `model`")
+    for name, value in parts["model"].items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise ValueError(f"{path} is no checkpoint of this project: {name!r} is a {kind}")
     return parts
+
+
+def newest(
+    directory: str | Path, check: Callable[[dict], str | None] = lambda parts: None
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a folder that can be used, and its parts; None if there is none.
+
+    Every one passed over is named, with the reason: damaged, or what `check` says of its parts.
+    """
+    for path in sorted(Path(directory).glob(PATTERN), key=step_of, reverse=True):
+        try:
+            parts = load(path)
+            reason = check(parts)
+        except (ValueError, OSError) as error:
+            reason = str(error)
+        if not reason:
+            return path, parts
+        dist.print0(f"passing over {path}: {reason}")
+    return None
 
 
 def latest(directory: str | Path) -> Path | None:
     """The newest intact checkpoint in a folder; a damaged one is named and passed over."""
-    for path in sorted(Path(directory).glob(PATTERN), key=step_of, reverse=True):
-        damage = damaged(path)
-        if not damage:
-            return path
-        dist.print0(f"passing over {path}: {damage}")
-    return None
+    found = newest(directory)
+    return found[0] if found else None
 
 
 def prune(written: Path, keep: int) -> None:
@@ -107,17 +132,58 @@ def prune(written: Path, keep: int) -> None:
     found = [p for p in written.parent.glob(PATTERN) if step_of(p) <= step_of(written)]
     found.sort(key=step_of)
     for path in found[:-keep] if keep else []:
-        path.unlink(missing_ok=True)
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def damaged(path: str | Path) -> str | None:
-    """What is wrong with the file (it is a zip with checksums), or None."""
+    """What is wrong with the file, or None. Raises: OSError: cannot be read.
+
+    A file with a hash is intact if every byte is. One without (of before there were hashes) is
+    intact as far as the zip's own checksums see. A hash that is itself damaged is no missing one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return "there is no file of this name"
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(max(0, size - END - len(MARK) - DIGITS))
+        tail = file.read()
+    record, mark, digits = tail[:END], tail[END:-DIGITS], tail[-DIGITS:]
+    if record[:4] == b"PK\5\6" and mark == MARK:
+        return None if _hash(path, size - DIGITS) == digits else "its hash is another"
+    if tail[-END:][:4] != b"PK\5\6" or tail[-2:] != b"\0\0":
+        return f"it does not end as a checkpoint does ({size} bytes)"
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+                return "it holds compressed files, which no checkpoint does"
             bad = archive.testzip()
         return f"checksum of {bad} is wrong" if bad else None
-    except zipfile.BadZipFile as error:
-        return f"{error} ({Path(path).stat().st_size} bytes)"
+    except Exception as error:  # zipfile raises a dozen types on foreign bytes
+        return f"{type(error).__name__}: {' '.join(str(error).split())} ({size} bytes)"
+
+
+def _hash(path: Path, length: int) -> bytes:
+    """SHA-256 of the first `length` bytes, in hexadecimal."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while length > 0 and (block := file.read(min(length, 2**22))):
+            found.update(block)
+            length -= len(block)
+    return found.hexdigest().encode()
+
+
+def _add_hash(path: Path) -> None:
+    """Give the zip of `path` a comment with the hash of all that is before the hash."""
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.seek(size - 2)
+        file.write((len(MARK) + DIGITS).to_bytes(2, "little") + MARK)
+        file.flush()
+        file.write(_hash(path, size + len(MARK)))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def versions() -> dict[str, str]:
@@ -133,13 +199,12 @@ def _write(path: Path, parts: dict[str, Any], keep: int) -> None:
     try:
         with open(temporary, "wb") as file:
             torch.save(parts, file)
-            file.flush()
-            os.fsync(file.fileno())
+        _add_hash(temporary)
+        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer says what only it knows
         temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 2**20
         raise OSError(f"{path} was not written, {free:.0f} MiB are free there: {error}") from error
-    os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)  # the new name must survive a power cut too
     try:
         os.fsync(folder)

@@ -17,13 +17,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from utils.yaml_text import Dumper, Loader, read_yaml
+from utils.yaml_text import Dumper, parse_yaml, read_yaml
 
 Config = TypeVar("Config")
 RUN_FLAGS = {"resume": "run.resume", "dry_run": "run.dry_run"}
 MISSING = dataclasses.MISSING
 UNIONS = (Union, types.UnionType)
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+MOST = 2**64  # of whole numbers
 ARGV = "on the command line"
 
 
@@ -180,8 +181,8 @@ def _assign(hint: Any, raw: Any, path: list[str], text: str, key: str, default: 
 
 def _from_text(hint: Any, text: str, key: str) -> Any:
     try:
-        value = yaml.load(text, Loader)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         value = text
     members = get_args(hint) if get_origin(hint) in UNIONS else (hint,)
     if isinstance(value, str) and str in members and not text.startswith(("'", '"')):
@@ -263,10 +264,12 @@ def _simple(hint: Any, value: Any) -> Any:
             return _simple(hint, float(value))
         except ValueError:
             return None
+    if number and not abs(value) < MOST and hint is int:
+        return None  # also infinity and NaN
     if hint is int and number and value == value // 1:
         return int(value)
     if hint is float and number:
-        return float(value)
+        return float(value) if abs(value) < 10**308 or isinstance(value, float) else None
     if hint is Path and isinstance(value, str):
         return Path(value)
     return value if hint in (bool, str, Path) and isinstance(value, hint) else None

@@ -3,8 +3,8 @@
 Arrays in, arrays out: colours and names are the caller's. Nothing here opens a window.
 """
 
+import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
+
+from utils.files import write_whole
 
 THERMAL = "inferno"  # dark is cold, bright is hot; perceptually uniform
 UNKNOWN = (60, 60, 60)  # colour of ids without one
@@ -142,12 +144,12 @@ def pixels_of(figure: Figure) -> np.ndarray:
 
 
 def save_png(path: str | Path, image: np.ndarray) -> None:
-    """Write (H, W, 3) uint8; the file appears whole or not at all."""
+    """Write (H, W, 3) uint8; the file appears whole or not at all. Raises: OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(image).save(part, format="PNG")
-    part.replace(path)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue())
 
 
 def _draw_color_bar(figure: Figure, box: tuple[float, ...], label: str) -> None:

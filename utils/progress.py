@@ -38,9 +38,8 @@ class State:
         Raises:
             ValueError: no such checkpoint, another model, or ranks that see different files.
         """
-        path = _checkpoint_of(cfg.run.resume, run.dir)
-        parts = checkpoint.load(path) if path else {"state": asdict(self)}
-        if len(set(dist.gather(parts["state"]["step"]))) > 1:
+        path, parts = _checkpoint_of(cfg.run.resume, run.dir) or (None, {"state": asdict(self)})
+        if len(set(dist.gather(str(parts.get("state"))))) > 1:
             raise ValueError(
                 f"the ranks find different checkpoints in {run.dir}; "
                 "run.output_dir must be on storage that all machines see"
@@ -52,14 +51,16 @@ class State:
                 f"run.resume is {path}, which holds weights alone (a best model does);"
                 f" name a {checkpoint.PATTERN} beside it"
             )
-        _check_same_model(parts.get("config", {}), config.to_dict(cfg), path)
+        if wrong := incomplete(parts):
+            raise ValueError(f"{path} cannot be resumed from: {wrong}")
+        _check_same_model(parts["config"], config.to_dict(cfg), path)
         checkpoint.load_into(model, parts["model"], path)
         # what the command line says now about lr, decay, betas goes before what was saved
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": parts["optimizer"]["state"], "param_groups": groups})
         ema.load_state_dict(parts["ema"])
-        for name, value in parts["state"].items():
-            setattr(self, name, value)
+        for name in asdict(self):
+            setattr(self, name, parts["state"][name])
         dist.print0(f"resumed from {path} at step {self.step}")
         if self.best is not None and not self._best_stands(parts["config"], cfg, run):
             self.best = None
@@ -123,21 +124,57 @@ class State:
             )
 
 
-def _checkpoint_of(resume: str | None, directory: Path) -> Path | None:
+def _checkpoint_of(resume: str | None, directory: Path) -> tuple[Path, dict] | None:
     if resume is None:
-        return checkpoint.latest(directory)
+        return checkpoint.newest(directory, incomplete)
     path = Path(resume)
     if path.is_dir():
-        path = checkpoint.latest(path)
-    if path is None or not path.is_file():
+        found = checkpoint.newest(path, incomplete)
+    else:
+        found = (path, checkpoint.load(path)) if path.is_file() else None
+    if found is None:
         raise ValueError(f"run.resume is {resume}, but there is no intact checkpoint")
-    own = checkpoint.latest(directory)
-    if own and checkpoint.step_of(own) > checkpoint.step_of(path):
+    path, parts = found
+    if "optimizer" in parts and (wrong := incomplete(parts)):
+        raise ValueError(f"{path} cannot be resumed from: {wrong}")
+    own = checkpoint.newest(directory, incomplete)
+    if own and checkpoint.step_of(own[0]) > checkpoint.step_of(path):
         raise ValueError(
-            f"run.resume is {resume}, but {own} is newer: leave out --resume to go on "
+            f"run.resume is {resume}, but {own[0]} is newer: leave out --resume to go on "
             "from it, or choose another run.output_dir"
         )
-    return path
+    return path, parts
+
+
+def incomplete(parts: dict[str, Any]) -> str | None:
+    """What a checkpoint's parts lack for a run to go on from them, or None."""
+    for name in ("optimizer", "ema", "state", "config"):
+        if not isinstance(parts.get(name), dict):
+            return f"it has no entry `{name}`"
+    kinds = {"best": int | float | None}
+    for field in asdict(State()):
+        found = parts["state"].get(field, "absent")
+        if not isinstance(found, kinds.get(field, int)) or isinstance(found, bool):
+            return f"state.{field} is {found!r}"
+    ema, moments = parts["ema"], parts["optimizer"].get("state")
+    average = ema.get("average")
+    if not isinstance(ema.get("updates"), int) or not isinstance(average, dict):
+        return "its EMA has no `updates` or no `average`"
+    if not all(isinstance(x, Tensor) for x in average.values()):
+        return "its EMA holds other things than tensors"
+    if not isinstance(moments, dict):
+        return "its optimizer has no `state`"
+    for number, own in moments.items():
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            if not isinstance(own, dict) or not isinstance(own.get(name), Tensor):
+                return f"its optimizer has no tensor `{name}` of parameter {number}"
+        if own["exp_avg"].shape != own["exp_avg_sq"].shape:
+            return f"its optimizer's moments of parameter {number} differ in shape"
+    training = parts["config"].get("training")
+    wanted = ("seed", "batch_size", "gradient_accumulation_steps", "best_metric")
+    if not isinstance(training, dict) or any(name not in training for name in wanted):
+        return "its configuration has no complete section `training`"
+    return None if isinstance(parts.get("world_size"), int) else "it has no entry `world_size`"
 
 
 def _check_same_model(saved: dict, current: dict, path: Path) -> None:

@@ -1,12 +1,16 @@
 """The run directory (resolved config, command, commit, curves) and how a script starts and ends.
 
 runs/x/  config.yaml  command.txt  commit.txt  code.diff  metrics.jsonl  events.out.tfevents.*
+         run.lock (locked while a process writes here; names it)
 """
 
+import errno
+import fcntl
 import json
 import math
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -48,13 +52,17 @@ class Run:
         self.described = False  # whether config, command and commit are written
         self._purge_step = None  # what TensorBoard is to forget when it opens: this and later
         self._tensorboard = None
+        self._lock: IO[str] | None = None
 
     def start(self, step: int | None = None) -> None:
-        """Describe the run; drop the rows after `step` that an earlier start wrote (None: none)."""
+        """Describe the run; drop the rows after `step` that an earlier start wrote (None: none).
+
+        Raises: ValueError: another process writes to this folder.
+        """
         self.described = True
         if not dist.is_main():
             return
-        self.dir.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
         (self.dir / "config.yaml").write_text(config.to_yaml(self.cfg), encoding="utf-8")
         with open(self.dir / "command.txt", "a", encoding="utf-8") as file:
             when = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -92,10 +100,20 @@ class Run:
         if self._tensorboard:
             self._tensorboard.close()
             self._tensorboard = None
+        if self._lock:
+            self._lock.truncate(0)  # an orderly end: nothing stale is found
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        if self._lock is None:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(self.dir)
 
     def _board(self):
         if not self.described:
             self.start()
+        self._take_lock()
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second
 
@@ -106,17 +124,48 @@ class Run:
         return self._tensorboard
 
 
+def lock_folder(folder: Path) -> IO[str]:
+    """Lock `folder` for this process; closing what is returned, or any end of it, unlocks.
+
+    A POSIX lock: forked workers do not inherit it, and network file systems that lock see it.
+
+    Raises: ValueError: another process has it. OSError: the folder cannot be written.
+    """
+    path = folder / "run.lock"
+    file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115, it stays open
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            dist.print0(f"{path} cannot be locked here ({error}): start no second run in {folder}")
+            return file
+        file.seek(0)
+        holder = " ".join(file.read(200).split()) or "a process that has not said its name"
+        file.close()
+        raise ValueError(
+            f"{folder} is in use by {holder}; end that run or choose another run.output_dir"
+        ) from None
+    file.seek(0)
+    if stale := " ".join(file.read(200).split()):
+        dist.print0(f"{path} is stale: {stale}, ended without closing it")
+    file.truncate(0)
+    file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
+    file.flush()
+    return file
+
+
 def _drop_rows_after(path: Path, step: int) -> None:
     """Keep the rows up to `step`; at step 0 none, since nothing of that attempt was kept."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
-            continue  # half a line: the process was killed while it wrote
-        if step > 0 and row["step"] <= step:
+        except (ValueError, RecursionError):
+            continue  # half a line (the process was killed while it wrote), or a damaged one
+        number = row.get("step") if isinstance(row, dict) else None
+        if step > 0 and isinstance(number, int) and number <= step:
             kept.append(line + "\n")
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")

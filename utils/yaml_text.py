@@ -2,23 +2,51 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
+
+from utils.files import read_limited
+
+MOST_BYTES = 2**20  # of a file
+DEEPEST = 40  # lists and mappings within each other
+MOST_ALIASES = 20  # in a file: some dozens can stand for a billion values
+MOST_DIGITS = 300  # of a number; a float holds 308
 
 
 def read_yaml(path: str | Path) -> dict:
     """The mapping in a YAML file. Only plain values; a key given twice is refused.
 
     Raises:
-        ValueError: not YAML, or not a mapping. OSError: cannot be read.
+        ValueError: not YAML, not a mapping, or beyond the limits above. OSError: cannot be read.
     """
+    data = read_limited(path, MOST_BYTES)
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = parse_yaml(data.decode("utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict | None):
         raise ValueError(f"{path} must hold `section: values`, got {type(raw).__name__}")
     return raw or {}
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain value of a YAML text. Raises: ValueError: not YAML, or beyond the limits above."""
+    try:
+        depth = aliases = 0
+        for event in yaml.parse(text, Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"nested more than {DEEPEST} deep")
+            aliases += isinstance(event, yaml.AliasEvent)
+            if aliases > MOST_ALIASES:
+                raise ValueError(f"more than {MOST_ALIASES} aliases")
+        return yaml.load(text, Loader)
+    except ValueError:
+        raise
+    except Exception as error:  # SafeLoader raises several types at tags that do not fit
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 class Loader(yaml.SafeLoader):
@@ -34,6 +62,16 @@ class Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(str(node.value)) > MOST_DIGITS:
+            raise ValueError(
+                f"a number of {len(node.value)} digits, at most {MOST_DIGITS} are read"
+            )
+        return super().construct_yaml_int(node)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 
 
 class Dumper(yaml.SafeDumper):

@@ -1,0 +1,97 @@
+"""Damaged, foreign and misnamed checkpoints: passed over and named, or one sentence.
+
+pytest tests/faults/test_damaged_checkpoints.py    FAULTS=20000 asks for more damaged files
+"""
+
+import os
+import random
+import zipfile
+
+import pytest
+import torch
+
+from utils import checkpoint
+
+CASES = int(os.environ.get("FAULTS", 400))
+
+
+def parts_of(value=1.0):
+    return {"model": {"weight": torch.full((50,), value), "bias": torch.arange(3.0)}}
+
+
+@pytest.fixture
+def two(tmp_path):
+    old, new = (tmp_path / f"checkpoint_{step:08d}.pth" for step in (9, 10))
+    checkpoint.save(old, parts_of())
+    checkpoint.save(new, parts_of(2.0))
+    return old, new
+
+
+def refused(path):
+    with pytest.raises(ValueError, match=path.name) as said:
+        checkpoint.load(path)
+    assert "\n" not in str(said.value)
+
+
+def test_every_flipped_bit_cut_and_added_byte_is_found(two):
+    _, new = two
+    whole, chance = new.read_bytes(), random.Random(0)
+    for case in range(CASES):
+        data = bytearray(whole)
+        where = chance.randrange(len(data)) if case % 2 else len(data) - 1 - case // 2 % 200
+        kind = case % 8
+        if kind == 0:
+            del data[where:]
+        elif kind == 2:
+            data += bytes([chance.randrange(256)] * (1 + case % 50))
+        else:
+            data[where] ^= 1 << chance.randrange(8)
+        new.write_bytes(data)
+        assert checkpoint.damaged(new), f"case {case}: byte {where}"
+        refused(new)
+
+
+def test_damage_to_a_file_without_a_hash_is_never_a_traceback(two, capsys):
+    old, new = two
+    torch.save(parts_of(2.0), new)
+    assert checkpoint.latest(old.parent) == new  # today's files are still read
+    whole, chance = new.read_bytes(), random.Random(1)
+    for _ in range(CASES):
+        data = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 4))):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        new.write_bytes(data)
+        found = checkpoint.latest(old.parent)
+        if found == new:
+            checkpoint.load(new)
+        else:
+            assert found == old and f"passing over {new}" in capsys.readouterr().out
+            refused(new)
+
+
+def foreign_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to(path.parent / "nowhere"),
+        lambda path: os.mkfifo(path),
+        foreign_zip,
+        lambda path: torch.save({"weight": torch.zeros(1)}, path),
+        lambda path: torch.save({"model": {"weight": "text"}}, path),
+        lambda path: torch.save([1, 2], path),
+    ],
+    ids=["folder", "dangling", "fifo", "foreign_zip", "no_model", "no_tensor", "list"],
+)
+def test_another_thing_of_that_name_is_passed_over_and_named(two, capsys, put):
+    old, new = two
+    new.unlink()
+    put(new)
+    assert checkpoint.latest(old.parent) == old
+    assert f"passing over {new}" in capsys.readouterr().out
+    refused(new)
+    checkpoint.save(old.with_name("checkpoint_00000011.pth"), parts_of(), keep=1)  # and pruned past
