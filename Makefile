@@ -1,5 +1,5 @@
 # make demo   the whole road on synthetic scenes, on a CPU, in about ten minutes
-# make test   every test          make lint   ruff          make bench   the benchmarks, toy size on a CPU
+# make test   every test          make lint   ruff: rules and format          make bench   the benchmarks, toy size on a CPU
 
 PYTHON ?= python3
 VENV   := .venv
@@ -35,6 +35,7 @@ test: $(VENV)/installed
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 bench: $(VENV)/installed
 	$(RUN) benchmarks/step.py --preset demo --size 32 --device cpu

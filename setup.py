@@ -17,10 +17,10 @@ setup(
     packages=[],
     py_modules=[],
     install_requires=[
-        "torch>=2.11",
+        "torch>=2.11,<2.15",
         "torchvision>=0.26",
-        "diffusers>=0.35.1",
-        "transformers>=4.46",
+        "diffusers>=0.35.1,<0.43",
+        "transformers>=4.46,<6",
         "peft>=0.17",
         "safetensors>=0.4.5",
         "sentencepiece>=0.2",
@@ -35,7 +35,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.17,<0.18"],
         "hopper": ["quack-kernels>=0.6.5,<0.7", "nvidia-cutlass-dsl[cu13]>=4.7", "fa3-fwd>=0.0.3"],
     },
 )
