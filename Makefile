@@ -1,12 +1,13 @@
 # make demo   the whole road on synthetic scenes, on a CPU, in about ten minutes
-# make test   every test          make lint   ruff: rules and format          make bench   the benchmarks, toy size on a CPU
+# make test   every test          make lint   ruff: rules and format          make bench   the benchmarks, toy size
+# make faults the long form of tests/faults: 20,000 damaged checkpoints, 50 kills a rank count
 
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 OUT    ?= runs/demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test faults lint bench clean
 
 $(VENV)/installed: setup.py
 	@echo "installing the dependencies into $(VENV): a few minutes"
@@ -32,6 +33,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --durations=10
+
+faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 FAULTS=20000 KILLS=50 $(RUN) -m pytest -q tests/faults
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
