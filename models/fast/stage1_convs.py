@@ -26,7 +26,8 @@ EVEN = 8  # channels of a product that GPUs compute fast are a multiple of it
 def speed_up(stage1: Stage1) -> None:
     """Swap the fast forms in, for this instance only."""
     net = stage1.decomposition
-    net.encoder.forward = partial(encode, net.encoder)
+    if isinstance(net.encoder, Encoder):
+        net.encoder.forward = partial(encode, net.encoder)
     kernels = None
     if isinstance(net.decoder, SkipDecoder):
         # a child, so that it follows the network to its device; it has no state of its own
