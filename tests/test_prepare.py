@@ -612,11 +612,11 @@ def test_both_sides_may_share_a_folder_by_their_endings(tmp_path, visible, infra
 @pytest.mark.parametrize("how", ["the same folder", "a copy"])
 def test_one_image_on_both_sides_is_refused(tmp_path, how):
     tiny.folders(tmp_path, NAMES)
-    other = tmp_path / "infrared"
-    shutil.rmtree(other)
-    other.symlink_to(tmp_path / "visible") if how == "the same folder" else shutil.copytree(
-        tmp_path / "visible", other
-    )
+    shutil.rmtree(tmp_path / "visible")
+    if how == "a copy":
+        shutil.copytree(tmp_path / "infrared", tmp_path / "visible")
+    else:
+        (tmp_path / "visible").symlink_to(tmp_path / "infrared")
     with pytest.raises(ValueError, match="both sides|as visible and as infrared"):
         run(tmp_path)
     assert not (tmp_path / "out").exists()
