@@ -612,6 +612,8 @@ def test_both_sides_may_share_a_folder_by_their_endings(tmp_path, visible, infra
 @pytest.mark.parametrize("how", ["the same folder", "a copy"])
 def test_one_image_on_both_sides_is_refused(tmp_path, how):
     tiny.folders(tmp_path, NAMES)
+    for path in (tmp_path / "infrared").iterdir():  # grey saved as RGB is readable as both
+        Image.open(path).convert("RGB").save(path)
     shutil.rmtree(tmp_path / "visible")
     if how == "a copy":
         shutil.copytree(tmp_path / "infrared", tmp_path / "visible")
