@@ -154,7 +154,10 @@ def match(
         )
     if others_left + others_right + others_maps:
         count = others_left + others_right + others_maps
-        notes.append(f"source '{source}': {count} files are no images by extension, left out")
+        notes.append(
+            f"source '{source}': {count} files left out: no images by extension, or without the"
+            " ending that --suffixes names"
+        )
     return [Item(source, n, left[n], right[n], maps.get(n)) for n in both], notes
 
 

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.fast import fp8_residual_norm
 from models.fast.fp8_qk import Turned, kernel_heads, turned_heads
-from models.fast.fp8_quantise import E4M3, rounded
-from models.fast.pending_residual import Due
+from models.fast.fp8_quantise import E4M3, to_e4m3
+from models.fast.pending_residual import PendingResidual
 
 
 def same(ours: torch.Tensor, plain: torch.Tensor) -> float:
@@ -39,7 +39,7 @@ def compare_heads(tokens: list[int], device: str = "cpu", dtype=torch.float32) -
     angle = torch.rand(sum(tokens), d // 2, device=device).repeat_interleave(2, dim=1) * 6
     turned = angle.cos(), angle.sin()
     exact = [Turned(*(x.float() for x in s)) for s in streams]
-    plain = [rounded(x) for x in turned_heads(*turned, exact)]
+    plain = [to_e4m3(x) for x in turned_heads(*turned, exact)]
     assert all((x.float() == 448).any() for x in plain)  # something is cut off
     return min(same(*pair) for pair in zip(kernel_heads(*turned, streams), plain))
 
@@ -53,14 +53,14 @@ def compare_settle(samples: int, device: str = "cpu", dtype=torch.float32, biase
     def normal(*size, scale=1.0):
         return (scale * torch.randn(size)).to(dtype)
 
-    due = Due(
+    pending = PendingResidual(
         normal(B, S, D),
         normal(samples, D),
         (normal(B, S, D),),
         normal(D, scale=9.0) if biased else None,
     )
     shift, scale = normal(samples, D, scale=200.0), normal(samples, D)
-    sums, out = fp8_residual_norm.settle(due, shift, scale)
+    sums, out = fp8_residual_norm.add_norm_quantise(pending, shift, scale)
 
     def moved(x):
         return (
@@ -71,7 +71,7 @@ def compare_settle(samples: int, device: str = "cpu", dtype=torch.float32, biase
             else (x.to(device))
         )
 
-    ours = Due(*(moved(x) for x in due))
+    ours = PendingResidual(*(moved(x) for x in pending))
     found_out = fp8_residual_norm.empty_rows(B * S, D, device).unflatten(0, (B, S))
     found, wide = torch.empty_like(ours[0]), torch.zeros(B, 2 * S, D, device=device, dtype=dtype)
     fp8_residual_norm.launch(ours, found, found_out, shift.to(device), scale.to(device))
@@ -88,16 +88,16 @@ def compare_rounding(device: str = "cpu", dtype=torch.float32) -> float:
     wide = torch.zeros(2, 5, 80, device=device).to(E4M3)
     fp8_residual_norm.round_rows_by_kernel(x, wide[..., 16:64])
     assert not wide[..., :16].float().any() and not wide[..., 64:].float().any()
-    return same(wide[..., 16:64], rounded(x))
+    return same(wide[..., 16:64], to_e4m3(x))
 
 
 def compare_all(device: str = "cpu", dtype=torch.float32) -> dict[str, float]:
     return {
         "one stream": compare_heads([40], device, dtype),
         "two streams": compare_heads([5, 35], device, dtype),
-        "settle": compare_settle(1, device, dtype),
-        "settle, a time for each": compare_settle(2, device, dtype),
-        "settle, no bias": compare_settle(1, device, dtype, biased=False),
+        "add_norm_quantise": compare_settle(1, device, dtype),
+        "add_norm_quantise, a time for each": compare_settle(2, device, dtype),
+        "add_norm_quantise, no bias": compare_settle(1, device, dtype, biased=False),
         "rounding": compare_rounding(device, dtype),
     }
 

@@ -20,9 +20,9 @@ from models.fast import (
     sample_blocks,
     train_blocks,
 )
-from models.fast.fp8_attention import attend_rounded
-from models.fast.fp8_quantise import E4M3, rounded
-from models.fast.pending_residual import Due, settled
+from models.fast.fp8_attention import attend_fp8
+from models.fast.fp8_quantise import E4M3, to_e4m3
+from models.fast.pending_residual import PendingResidual, added_up
 from models.sampler import SamplingConfig, sample
 from tests.interpreted_fp8_residual_norm import compare_all
 from tests.test_lora import flux_inputs
@@ -89,7 +89,7 @@ def test_the_sampler_uses_them_where_they_can_run(monkeypatch):
     ours = tiny_translator(base_dtype="fp8", adapters=adapters).eval()
     assert asked == [(torch.device("cpu"), 32)]
     assert all(
-        isinstance(s, fp8_blocks.RoundedStream)
+        isinstance(s, fp8_blocks.Fp8Stream)
         for b in ours.flux.single_transformer_blocks
         for s in b.streams
     )
@@ -142,9 +142,9 @@ def test_a_bias_is_exact_in_the_digits_behind_a_matrix(largest):
     g = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(32, 48, generator=g), largest * torch.randn(32, generator=g)
     unit = 0.01
-    matrix = fp8_residual_norm.with_bias(rounded(weight / unit), unit, bias)
+    matrix = fp8_residual_norm.with_bias(to_e4m3(weight / unit), unit, bias)
     assert matrix.shape == (32, 64) and matrix.stride() == (128, 1)
-    assert torch.equal(matrix[:, :48].float(), rounded(weight / unit).float())
+    assert torch.equal(matrix[:, :48].float(), to_e4m3(weight / unit).float())
     assert not matrix[:, 52:].float().any()
     found = unit * matrix[:, 48:52].float() @ torch.tensor(fp8_residual_norm.DIGITS)
     assert (found - bias).abs().max() <= max(2**-16 * bias.abs().max(), 2**-14 * unit)
@@ -176,7 +176,7 @@ def test_a_bias_far_above_its_weights_is_not_lost():
 @pytest.mark.parametrize("with_gelu", [False, True])
 def test_a_product_writes_a_part_of_a_wider_tensor(device, dtype, with_gelu):
     g = torch.Generator().manual_seed(0)
-    x, weight = (rounded(torch.randn(s, generator=g)).to(device) for s in ((2, 40, 80), (96, 80)))
+    x, weight = (to_e4m3(torch.randn(s, generator=g)).to(device) for s in ((2, 40, 80), (96, 80)))
     wide = torch.zeros(2, 70, 128, device=device).to(dtype)
     out = wide[:, 30:, 32:]
     cublaslt_gemm.multiply(x, weight, 3.0, out, with_gelu)
@@ -192,14 +192,14 @@ def test_a_product_writes_a_part_of_a_wider_tensor(device, dtype, with_gelu):
 
 def test_add_up_is_the_sum_that_is_due():
     parts = [
-        Due(torch.randn(2, n, 6), torch.randn(1, 6), (torch.randn(2, n, 6),), bias)
+        PendingResidual(torch.randn(2, n, 6), torch.randn(1, 6), (torch.randn(2, n, 6),), bias)
         for n, bias in ((3, torch.randn(6)), (5, None))
     ]
     expected = [
         p[0] + p.gate_BD * (p.terms[0] + (0 if p.bias_D is None else p.bias_D)) for p in parts
     ]
     assert torch.equal(fp8_residual_norm.add_up(*parts), torch.cat(expected, dim=1))
-    assert torch.equal(settled(parts[0]), expected[0])
+    assert torch.equal(added_up(parts[0]), expected[0])
 
 
 def test_the_kernels_give_what_plain_torch_does():
@@ -228,13 +228,13 @@ def test_the_compiled_kernels_give_what_plain_torch_does(dtype):
 
 def test_they_are_refused_with_a_reason_where_they_cannot_run():
     assert fp8_blocks.choose("cpu", 128) == (False, "no Hopper GPU or newer")
-    q, k, v = (rounded(torch.randn(1, n, 2, 32)) for n in (5, 9, 9))
-    out = attend_rounded(q, k, v)
+    q, k, v = (to_e4m3(torch.randn(1, n, 2, 32)) for n in (5, 9, 9))
+    out = attend_fp8(q, k, v)
     assert out.shape == (1, 5, 2, 32) and out.dtype == torch.bfloat16
     assert distance(out.flatten(2), train_blocks.attend(*(x.float() for x in (q, k, v)))) < 1e-2
 
 
-@pytest.mark.parametrize("name", ["round_rows", "settle", "multiply", "attend_rounded"])
+@pytest.mark.parametrize("name", ["round_rows", "add_norm_quantise", "multiply", "attend_fp8"])
 def test_the_trial_sees_one_wrong_value_in_sixteen(name, monkeypatch):
     """Of any of the functions, on the first device alone."""
     assert fp8_blocks.block_gap("cpu", 32) == 0
@@ -246,8 +246,8 @@ def test_the_trial_sees_one_wrong_value_in_sixteen(name, monkeypatch):
         out = {
             "round_rows": lambda: args[1],
             "multiply": lambda: args[3],
-            "settle": lambda: result[1],
-            "attend_rounded": lambda: result,
+            "add_norm_quantise": lambda: result[1],
+            "attend_fp8": lambda: result,
         }[name]()
         if "cpu" not in runs:
             as_stored = out.view(torch.uint8) if out.dtype == E4M3 else out

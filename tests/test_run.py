@@ -147,6 +147,13 @@ def test_a_mistake_of_the_user_ends_in_one_line_and_code_2():
     assert (done.returncode, done.stderr, done.stdout) == (2, "error: the file is empty\n", "")
 
 
+def test_too_little_memory_on_the_gpu_is_one_sentence_with_a_preset_to_try():
+    text = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
+    done = script(f"import torch; raise torch.OutOfMemoryError({text!r})")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "Tried to allocate 2.00 GiB" in done.stderr and "model.memory=48g" in done.stderr
+
+
 def test_the_traceback_can_be_asked_for():
     done = script("open('/nowhere/x')", THERMAFLUX_TRACEBACK="1")
     assert done.returncode == 2 and "Traceback" in done.stderr

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.decomposition import DecompositionConfig
-from models.fast.stage1_convs import CellKernels, speed_up, strided_over_cells
+from models.fast.stage1_convs import SpaceToDepthKernels, speed_up, strided_space_to_depth
 from models.fast.upsample_concat import double_beside
 from models.stage1 import Stage1
 
@@ -29,7 +29,7 @@ def seed():
 
 @pytest.fixture
 def kernels():
-    return CellKernels().double()
+    return SpaceToDepthKernels().double()
 
 
 def test_a_kernel_of_doubled_maps_is_one_of_the_map_itself(kernels):
@@ -52,7 +52,7 @@ def test_layers_over_cells_are_those_over_pixels(kernels):
     found = F.pixel_shuffle(kernels.convolve(small, image), 2)
     torch.testing.assert_close(found, small(image))
     first = nn.Conv2d(3, 4, 7, stride=2, padding=3, bias=False).double()
-    torch.testing.assert_close(strided_over_cells(first, image), first(image))
+    torch.testing.assert_close(strided_space_to_depth(first, image), first(image))
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite2"])

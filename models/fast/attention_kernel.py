@@ -43,11 +43,11 @@ def choose_kernel(
     root = Path(__file__).parent.parent.parent
     try:
         done = subprocess.run(probe, cwd=root, capture_output=True, text=True, timeout=PATIENCE)
-        works, said = done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()
+        works, found = done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()
     except subprocess.TimeoutExpired:
-        works, said = False, [f"no answer in {PATIENCE} s"]
+        works, found = False, [f"no answer in {PATIENCE} s"]
     torch.backends.cuda.enable_cudnn_sdp(works)
-    return "cudnn" if works else "flash", said[-1] if said else "the probe said nothing"
+    return "cudnn" if works else "flash", found[-1] if found else "the probe printed nothing"
 
 
 def _probe(batch: int, tokens: int, heads: int, width: int) -> str:
@@ -73,11 +73,11 @@ def _probe(batch: int, tokens: int, heads: int, width: int) -> str:
                 torch.cuda.synchronize()
                 seconds[name] = time.perf_counter() - start
     gap = max(float((a - b).norm() / b.norm()) for a, b in zip(grads["cudnn"], grads["flash"]))
-    said = ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items())
-    said = f"{said}, gradients differ by {gap:.1e}"
+    found = ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items())
+    found = f"{found}, gradients differ by {gap:.1e}"
     if not gap < TOLERANCE or seconds["cudnn"] > seconds["flash"]:
-        raise RuntimeError(said)
-    return said
+        raise RuntimeError(found)
+    return found
 
 
 if __name__ == "__main__":

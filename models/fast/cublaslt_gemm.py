@@ -18,7 +18,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from models.fast.fp8_quantise import E4M3, gelu, rounded
+from models.fast.fp8_quantise import E4M3, gelu, to_e4m3
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 14, E4M3: 28}  # cudaDataType
 COMPUTE_FP32 = 68
@@ -56,7 +56,7 @@ def multiply(
 def _plain(x: Tensor, weight_OI: Tensor, unit: float, out: Tensor, with_gelu: bool) -> None:
     y = unit * (x.float() @ weight_OI.float().t())
     y = gelu(y) if with_gelu else y
-    out.copy_(rounded(y) if out.dtype == E4M3 else y)
+    out.copy_(to_e4m3(y) if out.dtype == E4M3 else y)
 
 
 class _Library:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.fast.fp8_qk import Turned, rounded_heads, turned_heads
-from models.fast.fp8_quantise import rounded
+from models.fast.fp8_qk import Turned, fp8_qk_heads, turned_heads
+from models.fast.fp8_quantise import to_e4m3
 
 HOPPER = (9, 0)
 
 
-def attend_rounded(q_BShd: Tensor, k_BKhd: Tensor, v_BKhd: Tensor) -> Tensor:
+def attend_fp8(q_BShd: Tensor, k_BKhd: Tensor, v_BKhd: Tensor) -> Tensor:
     """(B, S, h, d) bf16 of e4m3."""
     if not q_BShd.is_cuda:
         return _plain(q_BShd, k_BKhd, v_BKhd)
@@ -42,5 +42,5 @@ def gap(device: torch.device, width: int) -> float:
     v, norm_d = v.unflatten(2, (h, width)).contiguous(), y.new_ones(width)
     angle = torch.rand(S, width // 2, generator=g, device=device).repeat_interleave(2, dim=1)
     args = angle.cos(), angle.sin(), [Turned(of_qk.contiguous(), norm_d, norm_d)]
-    ours, plain = attend_rounded(*rounded_heads(*args), rounded(v)), _plain(*turned_heads(*args), v)
+    ours, plain = attend_fp8(*fp8_qk_heads(*args), to_e4m3(v)), _plain(*turned_heads(*args), v)
     return float((ours.float() - plain.float()).norm() / plain.float().norm())

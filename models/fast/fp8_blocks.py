@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from models.fast import train_blocks
 from models.fast.cublaslt_gemm import multiply
-from models.fast.fp8_attention import HOPPER, attend_rounded, gap
-from models.fast.fp8_qk import Turned, rounded_heads
+from models.fast.fp8_attention import HOPPER, attend_fp8, gap
+from models.fast.fp8_qk import Turned, fp8_qk_heads
 from models.fast.fp8_quantise import E4M3
-from models.fast.fp8_residual_norm import round_rows, settle, with_bias
+from models.fast.fp8_residual_norm import add_norm_quantise, round_rows, with_bias
 from models.fast.frozen_matrix import Frozen, Matrix
-from models.fast.pending_residual import Due
+from models.fast.pending_residual import PendingResidual
 from models.fast.train_blocks import Stream, Wanted
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ MUCH = 1e-5  # share of a tensor's values cut off at 448 that is worth a word: a
 SMALL = 0.01  # root mean square at which e4m3's steps of 2^-9 make twice the usual rounding error
 
 
-class Rounded(NamedTuple):
+class Fp8Matrix(NamedTuple):
     """A matrix of e4m3 with one unit for all of it."""
 
     weight_OI: Tensor
@@ -42,17 +42,17 @@ class Rounded(NamedTuple):
     bias_O: Tensor | None = None  # added by what reads the product
 
 
-class RoundedStream(NamedTuple):
+class Fp8Stream(NamedTuple):
     """What a single block, or one stream of a double block, computes with."""
 
     modulation: Matrix
-    qk: Rounded  # biases of these three are in the matrix
-    v: Rounded
-    up: Rounded
-    down: Rounded  # of a single block: `out` and `down`, one beside the other
+    qk: Fp8Matrix  # biases of these three are in the matrix
+    v: Fp8Matrix
+    up: Fp8Matrix
+    down: Fp8Matrix  # of a single block: `out` and `down`, one beside the other
     norm_q_d: Tensor
     norm_k_d: Tensor
-    out: Rounded | None = None  # of a double block
+    out: Fp8Matrix | None = None  # of a double block
 
 
 class Fit(NamedTuple):
@@ -66,21 +66,21 @@ class Fit(NamedTuple):
 
 
 def double_block(
-    x: Due,
-    text: Due,
+    x: PendingResidual,
+    text: PendingResidual,
     modulations: tuple[Tensor, Tensor],
     rotary: tuple[Tensor, Tensor],
-    w_image: RoundedStream,
-    w_text: RoundedStream,
+    w_image: Fp8Stream,
+    w_text: Fp8Stream,
     fits: list[Fit] | None = None,
-) -> tuple[Due, Due]:
+) -> tuple[PendingResidual, PendingResidual]:
     """One double block: (image, text) -> (image, text).
 
     fits: gains how well each tensor of the block fits e4m3.
     """
     x_mod, text_mod = (m.chunk(6, dim=1) for m in modulations)
-    x_BND, x8 = _settle(x, *x_mod[:2], fits)
-    text_BMD, text8 = _settle(text, *text_mod[:2], fits)
+    x_BND, x8 = _add_norm_quantise(x, *x_mod[:2], fits)
+    text_BMD, text8 = _add_norm_quantise(text, *text_mod[:2], fits)
     out_BSD = _attend(rotary, (text_BMD, text8, w_text), (x_BND, x8, w_image), fits=fits)
     text_out, x_out = out_BSD.split([text_BMD.shape[1], x_BND.shape[1]], dim=1)
     return _after_attention(x_BND, x_out, x_mod, w_image, fits), _after_attention(
@@ -89,16 +89,16 @@ def double_block(
 
 
 def single_block(
-    x: Due,
+    x: PendingResidual,
     modulation: Tensor,
     rotary: tuple[Tensor, Tensor],
-    w: RoundedStream,
+    w: Fp8Stream,
     wanted: Wanted | None = None,
     fits: list[Fit] | None = None,
-) -> Due:
+) -> PendingResidual:
     """One single block, on text and image tokens joined; fewer tokens if `wanted`."""
     shift, scale, gate = modulation.chunk(3, dim=1)
-    x_BSD, x8 = _settle(x, shift, scale, fits)
+    x_BSD, x8 = _add_norm_quantise(x, shift, scale, fits)
     out_BSD = _attend(rotary, (x_BSD, x8, w), wanted=wanted, fits=fits)
     if wanted is not None:
         x_BSD, x8 = (
@@ -110,18 +110,18 @@ def single_block(
     round_rows(out_BSD, inner[..., :D])
     multiply(x8, w.up.weight_OI, w.up.unit, inner[..., D:], with_gelu=True)
     _measure(fits, inner[..., :D], inner[..., D:])
-    return Due(x_BSD, gate, (_product(inner, w.down, x_BSD.dtype),), w.down.bias_O)
+    return PendingResidual(x_BSD, gate, (_product(inner, w.down, x_BSD.dtype),), w.down.bias_O)
 
 
-def _settle(
-    x: Due, shift_BD: Tensor, scale_BD: Tensor, fits: list[Fit] | None
+def _add_norm_quantise(
+    x: PendingResidual, shift_BD: Tensor, scale_BD: Tensor, fits: list[Fit] | None
 ) -> tuple[Tensor, Tensor]:
-    x_BSD, x8 = settle(x, shift_BD, scale_BD)
+    x_BSD, x8 = add_norm_quantise(x, shift_BD, scale_BD)
     _measure(fits, x8[..., : x_BSD.shape[2]])
     return x_BSD, x8
 
 
-def _product(x8: Tensor, w: Rounded, dtype: torch.dtype) -> Tensor:
+def _product(x8: Tensor, w: Fp8Matrix, dtype: torch.dtype) -> Tensor:
     """(B, S, I) -> (B, S, O), without the bias."""
     out = x8.new_empty(*x8.shape[:2], len(w.weight_OI), dtype=dtype)
     multiply(x8, w.weight_OI, w.unit, out)
@@ -130,7 +130,7 @@ def _product(x8: Tensor, w: Rounded, dtype: torch.dtype) -> Tensor:
 
 def _attend(
     rotary: tuple[Tensor, Tensor],
-    *streams: tuple[Tensor, Tensor, RoundedStream],
+    *streams: tuple[Tensor, Tensor, Fp8Stream],
     wanted: Wanted | None = None,
     fits: list[Fit] | None = None,
 ) -> Tensor:
@@ -141,31 +141,33 @@ def _attend(
     for (_, x8, w), part in zip(streams, v.split(sizes, dim=1)):
         multiply(x8, w.v.weight_OI, w.v.unit, part)
     _measure(fits, v)
-    q, k = rounded_heads(
+    q, k = fp8_qk_heads(
         *rotary,
         [Turned(_product(x8, w.qk, x.dtype), w.norm_q_d, w.norm_k_d) for x, x8, w in streams],
     )
     q = q if wanted is None else train_blocks.only(q.view(torch.uint8), wanted).view(E4M3)
-    return attend_rounded(q, k, v.unflatten(2, q.shape[2:])).flatten(2)
+    return attend_fp8(q, k, v.unflatten(2, q.shape[2:])).flatten(2)
 
 
 def _after_attention(
     x: Tensor,
     out: Tensor,
     modulation: tuple[Tensor, ...],
-    w: RoundedStream,
+    w: Fp8Stream,
     fits: list[Fit] | None,
-) -> Due:
+) -> PendingResidual:
     """The rest of one stream of a double block."""
     _, _, gate, shift_mlp, scale_mlp, gate_mlp = modulation
     out8 = torch.empty(x.shape, dtype=E4M3, device=x.device)
     round_rows(out, out8)
     y = _product(out8, w.out, x.dtype)
-    x, x8 = _settle(Due(x, gate, (y,), w.out.bias_O), shift_mlp, scale_mlp, fits)
+    x, x8 = _add_norm_quantise(
+        PendingResidual(x, gate, (y,), w.out.bias_O), shift_mlp, scale_mlp, fits
+    )
     inner = x8.new_empty(*x8.shape[:2], len(w.up.weight_OI))
     multiply(x8, w.up.weight_OI, w.up.unit, inner, with_gelu=True)
     _measure(fits, out8, inner)
-    return Due(x, gate_mlp, (_product(inner, w.down, x.dtype),), w.down.bias_O)
+    return PendingResidual(x, gate_mlp, (_product(inner, w.down, x.dtype),), w.down.bias_O)
 
 
 # ---- what does not fit e4m3
@@ -184,7 +186,7 @@ def warn_of_poor_fits(fits: list[Fit]) -> None:
     if what:
         log.warning(
             f"sampling in e4m3 {' and '.join(what)}; without the package fa3-fwd rows have"
-            " their own units, and sampling takes 18 % longer"
+            " their own units, and sampling takes a fifth longer"
         )
 
 
@@ -199,31 +201,33 @@ def _measure(fits: list[Fit] | None, *parts: Tensor) -> None:
 # ---- the matrices
 
 
-def take(block: nn.Module) -> list[RoundedStream]:
+def take(block: nn.Module) -> list[Fp8Stream]:
     """The streams of a block that `fused_matrices.freeze` has rounded with one unit a layer.
 
     Its own matrices are given up, but for those of the modulations.
     """
-    streams = [rounded_stream(stream) for stream in train_blocks.streams_of(block)]
+    streams = [fp8_stream(stream) for stream in train_blocks.streams_of(block)]
     for name in [n for n in block.frozen if "modulation" not in n]:
         del block.frozen[name]
     return streams
 
 
-def rounded_stream(s: Stream) -> RoundedStream:
+def fp8_stream(s: Stream) -> Fp8Stream:
     qkv, up = _with_bias_inside(s.qkv), _with_bias_inside(s.up)
-    qk, v = (Rounded(w, qkv.unit) for w in qkv.weight_OI.tensor_split([2 * len(s.qkv.bias_O) // 3]))
-    out, down = (Rounded(m.weight_OI, float(m.scale_O[0]), m.bias_O) for m in (s.out, s.down))
+    qk, v = (
+        Fp8Matrix(w, qkv.unit) for w in qkv.weight_OI.tensor_split([2 * len(s.qkv.bias_O) // 3])
+    )
+    out, down = (Fp8Matrix(m.weight_OI, float(m.scale_O[0]), m.bias_O) for m in (s.out, s.down))
     if out.bias_O is None:  # parts of one layer, so with one unit
         assert out.unit == down.unit, (out.unit, down.unit)
         both = [w.weight_OI.view(torch.uint8) for w in (out, down)]
         out, down = None, down._replace(weight_OI=torch.cat(both, dim=1).view(E4M3))
-    return RoundedStream(s.modulation, qk, v, up, down, s.norm_q_d, s.norm_k_d, out)
+    return Fp8Stream(s.modulation, qk, v, up, down, s.norm_q_d, s.norm_k_d, out)
 
 
-def _with_bias_inside(m: Matrix) -> Rounded:
+def _with_bias_inside(m: Matrix) -> Fp8Matrix:
     unit = float(m.scale_O[0])
-    return Rounded(with_bias(m.weight_OI, unit, m.bias_O), unit)
+    return Fp8Matrix(with_bias(m.weight_OI, unit, m.bias_O), unit)
 
 
 # ---- whether they can be used
@@ -270,11 +274,11 @@ def block_gap(device: torch.device | str, width: int) -> float:
         weight = normal(high, wide) / wide**0.5
         return Frozen(weight, normal(high) if bias else None, fp8=True, largest=0.5).matrix()
 
-    def stream(single: bool = False) -> RoundedStream:
+    def stream(single: bool = False) -> Fp8Stream:
         sizes = {"qkv": (3 * D, D), "out": (D, D), "up": (F, D), "down": (D, F)}
         of = {n: frozen(*s, bias=not (single and n == "out")) for n, s in sizes.items()}
         norms = dict(norm_q_d=normal(width), norm_k_d=normal(width))
-        return rounded_stream(Stream(frozen(1, D), **of, **norms, adapters={}))
+        return fp8_stream(Stream(frozen(1, D), **of, **norms, adapters={}))
 
     x, text, of_time = normal(B, N, D), normal(B, M, D), normal(2, 15 * D)
     angle = (6 * torch.rand(M + N, width // 2, generator=g)).repeat_interleave(2, dim=1)
@@ -283,13 +287,15 @@ def block_gap(device: torch.device | str, width: int) -> float:
     def run(device) -> list[Tensor]:
         of_image, of_text, joint = (to_device(s, device) for s in streams)
         x_, text_, time, rotary_ = to_device((x, text, of_time, rotary), device)
-        due = [Due(y, time[:1, :D], (y,)) for y in (x_, text_)]
+        both_streams = [PendingResidual(y, time[:1, :D], (y,)) for y in (x_, text_)]
         pair = time[:1, : 6 * D], time[1:, : 6 * D]
-        double = double_block(*due, pair, rotary_, of_image, of_text)
-        both = Due(torch.cat([text_, x_], 1), time[:1, :D], (torch.cat([text_, x_], 1),))
+        double = double_block(*both_streams, pair, rotary_, of_image, of_text)
+        both = PendingResidual(
+            torch.cat([text_, x_], 1), time[:1, :D], (torch.cat([text_, x_], 1),)
+        )
         single = single_block(both, time[:1, 12 * D :], rotary_, joint)
         wanted = single_block(both, time[:1, 12 * D :], rotary_, joint, Wanted(M, 8))
-        return [y.cpu().float() for due in (*double, single, wanted) for y in (due[0], *due[2])]
+        return [y.cpu().float() for part in (*double, single, wanted) for y in (part[0], *part[2])]
 
     pairs = zip(run(device), run("cpu"))
     return max(float((ours - plain).norm() / plain.norm()) for ours, plain in pairs)

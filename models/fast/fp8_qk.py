@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.attention import rotate
 from models.fast import fused_qkv
-from models.fast.fp8_quantise import E4M3, rounded
+from models.fast.fp8_quantise import E4M3, to_e4m3
 from models.fast.fused_qkv import EPS, can_fuse
 
 TOKENS, WARPS = 4, 1  # of a program, which makes one head
@@ -28,11 +28,11 @@ class Turned(NamedTuple):
     norm_k: Tensor  # (d,)
 
 
-def rounded_heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[Turned]) -> tuple[Tensor, Tensor]:
+def fp8_qk_heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[Turned]) -> tuple[Tensor, Tensor]:
     """q and k, each (B, S, h, d) e4m3. cos and sin: as in `heads`."""
     y, norm_q, _ = streams[0]
     if not can_fuse(y, len(norm_q)):
-        return tuple(rounded(x) for x in turned_heads(cos_Sd, sin_Sd, streams))
+        return tuple(to_e4m3(x) for x in turned_heads(cos_Sd, sin_Sd, streams))
     return kernel_heads(cos_Sd, sin_Sd, streams)
 
 
@@ -50,7 +50,7 @@ def turned_heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[Turned]) -> list[
 
 
 def kernel_heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[Turned]) -> tuple[Tensor, Tensor]:
-    """`rounded_heads` by the kernel."""
+    """`fp8_qk_heads` by the kernel."""
     y, norm_q, _ = streams[0]
     S, d = cos_Sd.shape
     h = y.shape[2] // (2 * d)
@@ -58,7 +58,7 @@ def kernel_heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[Turned]) -> tuple
     first = 0
     for y, norm_q, norm_k in streams:
         B, M, _ = y.shape
-        _rounded_kernel[(-(-M // TOKENS), h, B)](
+        _fp8_qk_kernel[(-(-M // TOKENS), h, B)](
             y,
             norm_q,
             norm_k,
@@ -95,7 +95,7 @@ if fused_qkv.triton is not None:
         tl.store(x + at, both.to(tl.float8e4nv), inside)
 
     @triton.jit
-    def _rounded_kernel(
+    def _fp8_qk_kernel(
         y,
         norm_q,
         norm_k,

@@ -39,7 +39,7 @@ def quantise(x_NI: Tensor, largest: float | None = None) -> tuple[Tensor, Tensor
     return (x_NI.float() * (1 / scale_N1)).to(E4M3), scale_N1
 
 
-def rounded(x: Tensor) -> Tensor:
+def to_e4m3(x: Tensor) -> Tensor:
     """x in e4m3, as it is: it holds 2^-9 to 448, and what is beyond 448 becomes 448."""
     return x.float().clamp(-LARGEST, LARGEST).to(E4M3)
 

@@ -1,6 +1,6 @@
 """What stands between e4m3 products that only sample: sums, norms and roundings, one pass each.
 
-Rounded as it is: e4m3 holds 2^-9 to 448, a normalised row has values around 1, and what is beyond
+Fp8Matrix as it is: e4m3 holds 2^-9 to 448, a normalised row has values around 1, and what is beyond
 448 becomes 448. So no row is read twice, to find its largest value first.
 
 A bias that a product must add before its GELU goes into the product: it is written in the base
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.fast.fp8_quantise import E4M3, rounded
-from models.fast.pending_residual import Due, settled
+from models.fast.fp8_quantise import E4M3, to_e4m3
+from models.fast.pending_residual import PendingResidual, added_up
 
 try:
     import triton
@@ -47,30 +47,34 @@ def with_bias(weight_OI: Tensor, unit: float, bias_O: Tensor) -> Tensor:
     as_bytes[:, :width] = weight_OI.view(torch.uint8)
     rest_O = bias_O.float() / unit
     for i, digit in enumerate(DIGITS):
-        digit_O = rounded(rest_O / digit)
+        digit_O = to_e4m3(rest_O / digit)
         as_bytes[:, width + i] = digit_O.view(torch.uint8)
         rest_O = rest_O - digit * digit_O.float()
     return out
 
 
-def settle(due: Due, shift_BD: Tensor, scale_BD: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum s that is due, and norm(s) * (1 + scale) + shift in e4m3.
+def add_norm_quantise(
+    pending: PendingResidual, shift_BD: Tensor, scale_BD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The pending sum s, and norm(s) * (1 + scale) + shift in e4m3.
 
     Vectors of the time are (B, D), or (1, D) for all samples.
     Returns: s (B, S, D) in x's dtype; (B, S, D + 16) e4m3, the last of it DIGITS.
     """
-    B, S, D = due.x_BSD.shape
-    out = empty_rows(B * S, D, due.x_BSD.device).unflatten(0, (B, S))
-    if due.x_BSD.is_cuda:
-        sums = torch.empty_like(due.x_BSD)
-        launch(due, sums, out, shift_BD, scale_BD)
+    B, S, D = pending.x_BSD.shape
+    out = empty_rows(B * S, D, pending.x_BSD.device).unflatten(0, (B, S))
+    if pending.x_BSD.is_cuda:
+        sums = torch.empty_like(pending.x_BSD)
+        launch(pending, sums, out, shift_BD, scale_BD)
         return sums, out
-    sums = settled(Due(*(x if x is None else _float(x) for x in due))).to(due.x_BSD.dtype)
+    sums = added_up(PendingResidual(*(x if x is None else _float(x) for x in pending))).to(
+        pending.x_BSD.dtype
+    )
     h = F.layer_norm(sums.float(), (D,), eps=EPS)
     h = h * (1 + scale_BD.float()[:, None]) + shift_BD.float()[:, None]
     digits = h.new_zeros(B, S, DIGITS_WIDTH)
     digits[..., : len(DIGITS)] = h.new_tensor(DIGITS)
-    out.copy_(torch.cat([rounded(h).float(), digits], dim=2))
+    out.copy_(torch.cat([to_e4m3(h).float(), digits], dim=2))
     return sums, out
 
 
@@ -78,11 +82,11 @@ def _float(x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
     return tuple(y.float() for y in x) if isinstance(x, tuple) else x.float()
 
 
-def add_up(*parts: Due) -> Tensor:
+def add_up(*parts: PendingResidual) -> Tensor:
     """The sums, one behind the other."""
     B, _, D = parts[0].x_BSD.shape
     if not parts[0].x_BSD.is_cuda:
-        return settled(*parts)
+        return added_up(*parts)
     sizes = [part.x_BSD.shape[1] for part in parts]
     out = parts[0].x_BSD.new_empty(B, sum(sizes), D)
     for part, of_part in zip(parts, out.split(sizes, dim=1)):
@@ -91,19 +95,19 @@ def add_up(*parts: Due) -> Tensor:
 
 
 def launch(
-    due: Due,
+    pending: PendingResidual,
     sums: Tensor,
     out: Tensor | None = None,
     shift_BD: Tensor | None = None,
     scale_BD: Tensor | None = None,
 ) -> None:
-    """The kernel of `settle`, or without `out` of `add_up`, writing to `sums` and `out`."""
-    (y,), bias, gate = due.terms, due.bias_D, due.gate_BD
-    x, y = due.x_BSD.contiguous(), y.contiguous()
+    """The kernel of `add_norm_quantise`, or without `out` of `add_up`; writes `sums` and `out`."""
+    (y,), bias, gate = pending.terms, pending.bias_D, pending.gate_BD
+    x, y = pending.x_BSD.contiguous(), y.contiguous()
     B, S, D = x.shape
     shift, scale = (gate, gate) if out is None else (shift_BD, scale_BD)
     steps = [v.stride(0) if len(v) > 1 else 0 for v in (gate, shift, scale)]
-    _settle_kernel[(S, B)](
+    _add_norm_kernel[(S, B)](
         x,
         gate,
         y,
@@ -130,7 +134,7 @@ def round_rows(x_BSD: Tensor, out_BSD: Tensor) -> None:
     """Write x to `out`, (B, S, D) e4m3; the rows of both may be parts of longer ones."""
     if x_BSD.is_cuda:
         return round_rows_by_kernel(x_BSD, out_BSD)
-    out_BSD.copy_(rounded(x_BSD))
+    out_BSD.copy_(to_e4m3(x_BSD))
 
 
 def round_rows_by_kernel(x_BSD: Tensor, out_BSD: Tensor) -> None:
@@ -155,7 +159,7 @@ if triton is not None:
         return tl.minimum(tl.maximum(x, -448.0), 448.0).to(tl.float8e4nv)
 
     @triton.jit
-    def _settle_kernel(
+    def _add_norm_kernel(
         x,
         gate,
         y,

@@ -23,7 +23,7 @@ CONFIG = GemmConfig(
     is_dynamic_persistent=False,
 )
 CHOSEN = dict(config=CONFIG, tuned=False)
-# said, because a square result does not show whether a vector belongs to columns or rows
+# named, because a square result does not show whether a vector belongs to columns or rows
 BIAS, GATE = RowVecLoad("bias"), RowVecLoad("gate")
 
 

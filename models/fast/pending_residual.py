@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Due(NamedTuple):
+class PendingResidual(NamedTuple):
     """x + gate * (sum of terms, and a bias), not yet added up."""
 
     x_BSD: Tensor
@@ -18,12 +18,12 @@ class Due(NamedTuple):
     bias_D: Tensor | None = None
 
 
-def settled(*parts: Due) -> Tensor:
+def added_up(*parts: PendingResidual) -> Tensor:
     """The sums, one behind the other."""
-    sums = [_settled(*part) for part in parts]
+    sums = [_added_up(*part) for part in parts]
     return sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)
 
 
-def _settled(x: Tensor, gate: Tensor, terms: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
+def _added_up(x: Tensor, gate: Tensor, terms: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
     total = sum(terms[1:], terms[0])
     return x + gate[:, None] * (total if bias is None else total + bias)

@@ -23,7 +23,7 @@ from models.fast import (
     train_blocks,
 )
 from models.fast.attention_kernel import choose_kernel
-from models.fast.frozen_matrix import CAPABILITY as E4M3_CAPABILITY
+from models.fast.frozen_matrix import multiplies_e4m3
 from models.flux import Prompt
 from models.shard import all_ranks, place
 from models.stage1 import Stage1
@@ -104,12 +104,12 @@ def build(
     return translator.to(device), plan
 
 
-def speed_up_stage1(stage1: Stage1, fast: str, compiled: bool = False) -> Plan:
+def speed_up_stage1(stage1: Stage1, fast: str, compiled: bool | None = None) -> Plan:
     """The door for stage 1 alone.
 
     Args:
         fast: auto or off.
-        compiled: its training step is going to be compiled.
+        compiled: whether its training step is going to be compiled; None: it is not trained.
     """
     plan = Plan()
     if fast == "auto":
@@ -117,7 +117,8 @@ def speed_up_stage1(stage1: Stage1, fast: str, compiled: bool = False) -> Plan:
     if compiled:
         stage1.to(memory_format=torch.channels_last)
     plan.add("stage 1", *_stage1_facts(fast))
-    plan.add("its training step", "compiled" if compiled else "not compiled")
+    if compiled is not None:
+        plan.add("its training step", "compiled" if compiled else "not compiled")
     return plan
 
 
@@ -132,7 +133,9 @@ def choose_attention(plan: Plan, translator: Translator, batch: int, tokens: int
     plan.add("attention", *choose_kernel(device, *shape))
 
 
-def resolve(cfg: TranslatorConfig, device: torch.device, plan: Plan | None = None):
+def resolve(
+    cfg: TranslatorConfig, device: torch.device, plan: Plan | None = None
+) -> TranslatorConfig:
     """`cfg` with the values that `fast` and `memory` stand for filled in; the plan says why.
 
     Raises: ValueError: a base that is trained can be neither compiled nor rounded; `fast: off`
@@ -141,7 +144,7 @@ def resolve(cfg: TranslatorConfig, device: torch.device, plan: Plan | None = Non
     plan = plan or Plan()
     memory, reason = _memory_preset(cfg, device)
     values = dict(MEMORY.get(memory, NO_PRESET))
-    if memory == "24g" and cfg.memory == "auto" and not _has_e4m3(device):
+    if memory == "24g" and cfg.memory == "auto" and not multiplies_e4m3(device):
         values |= dict(base_dtype="bf16")
         reason += "; no e4m3 in hardware, so bf16: share it by model.shard_base=true"
     found = {name: value for name, value in values.items() if getattr(cfg, name) is None}
@@ -159,9 +162,9 @@ def resolve(cfg: TranslatorConfig, device: torch.device, plan: Plan | None = Non
             f" memory={cfg.memory}"
         )
     plan.add("memory preset", memory or "none", reason)
-    emulated = rounded and not _has_e4m3(device)
-    said = "emulated: this device does not multiply e4m3" if emulated else ""
-    plan.add("frozen weights", "fp32, trained" if cfg.train_base else cfg.base_dtype, said)
+    emulated = rounded and not multiplies_e4m3(device)
+    reason = "emulated: this device does not multiply e4m3" if emulated else ""
+    plan.add("frozen weights", "fp32, trained" if cfg.train_base else cfg.base_dtype, reason)
     every = {0: "none", 1: "every block", 2: "every other block"}
     number = cfg.gradient_checkpointing
     plan.add("recomputation", every.get(number, f"every {number}th block"))
@@ -184,10 +187,6 @@ def _memory_preset(cfg: TranslatorConfig, device: torch.device) -> tuple[str | N
     if preset is None:
         reason += f", less than the {min(ENOUGH_GIB.values())} GiB of the smallest preset"
     return preset, reason
-
-
-def _has_e4m3(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= E4M3_CAPABILITY
 
 
 def _stage1_facts(fast: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.fast import fp8_blocks, train_blocks
 from models.fast.fp8_residual_norm import add_up
 from models.fast.frozen_matrix import linear_of_few
-from models.fast.pending_residual import Due
+from models.fast.pending_residual import PendingResidual
 from models.fast.train_blocks import Wanted
 from models.guidance import SemanticGuidance
 from models.translator import FluxRunner
@@ -107,14 +107,17 @@ def _forward(
     rotary = flux.pos_embed(torch.cat([txt_ids, img_ids]))
     guide = (joint_attention_kwargs or {}).get("guidance")
     none_1D = temb_BD.new_zeros(1, temb_BD.shape[1])
-    x, text = Due(x_BND, none_1D, (x_BND,)), Due(text_BMD, none_1D, (text_BMD,))
+    x, text = (
+        PendingResidual(x_BND, none_1D, (x_BND,)),
+        PendingResidual(text_BMD, none_1D, (text_BMD,)),
+    )
     for i, block in enumerate(flux.transformer_blocks):
         x, text = fp8_blocks.double_block(x, text, next(modulations), rotary, *block.streams, fits)
         if guide is not None and fuser.sees(i):  # else the sum is left to the next block
             x_BND = fuser.add(i, add_up(x), guide)
-            x = Due(x_BND, none_1D, (x_BND,))
+            x = PendingResidual(x_BND, none_1D, (x_BND,))
     x_BSD, M = add_up(text, x), text_BMD.shape[1]
-    x = Due(x_BSD, none_1D, (x_BSD,))
+    x = PendingResidual(x_BSD, none_1D, (x_BSD,))
     *most, last = flux.single_transformer_blocks
     for block in most:
         x = fp8_blocks.single_block(x, *next(modulations), rotary, *block.streams, fits=fits)

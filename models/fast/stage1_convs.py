@@ -31,7 +31,7 @@ def speed_up(stage1: Stage1) -> None:
     kernels = None
     if isinstance(net.decoder, SkipDecoder):
         # a child, so that it follows the network to its device; it has no state of its own
-        kernels = net.decoder.cell_kernels = CellKernels().to(net.mean.device)
+        kernels = net.decoder.space_to_depth = SpaceToDepthKernels().to(net.mean.device)
         net.decoder.forward = partial(decode, net.decoder, kernels)
     net.heads = partial(run_heads, net, kernels)
     if stage1.fusion is not None:
@@ -41,7 +41,7 @@ def speed_up(stage1: Stage1) -> None:
 
 def encode(encoder: Encoder, x: Tensor) -> list[Tensor]:
     """As Encoder.forward."""
-    features = [F.relu(encoder.bn1(strided_over_cells(encoder.conv1, x)))]
+    features = [F.relu(encoder.bn1(strided_space_to_depth(encoder.conv1, x)))]
     x = encoder.maxpool(features[0])
     for layer in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
         x = layer(x)
@@ -50,7 +50,7 @@ def encode(encoder: Encoder, x: Tensor) -> list[Tensor]:
 
 
 def decode(
-    decoder: SkipDecoder, kernels: "CellKernels", features: list[Tensor], image: Tensor
+    decoder: SkipDecoder, kernels: "SpaceToDepthKernels", features: list[Tensor], image: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As SkipDecoder.forward, but for the detail: (B, 4 * 16, h/2, w/2), the cells of its map."""
     x = features[-1]
@@ -60,7 +60,10 @@ def decode(
 
 
 def run_heads(
-    net: MultiTaskDecompositionNet, kernels: "CellKernels | None", x: Tensor, detail: Tensor | None
+    net: MultiTaskDecompositionNet,
+    kernels: "SpaceToDepthKernels | None",
+    x: Tensor,
+    detail: Tensor | None,
 ) -> list[Tensor]:
     """As MultiTaskDecompositionNet.heads; first and last layers of all heads are one product.
 
@@ -120,7 +123,7 @@ def by_pixel(layers: nn.Sequential, x: Tensor) -> Tensor:
     return x.movedim(-1, 1)
 
 
-class CellKernels(nn.Module):
+class SpaceToDepthKernels(nn.Module):
     """3x3 kernels over pixels as 3x3 kernels over cells of 2x2 pixels: same values, other shapes.
 
     GPUs are slow where a convolution has few channels and many pixels; over cells it has four times
@@ -168,7 +171,7 @@ class CellKernels(nn.Module):
             return weight.flatten(2) @ table
 
 
-def strided_over_cells(conv: nn.Conv2d, image: Tensor) -> Tensor:
+def strided_space_to_depth(conv: nn.Conv2d, image: Tensor) -> Tensor:
     """`conv` (7x7, stride 2, padding 3, no bias) of an image with even sides, as 4x4 over cells."""
     # one more tap in front, of zero: then taps 2 j and 2 j + 1 meet the two pixels of one cell
     by_cell = F.pad(conv.weight, (1, 0, 1, 0)).unflatten(3, (4, 2)).unflatten(2, (4, 2))
