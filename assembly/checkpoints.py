@@ -22,7 +22,7 @@ from models.fast.plan import Plan, build, speed_up_stage1
 from models.flux import Prompt
 from models.sampler import SamplingConfig
 from models.stage1 import Stage1
-from models.translator import Translator, TranslatorConfig
+from models.translator import PathConfig, Translator, TranslatorConfig
 from utils import checkpoint, config, dist
 
 
@@ -93,7 +93,12 @@ def new_translator(cfg: TrainConfig, device: torch.device) -> tuple[Translator, 
         )
     cfg.model.decomposition = stage1.decomposition.cfg
     cfg.model.physics = pretrained.physics
-    return build(cfg.model, stage1, device=device)
+    return build(cfg.model, stage1, device=device, path=path_of(cfg))
+
+
+def path_of(cfg: TrainConfig) -> PathConfig:
+    """Where the flow of a run starts."""
+    return PathConfig(start=cfg.flow.start, sigma=cfg.flow.sigma)
 
 
 class Loaded(NamedTuple):
@@ -122,7 +127,7 @@ def load_translator(
     stage1 = Stage1(replace(cfg.model.decomposition, pretrained="none"), cfg.model.physics)
     prompt = Prompt(state["prompt.tokens"], state["prompt.pooled"])
     adapters = state if sampling else None
-    translator, plan = build(cfg.model, stage1, prompt, device, adapters)
+    translator, plan = build(cfg.model, stage1, prompt, device, adapters, path_of(cfg))
     checkpoint.load_into(translator, state, path)
     return Loaded(translator, cfg, plan)
 
@@ -146,7 +151,7 @@ def load_any(
 
 def sampling_of(trained: SamplingConfig, use: ModelUseConfig) -> SamplingConfig:
     """How the run sampled, with what the user asked for instead."""
-    names = ("steps", "guidance_scale", "shift", "samples", "seed")
+    names = ("mode", "steps", "guidance_scale", "shift", "samples", "seed")
     asked = {name: getattr(use, name) for name in names}
     return replace(trained, **{name: x for name, x in asked.items() if x is not None})
 

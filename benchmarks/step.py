@@ -40,6 +40,7 @@ from benchmarks.learning import learning_gap
 from losses import flow
 from models import codec as codecs
 from models import flux as fluxes
+from models.backbones import fill
 from models.decomposition import DecompositionConfig
 from models.fast.attention_kernel import choose_kernel
 from models.fast.plan import build
@@ -161,7 +162,7 @@ def peer_batch(flux, batch: int, size: int, text: int, device) -> tuple[dict, to
     def normal(*shape):
         return torch.randn(*shape, device=device, dtype=torch.bfloat16)
 
-    ids = codecs.token_positions(size, size, device)
+    ids = fill.token_positions(size, size, device)
     tokens, cfg = len(ids), flux.config
     inputs = dict(
         hidden_states=normal(batch, tokens, cfg.in_channels),
@@ -213,14 +214,16 @@ def our_rows(args, way: str, device: torch.device, gemm: float):
 def our_step(translator: Translator, optimizer, batch: int, size: int, device) -> Callable:
     visible = torch.rand(batch, 3, size, size, device=device)
     infrared = torch.rand(batch, 1, size, size, device=device).expand(-1, 3, -1, -1)
-    noise = torch.randn(batch, 2 * (size // codecs.TOKEN) ** 2, 64, device=device)
+    noise = torch.randn(batch, *translator.backbone.state_shape(size, size), device=device)
     t = translator.round_time(torch.linspace(0.1, 0.9, batch, device=device))
-    panel = codecs.in_infrared_panel(size, size, device)
+    panel = translator.backbone.painted(size, size, device)
     trained = [p for p in translator.parameters() if p.requires_grad]
 
     def step():
         out = translator(visible, infrared, noise, t, infrared_only=True)
-        flow.flow_loss(flow.velocity_error(out.velocity, out.data, noise), panel).mean().backward()
+        flow.flow_loss(
+            flow.velocity_error(out.velocity, out.data, out.end), panel
+        ).mean().backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -232,7 +235,7 @@ def sampling_row(translator, way, text, size, gemm, device, batch: int = 4) -> R
     """Seconds an image of the whole sampler, and forward's TFLOP/s."""
     translator.eval()
     visible = torch.rand(batch, 3, size, size, device=device)
-    noise = torch.randn(batch, 2 * (size // codecs.TOKEN) ** 2, 64, device=device)
+    noise = torch.randn(batch, *translator.backbone.state_shape(size, size), device=device)
     steps = SAMPLING_STEPS if device.type == "cuda" else 2
     sample(translator, visible, noise, SamplingConfig(steps=2))  # compile
     flops = steps * step_flops(translator.flux, size, text, forward=True)

@@ -10,7 +10,7 @@ from losses.flow import TIME_BINS
 from losses.pretrain import PretrainLossConfig
 from models.decomposition import DecompositionConfig
 from models.sampler import SamplingConfig
-from models.translator import TranslatorConfig
+from models.translator import PathConfig, TranslatorConfig
 from utils.loop import TrainingConfig
 from utils.optimizer import OptimizerConfig
 from utils.run import RunConfig
@@ -59,6 +59,7 @@ USE_FLAGS = {
         "output_dir",
         "device",
         "batch_size",
+        "mode",
         "steps",
         "guidance_scale",
         "shift",
@@ -114,15 +115,24 @@ class PretrainConfig:
 
 
 @dataclass(kw_only=True)
-class FlowConfig:
-    """The times at which the model is trained; the sampler has its own."""
+class FlowConfig(PathConfig):
+    """The flow as it is trained: where it starts, its times, and its losses."""
 
     mean: float = 0.0  # of the normal variable under the sigmoid; > 0: more noise
     std: float = 1.0
     shift: float = 1.0  # resolution shift; 1: none
     visible_weight: float = 0.0  # of the visible panel's velocity error; 0: infrared panel only
+    mean_share: float = 0.0  # of the samples, trained to predict the mean: no noise, one forward
+    image_weight: float = 0.0  # of the image loss (losses/image.py) on those samples
+    adversarial_weight: float = 0.0  # of the game with model.discriminator, on all other samples
 
     def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.mean_share <= 1 or min(self.image_weight, self.adversarial_weight) < 0:
+            raise ValueError(
+                "flow needs 0 <= mean_share <= 1, image_weight and adversarial_weight >= 0, got"
+                f" {self.mean_share}, {self.image_weight} and {self.adversarial_weight}"
+            )
         if self.std <= 0 or self.shift <= 0 or self.visible_weight < 0:
             raise ValueError(
                 "flow needs std > 0, shift > 0 and visible_weight >= 0, got"
@@ -166,6 +176,11 @@ class TrainConfig:
     window: list[float] | None = None  # counts of infrared 0 and 1; filled from the data set
 
     def __post_init__(self):
+        if self.model.discriminator != (self.flow.adversarial_weight > 0):
+            raise ValueError(
+                "model.discriminator and flow.adversarial_weight > 0 go together, got"
+                f" {self.model.discriminator} and {self.flow.adversarial_weight}"
+            )
         _check_best(self.training, OF_VELOCITY + (OF_SAMPLES if self.run.images else []))
 
 
@@ -184,6 +199,7 @@ class ModelUseConfig:
     output_dir: str = "results"
     device: str = "auto"
     batch_size: int = 8
+    mode: Literal["sample", "mean"] | None = None
     steps: int | None = None
     guidance_scale: float | None = None
     shift: float | None = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from losses.image import image_loss
 from losses.physics import material_separation_loss, physics_consistency_loss
 
 IGNORE = 255  # label of a pixel whose material is unknown
@@ -28,6 +29,7 @@ class PretrainLossConfig:
     context: float = 0.3  # squared error
     physics: float = 0.5  # squared error of the fused image against the infrared
     reconstruction: float = 0.2  # absolute error of the fused image's values and gradients
+    image: float = 0.0  # losses/image.py, of the fused image against the infrared
     consistency: float = 0.05  # 1 - Pearson(intensity, infrared)
     separation: float = 0.01  # share of intensity's variance within materials
     balance: float = 0.0  # of cross-entropy's class weights, frequency ** -balance; 0: none
@@ -98,6 +100,8 @@ class MultiTaskPretrainLoss:
             target = infrared.expand(-1, fused.shape[1], -1, -1)  # (B, 1, H, W), as compared above
             terms["physics"] = mean_squared_error(fused, target)
             terms["reconstruction"] = reconstruction_loss(fused, target)
+            if cfg.image:
+                terms["image"] = image_loss(fused.mean(1, keepdim=True), infrared).mean()
         weights = asdict(cfg)
         total = sum(weights[name] * term for name, term in terms.items())
         parts = {name: term.detach() for name, term in terms.items()}

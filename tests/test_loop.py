@@ -373,7 +373,7 @@ def test_only_matrices_decay():
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     decay = {
         id(p): group["weight_decay"]
-        for group in make_optimizer(ToyConfig(), list(model.parameters())).param_groups
+        for group in make_optimizer(ToyConfig(), dict(model.named_parameters())).param_groups
         for p in group["params"]
     }
     assert [decay[id(p)] > 0 for p in model.parameters()] == [True, False, False, False]

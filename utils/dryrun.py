@@ -22,7 +22,7 @@ def dry_run(
         loss: runs one forward pass on `batch`; a scalar.
     """
     # made for its checks alone: a dry run refuses what the run would
-    make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
+    make_optimizer(cfg, {n: p for n, p in model.named_parameters() if p.requires_grad})
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

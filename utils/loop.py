@@ -106,8 +106,9 @@ def fit(
     """
     training, micros = cfg.training, cfg.training.gradient_accumulation_steps
     device = next(model.parameters()).device
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer, ema, state = make_optimizer(cfg, trained), Ema(model, training.ema_decay), State()
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = list(named.values())
+    optimizer, ema, state = make_optimizer(cfg, named), Ema(model, training.ema_decay), State()
     total_steps(training, samples)  # says at once what is missing
     state.resume(cfg, model, optimizer, ema, run)
     steps = total_steps(training, samples, state)
@@ -162,7 +163,7 @@ def fit(
             checks.launch(state.step + 1, norm, seen)
             lr = learning_rate(cfg, state.step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["scale"]
             lag = 0 if state.skipped < training.skip_nonfinite else 1
             if why := checks.read(leave=lag):
                 skip(state, training, why, buffers, model)
