@@ -1,7 +1,7 @@
 """The networks of the baselines: a plain U-Net, and pix2pix's generator and discriminator.
 
-Ronneberger et al. 2015 (arXiv:1505.04597), with padded convolutions and BatchNorm; Isola et al. 2017
-(arXiv:1611.07004), section 6.1.
+Ronneberger et al. 2015 (arXiv:1505.04597), with padded convolutions and BatchNorm; Isola et al.
+2017 (arXiv:1611.07004), section 6.1.
 
 Dimension key:  B batch   H, W pixels
 """
