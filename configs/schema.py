@@ -44,6 +44,7 @@ FLAGS = {
     "device": "run.device",
     "batch_size": "training.batch_size",
     "epochs": "training.epochs",
+    "max_seconds": "training.max_seconds",
     "lr": "optimizer.params.lr",
     "num_workers": "data.num_workers",
     "backbone": "model.backbone",

@@ -21,8 +21,7 @@ TOKEN = 16  # pixels a packed token, in each direction
 LUMA = [(0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0)]
 CHROMA = LUMA[:3]
 
-# Standard deviation and mean of each channel over visible | infrared diptychs (RoadScene and MSRS
-# training pairs, 256 x 256 a panel); rounded.
+# Of each channel over visible | infrared diptychs (RoadScene and MSRS, 256 x 256 a panel).
 STD_LUMA = [7.4, 0.92, 0.84, 0.46, 0.42, 0.57, 0.38, 0.29, 0.27, 0.29]
 STD_CHROMA = [0.68, 0.13, 0.11, 0.35, 0.08, 0.07]
 MEAN = [-4.7, *[0.0] * 9, 0.1, 0.0, 0.0, -0.17, 0.0, 0.0]

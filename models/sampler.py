@@ -71,10 +71,9 @@ def sample(translator: Translator, visible: Tensor, noise: Tensor, cfg: Sampling
 @torch.no_grad()
 def predict_mean(translator: Translator, visible: Tensor) -> Tensor:
     """The mean infrared image (B, 1, H, W) in [0, 1]: one forward pass from t = 1, no noise."""
-    condition, B = translator.condition(visible), len(visible)
+    condition, one = translator.condition(visible), torch.ones(len(visible), device=visible.device)
     shape = translator.backbone.state_shape(*condition.size)
-    end = translator.end(condition, torch.zeros(B, *shape, device=visible.device))
-    one = torch.ones(B, device=visible.device)
+    end = translator.end(condition, one.new_zeros(len(one), *shape))
     scale = torch.full_like(one, MEAN_GUIDANCE)
     (ready,) = translator.prepare(one[:1], MEAN_GUIDANCE)
     velocity = translator.velocity(end, one, condition, scale, True, ready).float()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import codec as codecs
 from models import flux as fluxes
 from models.backbones import LAYOUTS, Backbone
-from models.backbones.base import Condition
+from models.backbones.base import Condition, FluxRunner
 from models.decomposition import DecompositionConfig, Maps
 from models.discriminator import Discriminator, Verdict
 from models.guidance import Guidance, SemanticGuidance
@@ -98,28 +98,6 @@ class PromptEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("tokens", prompt.tokens_MC)
         self.register_buffer("pooled", prompt.pooled_C)
-
-
-class FluxRunner:
-    """How FLUX is called. This one calls the patched model; models/fast has others."""
-
-    def __init__(self, flux: nn.Module):
-        self.flux = flux
-
-    def velocity(self, inputs: dict[str, Any], infrared_rows: int, prepared: Any) -> Tensor:
-        """The velocity (B, N, C).
-
-        Args:
-            inputs: the arguments of FluxTransformer2DModel.forward.
-            infrared_rows: rows of the diptych's grid where only the infrared panel is wanted, else
-                0; a runner may then return zeros for the visible panel. This one computes both.
-            prepared: this time's entry of `prepare`.
-        """
-        return self.flux(**inputs, return_dict=False)[0]
-
-    def prepare(self, times: Tensor, guidance_scale: float, pooled_C: Tensor) -> list[Any]:
-        """What the velocity at each of `times` (T,) can be given; here nothing."""
-        return [None] * len(times)
 
 
 class Translator(nn.Module):

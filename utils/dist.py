@@ -133,16 +133,22 @@ def any_ranks_later(flags: Tensor) -> Callable[[], list[bool]]:
 
     The wait is for the flags alone, not for work that the device was given after them.
     """
-    if world_size() > 1:
-        flags = flags.to(_collective_device(), torch.int32)
-        torch_dist.all_reduce(flags, torch_dist.ReduceOp.MAX)  # nccl only launches it
-    on_host = flags.to("cpu", non_blocking=True)  # from a GPU: into pinned memory
-    copied = torch.cuda.current_stream(flags.device).record_event() if flags.is_cuda else None
+    read = most_of_ranks_later(flags)
+    return lambda: [bool(flag) for flag in read()]
 
-    def read() -> list[bool]:
+
+def most_of_ranks_later(numbers: Tensor) -> Callable[[], list[int]]:
+    """The largest of all ranks' numbers, (n,) int32, one by one; launched and read as above."""
+    if world_size() > 1:
+        numbers = numbers.to(_collective_device(), torch.int32)
+        torch_dist.all_reduce(numbers, torch_dist.ReduceOp.MAX)  # nccl only launches it
+    on_host = numbers.to("cpu", non_blocking=True)  # from a GPU: into pinned memory
+    copied = torch.cuda.current_stream(numbers.device).record_event() if numbers.is_cuda else None
+
+    def read() -> list[int]:
         if copied:
             copied.synchronize()
-        return [bool(flag) for flag in on_host.tolist()]
+        return on_host.tolist()
 
     return read
 

@@ -8,6 +8,7 @@ arguments as they were.
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
@@ -16,6 +17,8 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from utils import dist
 
 IGNORE = 255
+HOTTEST = 0.05  # share of an image's pixels that are its hot spots
+MS_SSIM_SIDE = 161  # the least at which the coarsest of five scales holds the window
 EDGES = 0.1  # share of an image's pixels that count as its edges: those of the steepest target
 
 
@@ -28,7 +31,11 @@ def psnr(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(predicted: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity, Gaussian window of 11 pixels. Raises: ValueError: sides below 11."""
+    """Structural similarity, Gaussian window of 11 pixels; beyond its border an image is mirrored.
+
+    scikit-image leaves the border out instead; on mirrored images it gives the same value.
+    Raises: ValueError: sides below 11.
+    """
     predicted, target = _checked(predicted, target)
     if min(predicted.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs sides of 11 or more, got {tuple(predicted.shape[-2:])}")
@@ -36,6 +43,24 @@ def ssim(predicted: Tensor, target: Tensor) -> Tensor:
         predicted, target, data_range=1.0, reduction="none"
     )
     return values.reshape(len(predicted))
+
+
+def ms_ssim(predicted: Tensor, target: Tensor) -> Tensor:
+    """SSIM over five scales. Raises: ValueError: sides below 161, too small for the coarsest.
+
+    Source: Wang et al. 2003, by torchmetrics; a negative scale counts as 0.
+    """
+    predicted, target = _checked(predicted, target)
+    if min(predicted.shape[-2:]) < MS_SSIM_SIDE:
+        raise ValueError(
+            f"MS-SSIM needs sides of {MS_SSIM_SIDE} or more, got {tuple(predicted.shape[-2:])}"
+        )
+    pairs = zip(predicted.split(1), target.split(1))  # its mean over a batch is not per image
+    values = [
+        multiscale_structural_similarity_index_measure(a, b, data_range=1.0, normalize="relu")
+        for a, b in pairs
+    ]
+    return torch.stack(values)
 
 
 class Lpips:
@@ -108,6 +133,22 @@ def edge_sharpness(predicted: Tensor, target: Tensor) -> Tensor:
     share = across.gather(1, edges.indices).sum(1) / edges.values.sum(1).clamp(min=1e-12)
     known = (spreads[0] > 1e-6) & (spreads[1] > 1e-6)
     return torch.where(known, share * spreads[1] / spreads[0].clamp(min=1e-6), 0.0).float()
+
+
+def hot_spot_iou(predicted: Tensor, target: Tensor) -> Tensor:
+    """Overlap of the hottest twentieth of both images, intersection over union, in [0, 1].
+
+    Each image has its own threshold, so levels do not matter; pixels equal to the threshold count,
+    so a saturated image has more of them. 0 where an image is constant.
+    """
+    predicted, target = _checked(predicted, target)
+    hot, varied = [], True
+    for x in (predicted.flatten(1), target.flatten(1)):
+        threshold = x.topk(max(1, round(HOTTEST * x.shape[1])), dim=1).values[:, -1:]
+        hot.append(x >= threshold)
+        varied = varied & (x.amax(1) > x.amin(1))
+    both, either = (hot[0] & hot[1]).sum(1), (hot[0] | hot[1]).sum(1)
+    return torch.where(varied, both / either, 0.0)
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -70,12 +70,18 @@ def _lr_scale(scales: dict[str, float], name: str) -> float:
     return scales[max(fits, key=len)] if fits else 1.0
 
 
-def learning_rate(cfg: Any, step: int, steps: int) -> float:
-    """Linear warm-up to optimizer.params.lr, then a cosine to training.lr_min, or constant."""
+def learning_rate(cfg: Any, step: int, steps: int, seconds: float = 0.0) -> float:
+    """Linear warm-up to optimizer.params.lr, then a cosine to training.lr_min, or constant.
+
+    The cosine's place is the share of the steps that is done or, where it is larger, the share of
+    training.max_seconds (`seconds` of it are over): it ends with whatever ends the run.
+    """
     training, peak = cfg.training, cfg.optimizer.params.lr
     if step < training.warmup_steps:
         return peak * (step + 1) / training.warmup_steps
     if training.schedule == "constant":
         return peak
     done = (step - training.warmup_steps) / max(1, steps - training.warmup_steps)
+    if training.max_seconds:
+        done = min(1.0, max(done, seconds / training.max_seconds))
     return training.lr_min + (peak - training.lr_min) * 0.5 * (1 + math.cos(math.pi * done))

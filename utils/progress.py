@@ -1,8 +1,6 @@
-"""What the loop keeps track of: where the run stands, its averages and rates, signals to stop."""
+"""What the loop keeps track of: where the run stands, its averages and rates, is all finite."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from utils import checkpoint, config, dist
 from utils.ema import Ema
 from utils.run import Run
+from utils.stopping import Clock, StopSignal
 
 # what a run may change on resuming and stay the same run
 HOW_IT_RUNS = ("fast", "memory", "base_dtype", "compile", "gradient_checkpointing", "shard_base")
@@ -31,6 +30,7 @@ class State:
     skipped: int = 0  # steps left out because they were not finite
     evaluated: int = 0  # the step of the last evaluation
     best: float | None = None  # of best_metric, lower is better
+    seconds: float = 0.0  # of training; counted only under training.max_seconds
 
     def resume(self, cfg: Any, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> None:
         """Continue from cfg.run.resume, or from the newest intact checkpoint of the run, if any.
@@ -60,7 +60,7 @@ class State:
         optimizer.load_state_dict({"state": parts["optimizer"]["state"], "param_groups": groups})
         ema.load_state_dict(parts["ema"])
         for name in asdict(self):
-            setattr(self, name, parts["state"][name])
+            setattr(self, name, parts["state"].get(name, getattr(self, name)))
         dist.print0(f"resumed from {path} at step {self.step}")
         if self.best is not None and not self._best_stands(parts["config"], cfg, run):
             self.best = None
@@ -151,9 +151,10 @@ def incomplete(parts: dict[str, Any]) -> str | None:
     for name in ("optimizer", "ema", "state", "config"):
         if not isinstance(parts.get(name), dict):
             return f"it has no entry `{name}`"
-    kinds = {"best": int | float | None}
+    kinds = {"best": int | float | None, "seconds": int | float}
     for field in asdict(State()):
-        found = parts["state"].get(field, "absent")
+        # checkpoints of before there was a budget of seconds lack them
+        found = parts["state"].get(field, 0.0 if field == "seconds" else "absent")
         if not isinstance(found, kinds.get(field, int)) or isinstance(found, bool):
             return f"state.{field} is {found!r}"
     ema, moments = parts["ema"], parts["optimizer"].get("state")
@@ -279,50 +280,15 @@ class Meter:
         return rates
 
 
-class StopSignal:
-    """Within the block the first SIGTERM or SIGINT is only noted; one much later acts as usual.
-
-    torchrun passes on what its ranks got already: after a Ctrl-C each has three in half a second.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-    GRACE = 5.0  # seconds in which another one is no second thought
-
-    def __init__(self):
-        self.received: str | None = None
-        self.agreed = False  # whether any rank received one, as all ranks know it
-        self._previous: dict = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():  # else Python refuses
-            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.received is None:
-            self.received, self._since = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - self._since > self.GRACE:
-            self._restore()
-            signal.raise_signal(number)
-
-    def __exit__(self, *error: Any) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-
 class Checks:
-    """Was a step finite, did a signal come? One answer for all ranks, read after it is launched.
+    """Was a step finite, did a signal come, how late is it? One answer for all ranks, read later.
 
     Only reading waits for the device. A host that launches the next step before it reads the
     answers about this one leaves no gap on the device.
     """
 
-    def __init__(self, stop: StopSignal):
-        self.stop = stop
+    def __init__(self, stop: StopSignal, clock: Clock):
+        self.stop, self.clock = stop, clock
         self.unread: list[tuple] = []  # oldest first
 
     def launch(self, step: int, norm: Tensor, seen: list[tuple[Tensor, dict, list]]) -> None:
@@ -331,16 +297,17 @@ class Checks:
         # filled on the device: copying a number there would wait for it
         signal_came = torch.full_like(broken, self.stop.received is not None)
         read = dist.any_ranks_later(torch.stack([broken, signal_came]))
-        self.unread.append((step, norm, seen, read))
+        self.unread.append((step, norm, seen, read, self.clock.launch(norm.device)))
 
     def read(self, leave: int = 0) -> str | None:
         """Read all but the last `leave` steps: why one of them is not finite, or None. Collective.
 
-        Sets stop.agreed if a signal came.
+        Sets stop.agreed if a signal came, and the clock.
         """
         while len(self.unread) > leave:
-            step, norm, seen, read = self.unread.pop(0)
+            step, norm, seen, read, read_clock = self.unread.pop(0)
             broken, signal_came = read()
+            read_clock()
             self.stop.agreed |= signal_came
             if broken:
                 return nonfinite_report(step, norm, seen)

@@ -29,6 +29,28 @@ class Condition(NamedTuple):
     size: tuple[int, int]  # H, W
 
 
+class FluxRunner:
+    """How FLUX is called. This one calls the patched model; models/fast has others."""
+
+    def __init__(self, flux: nn.Module):
+        self.flux = flux
+
+    def velocity(self, inputs: dict[str, Any], infrared_rows: int, prepared: Any) -> Tensor:
+        """The velocity (B, N, C).
+
+        Args:
+            inputs: the arguments of FluxTransformer2DModel.forward.
+            infrared_rows: rows of the diptych's grid where only the infrared panel is wanted, else
+                0; a runner may then return zeros for the visible panel. This one computes both.
+            prepared: this time's entry of `prepare`.
+        """
+        return self.flux(**inputs, return_dict=False)[0]
+
+    def prepare(self, times: Tensor, guidance_scale: float, pooled_C: Tensor) -> list[Any]:
+        """What the velocity at each of `times` (T,) can be given; here nothing."""
+        return [None] * len(times)
+
+
 class Backbone(nn.Module):
     """One transformer and one layout of its tokens.
 

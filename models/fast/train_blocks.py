@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import attend, rotate
+from models.backbones.base import FluxRunner
 from models.fast.fp8_quantise import gelu
 from models.fast.frozen_matrix import COMPILED_ROW, Matrix, linear, linear_of_few
 from models.fast.fused_gemm import gated_mlp, gated_sum
@@ -30,7 +31,6 @@ from models.fast.fused_matrices import SINGLE, STREAMS
 from models.fast.fused_qkv import EPS, HeadStream, can_fuse, heads
 from models.guidance import SemanticGuidance
 from models.lora import LoraLinear
-from models.translator import FluxRunner
 
 BACKEND = "inductor"
 # a cat is written part by part: computing all parts for every element costs more than it saves
