@@ -63,6 +63,10 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
     loss_fn = make_loss(cfg, predict)
 
     # validation: the same samples, times and noise every time
+    # a small model is compiled for the batches of training alone: others would be compiled anew
+    stance = "force_eager" if cfg.model.train_base else "default"
+
+    @torch.compiler.set_stance(stance)
     def eval_fn(model):
         bins = torch.zeros(2, flow.TIME_BINS, device=device)
         total = torch.zeros(2, device=device)

@@ -1,6 +1,6 @@
 """A critic of image patches, which makes samples sharp: it sees photograph and infrared image.
 
-Isola et al. 2017 (arXiv:1611.07004, Sec. 3.2.2), with GroupNorm, which treats every image alone.
+Isola et al. 2017 (arXiv:1611.07004, Sec. 3.2.2), with a norm that treats every place alone.
 
 Dimension key:  B batch   H, W pixels   h, w patches
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -24,6 +25,19 @@ class Verdict(NamedTuple):
     feature_distance: Tensor  # (B,) mean absolute difference of the maps inside; generator alone
 
 
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of every place of (B, C, h, w), in the input's dtype.
+
+    Fast where channels lie beside each other in memory (channels_last); GroupNorm copies there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.layer_norm(x.movedim(1, -1), self.normalized_shape, weight, bias, self.eps)
+        return x.movedim(-1, 1)
+
+
 class Discriminator(nn.Module):
     """(B, 3, H, W) photographs and (B, 1, H, W) infrared images, both in [0, 1] -> scores."""
 
@@ -33,7 +47,7 @@ class Discriminator(nn.Module):
         for a, b in pairwise(WIDTHS):
             stride = 1 if b == WIDTHS[-1] else 2
             conv = nn.Conv2d(a, b, 4, stride, 1)
-            layers.append(nn.Sequential(conv, nn.GroupNorm(8, b), nn.LeakyReLU(0.2)))
+            layers.append(nn.Sequential(conv, ChannelNorm(b), nn.LeakyReLU(0.2)))
         self.layers = nn.ModuleList(layers)
         self.score = nn.Conv2d(WIDTHS[-1], 1, 4, 1, 1)
 

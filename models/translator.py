@@ -186,9 +186,14 @@ class Translator(nn.Module):
         return Prediction(velocity, data, end, condition.stage1, image, verdict)
 
     def decompose(self, visible: Tensor) -> Stage1Output:
-        """Stage 1's maps and fused image in fp32, outside autocast; no graph when frozen."""
+        """Stage 1's maps and fused image, fp32; no graph when frozen.
+
+        Outside autocast, except where FLUX is trained too: then all learns in one precision.
+        """
         train = torch.is_grad_enabled() and not self.cfg.freeze_decomposition
-        with torch.autocast(visible.device.type, enabled=False), torch.set_grad_enabled(train):
+        device = visible.device.type
+        ambient = torch.is_autocast_enabled(device) and self.cfg.train_base
+        with torch.autocast(device, enabled=ambient), torch.set_grad_enabled(train):
             return self.stage1(visible.float())
 
     def condition(self, visible: Tensor, known: Tensor | None = None) -> Condition:

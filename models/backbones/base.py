@@ -66,9 +66,6 @@ class Backbone(nn.Module):
         super().__init__()
         self.codec = codec.requires_grad_(False)
 
-    def compile_parts(self) -> None:
-        """Compile what learns in here beside the transformer."""
-
     # ---- the state of the flow
 
     def state_shape(self, H: int, W: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from models.backbones.base import Backbone, Condition
 from models.codec import check_size
+from models.discriminator import ChannelNorm
 
 WIDTHS = (48, 64, 128, 256)  # channels at 1/1, 1/2, 1/4 and 1/8 of the size
 TOKEN_CHANNELS = 256
@@ -34,11 +35,6 @@ class Pixels(Backbone):
     def __init__(self, codec: nn.Module):
         super().__init__(nn.Identity())
         self.convolutions = Convolutions()
-
-    def compile_parts(self) -> None:
-        for module in self.convolutions.modules():
-            if isinstance(module, Block):
-                module.compile(dynamic=False)
 
     def state_shape(self, H: int, W: int) -> tuple[int, int]:
         check_size(H, W)
@@ -106,11 +102,11 @@ class Convolutions(nn.Module):
 
 
 class Block(nn.Sequential):
-    """Two convolutions, each followed by GroupNorm and SiLU."""
+    """Two convolutions, each followed by ChannelNorm and SiLU."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int = 1):
-        layers = []
+        layers: list[nn.Module] = []
         for before, step in ((channels_in, stride), (channels_out, 1)):
             conv = nn.Conv2d(before, channels_out, 3, stride=step, padding=1)
-            layers += [conv, nn.GroupNorm(8, channels_out), nn.SiLU()]
+            layers += [conv, ChannelNorm(channels_out), nn.SiLU()]
         super().__init__(*layers)

@@ -97,7 +97,9 @@ def build(
     plan.add("stage 1", *_stage1_facts(cfg.fast))
     if cfg.train_base:
         place(translator.flux, device, mesh)
-        _compile_trained(translator, cfg.compile, plan)
+        if device.type == "cuda":
+            translator.to(memory_format=torch.channels_last)
+        _compile_trained(translator, cfg.compile and adapters is None, plan)
     elif cfg.compile or cfg.base_dtype.startswith("fp8"):
         _install_blocks(translator, cfg, device, mesh, adapters, plan)
         stage1.to(memory_format=torch.channels_last)
@@ -110,18 +112,17 @@ def build(
 
 
 def _compile_trained(translator: Translator, compiled: bool, plan: Plan) -> None:
-    """Compile a model whose base is trained: block by block, and what the backbone adds."""
-    stage1, backbone = translator.stage1, translator.backbone
+    """Compile FLUX's blocks, which repeat, where the base is trained.
+
+    Not the convolutions before, after and in stage 1: each differs, and all together they take two
+    minutes to compile. And only to train: a small model has made its images before that.
+    """
     plan.add("FLUX blocks", "diffusers', patched" + (", compiled" if compiled else ""))
     if not compiled:
         return
     torch._dynamo.config.recompile_limit = train_blocks.RECOMPILES
     for block in (*translator.flux.transformer_blocks, *translator.flux.single_transformer_blocks):
         block.compile(dynamic=False)
-    for module in (stage1, backbone):
-        module.to(memory_format=torch.channels_last)
-    stage1.compile(dynamic=False)
-    backbone.compile_parts()
 
 
 def speed_up_stage1(stage1: Stage1, fast: str, compiled: bool | None = None) -> Plan:
