@@ -156,7 +156,8 @@ def write(cfg: EvaluateConfig, found: Found, facts: dict, own: list[str]) -> dic
     if own:
         lines += ["", *results.verdict_table(summary, own[-1])]
     if summary["objects"]:
-        lines += ["", *results.object_table(summary, list(summary["methods"]))]
+        shown = [name for name in summary["methods"] if name in ("training mean", *own)]
+        lines += ["", *results.object_table(summary, shown)]
     text = "\n".join(lines) + "\n"
     whole = {**summary, **facts}
     results.write(Path(cfg.output_dir), found.images, found.boxes, whole, text)

@@ -80,7 +80,9 @@ def decomposed(opened: Opened, batch: Batch) -> Stage1Output:
 
 
 def samples(opened: Opened, batch: Batch) -> Tensor:
-    """(B, n, H, W): the samples that `translate` averages, one by one."""
+    """(B, n, H, W): the samples that `translate` averages, one by one; of the mode `mean`, one."""
+    if opened.sampling.mode == "mean":
+        return translate(opened.translator, batch["visible"], batch["draw"], opened.sampling)
     n, one = opened.sampling.samples, replace(opened.sampling, samples=1)
     keys = [[draw * n + k for draw in batch["draw"]] for k in range(n)]
     found = [translate(opened.translator, batch["visible"], key, one) for key in keys]

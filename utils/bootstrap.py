@@ -32,8 +32,8 @@ def means(sums: np.ndarray, counts: np.ndarray, weights_RN: np.ndarray) -> np.nd
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """[low, high] around the middle 95 %. NaN without values."""
-    if not len(values):
+    """[low, high] around the middle 95 %. NaN without values, or with one that is not finite."""
+    if not len(values) or not np.isfinite(values).all():
         return [float("nan")] * 2
     tail = 100 * (1 - LEVEL) / 2
     return [float(x) for x in np.percentile(values, [tail, 100 - tail])]
