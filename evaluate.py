@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from assembly import checkpoints, features, protocol
+from assembly import checkpoints, features, protocol, report
 from assembly.rows import decomposed, model_rows, reference_rows
 from assembly.scoring import Found, Scorer
 from baselines.training import BaselineConfig
@@ -44,7 +44,8 @@ def main() -> None:
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     mean, note = training_mean(data, cfg.batch_size, needed=not cfg.test_data)
     references, own = reference_rows(mean), model_rows(opened)
-    scorer = Scorer(pairs.size, device, boxes_of(cfg, pairs.cfg.path), cfg.lpips)
+    boxes = boxes_of(cfg, pairs.cfg.path)
+    scorer = Scorer(pairs.size, device, boxes, cfg.lpips)
     of_maps = None if isinstance(opened.trained, BaselineConfig) else Stage1Scores(pairs, device)
     ranks, started = (dist.rank(), dist.world_size()), time.perf_counter()
     batches = in_step(pairs, cfg.batch_size, *ranks, cfg.num_workers, cfg.limit)
@@ -54,6 +55,11 @@ def main() -> None:
         if of_maps:
             of_maps.update(decomposed(opened, batch).maps, batch)
     found, maps = scorer.result(), of_maps.result() if of_maps else None
+    chosen, cells = {}, {}
+    if cfg.report and own:
+        chosen = report.picks(found, own[-1].name)
+        wanted = sorted({index for indices in chosen.values() for index in indices})
+        cells = report.pictures(opened, own, wanted, device, boxes)
     if not dist.is_main():
         return
     notes = [*pairs.notes, *([note] if note else []), *found.absent]
@@ -73,7 +79,11 @@ def main() -> None:
             "commit": code_version()[0],
         },
     }
-    write(cfg, found, facts, [row.name for row in own])
+    names = [row.name for row in own]
+    whole = write(cfg, found, facts, names)
+    if cfg.report:
+        path = report.write(Path(cfg.output_dir), whole, found, chosen, cells, names)
+        print(f"report: {path}")
 
 
 def boxes_of(cfg: EvaluateConfig, path: str) -> Boxes | None:

@@ -267,7 +267,7 @@ def write(folder: Path, images: list[dict], boxes: list[dict], found: dict, text
 
 def as_csv(rows: list[dict]) -> str:
     """Rows of dicts as text; a column that a row lacks stays empty."""
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "index"))
+    names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(each := io.StringIO(newline=""), names, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
