@@ -12,14 +12,15 @@ same command again: what is finished is not run again.
 
 import csv
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from assembly.ablation import read_json, with_files
 from assembly.comparison import CompareConfig, commands_of
-from utils import config, results
+from utils import bootstrap, config, results
 from utils.files import write_whole
 from utils.run import entry
 
@@ -98,14 +99,16 @@ def write_table(cfg: CompareConfig) -> None:
     own = [x for x in labels if x not in REFERENCES]
     summary = results.summarise(images, boxes, own)
     summary["seeds"] = {x: over_seeds(found, x) for x in labels}
+    doubt(summary)
     count = {name: sum(n == name for n, _ in done) for name in cfg.methods}
     lines = [*results.table(summary, seconds), ""]
     lines.append("± half of the 95 % interval over images, which are averaged over seeds.")
     lines += [f"{cfg.seconds:g} s of training each; finished seeds: "
               + ", ".join(f"{name} {n}" for name, n in count.items()), ""]  # fmt: skip
     lines += ["Means of single seeds, standard deviation between them:", "", *seeds_table(summary)]
-    for name in own:
+    for name in (x for x in own if x.startswith(f"{list(cfg.methods)[-1]}: ")):
         lines += ["", *results.verdict_table(summary, name)]
+    lines += ["", "ahead, behind: over the images and with every seed; compare.json has all pairs."]
     if boxes:
         lines += ["", *results.object_table(summary, own)]
     text = "\n".join(lines) + "\n"
@@ -132,14 +135,25 @@ def read(path: Path) -> list[dict]:
     ]
 
 
-def over_seeds(found: dict, name: str) -> dict[str, list[float]]:
-    """{metric: its mean in every finished run} of a row of the common table."""
-    values: dict[str, list[float]] = {}
-    for (method, _), whole in found.items():
+def over_seeds(found: dict, name: str) -> dict[str, dict[int, float]]:
+    """{metric: {seed: its mean in that run}} of a row of the common table."""
+    values: dict[str, dict[int, float]] = {}
+    for (method, seed), whole in found.items():
         for row, means in whole["methods"].items():
             for metric, value in means.items() if label(method, row) == name else ():
-                values.setdefault(metric, []).append(float("nan") if value is None else value)
+                values.setdefault(metric, {})[seed] = float("nan") if value is None else value
     return values
+
+
+def doubt(summary: dict) -> None:
+    """Take a verdict back where two rows stand the other way round with one of the seeds."""
+    for name, others in summary["differences"].items():
+        for other, metrics in others.items():
+            for metric, found in metrics.items():
+                a, b = (summary["seeds"][x][metric] for x in (name, other))
+                signs = {(a[seed] - b[seed]) * found["difference"] > 0 for seed in a.keys() & b}
+                if signs != {True}:
+                    found["verdict"] = bootstrap.UNKNOWN
 
 
 def seeds_table(summary: dict) -> list[str]:
@@ -151,9 +165,9 @@ def seeds_table(summary: dict) -> list[str]:
     for method, own in rows.items():
         cells = []
         for n in names:
-            x, digits = own.get(n, []), results.COLUMNS[n].digits
-            spread = f" ± {statistics.stdev(x):.{digits}f}" if len(x) > 1 else ""
-            cells.append(f"{statistics.mean(x):.{digits}f}{spread}" if x else "")
+            x, digits = list(own.get(n, {}).values()), results.COLUMNS[n].digits
+            spread = f" ± {np.std(x, ddof=1):.{digits}f}" if len(x) > 1 else ""
+            cells.append(f"{np.mean(x):.{digits}f}{spread}" if x else "")
         count = max(map(len, own.values()))
         lines.append(f"| {method} | {count} | {' | '.join(cells)} |")
     return lines

@@ -17,6 +17,7 @@ from utils.objects import Box, Boxes
 
 EACH = 3  # images of the best, the median and the worst
 FAILED = 6  # objects
+LONGEST = 18  # letters of a name beside its row
 MARK = (80, 255, 120)  # colour of a box, unlike any of the thermal map
 CHOSEN_BY = "ssim"
 
@@ -121,7 +122,7 @@ def _panels(found: Found, chosen: dict, cells: dict, own: list[str]) -> list[str
         rows = [cells[index] for index in indices]
         more = ["deviation of samples"] * (len(rows[0]) - len(own) - 2)
         names = {row["index"]: row for row in found.images if row["method"] == own[-1]}
-        sides = [f"{names[i]['name']}\n{names[i]['ssim']:.3f} SSIM" for i in indices]
+        sides = [f"{names[i]['name'][-LONGEST:]}  SSIM {names[i]['ssim']:.2f}" for i in indices]
         picture = panels.grid(rows, ["visible", *own, *more, "infrared"], sides)
         by = "" if name == "failed" else f", by SSIM of {own[-1]}"
         parts += [page.heading(titles[name] + by)]

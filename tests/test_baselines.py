@@ -4,10 +4,6 @@ pytest tests/test_baselines.py
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +12,7 @@ from assembly import checkpoints
 from baselines import pix2pix, unet
 from baselines.networks import BaselineModelConfig, Pix2Pix, Unet, build, patch_discriminator
 from baselines.training import BaselineConfig
-from tests.conftest import ROOT
+from tests.conftest import ROOT, call_main
 from utils import checkpoint, config
 
 SCRIPTS = {"unet": unet, "pix2pix": pix2pix}
@@ -43,14 +39,7 @@ def small(name, **changes):
 
 
 def run(name, folder, *more):
-    before, sys.argv = sys.argv, [f"{name}.py", *TINY, "--output_dir", str(folder), *more]
-    cwd = Path.cwd()
-    os.chdir(ROOT)
-    try:
-        SCRIPTS[name].main()
-    finally:
-        sys.argv = before
-        os.chdir(cwd)
+    call_main(f"baselines.{name}", *TINY, "--output_dir", folder, *more)
 
 
 @pytest.fixture(scope="module")
@@ -132,17 +121,17 @@ def test_a_baseline_learns_on_one_batch(name):
 
 
 @pytest.mark.parametrize("name, row", [("unet", "U-Net"), ("pix2pix", "pix2pix")])
-def test_a_baseline_is_a_row_of_the_same_table(name, row, made, tmp_path):
-    command = [sys.executable, "evaluate.py", "--checkpoint", str(made / name), "--device", "cpu"]
-    command += ["--num_workers", "0", "--output_dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_a_baseline_is_a_row_of_the_same_table(name, row, made, tmp_path, capsys):
+    common = ["--device", "cpu", "--num_workers", "0", "--output_dir", tmp_path]
+    call_main("evaluate", "--checkpoint", made / name, *common)
     found = json.loads((tmp_path / "results.json").read_text())
     assert list(found["methods"])[-1] == row and found["stage1"] is None
-    assert f"| {row} against |" in done.stdout
+    assert f"| {row} against |" in capsys.readouterr().out
 
 
 def test_a_baseline_is_not_taken_for_another_model(made, tmp_path):
+    with pytest.raises(ValueError, match="has no maps to draw"):
+        call_main("visualize", "--checkpoint", made / "unet", "--output_dir", tmp_path)
     with pytest.raises(ValueError, match=r"checkpoint of baselines/unet\.py; stage 1"):
         checkpoints.load_stage1(made / "unet")
     with pytest.raises(ValueError, match=r"checkpoint of baselines/pix2pix\.py; this needs"):

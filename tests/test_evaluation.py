@@ -3,18 +3,24 @@
 pytest tests/test_evaluation.py
 """
 
+import base64
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from assembly import report
 from assembly.rows import Row
-from assembly.scoring import Scorer, uncertainty
-from tests.conftest import ROOT
+from assembly.scoring import Found, Scorer, uncertainty
+from tests import tiny_data
+from tests.conftest import ROOT, call_main
 from tests.test_measures import scenes
 from utils import results
 from utils.objects import Boxes
@@ -122,37 +128,39 @@ def test_uncertainty_of_samples_is_that_of_pixels():
     assert summary["methods"]["ours"]["spread"] > 0 and "spread" not in summary["methods"]["plain"]
 
 
+def test_few_images_are_not_judged():
+    found, _ = summarised(scenes(7, 64), plain=scenes(7, 64, 5), ours=scenes(7, 64))
+    verdicts = {x["verdict"] for x in found["differences"]["ours"]["plain"].values()}
+    assert verdicts == {"cannot be told"}
+
+
 def test_tables_hold_what_the_summary_says():
-    summary, found = summarised(scenes(4, 64), plain=scenes(4, 64, 5), ours=scenes(4, 64))
+    summary, found = summarised(scenes(8, 64), plain=scenes(8, 64, 5), ours=scenes(8, 64))
     text = "\n".join(results.table(summary, {"ours": 0.25}))
     assert text.count("\n") == 3 and "| 0.25 |" in text and "PSNR dB" in text
     assert summary["methods"]["ours"]["psnr"] == float("inf")
     assert json.dumps(results.finite(summary), allow_nan=False)
     assert "ahead" in "\n".join(results.verdict_table(summary, "ours"))
-    assert len(results.as_csv(found.images).splitlines()) == 9
+    assert len(results.as_csv(found.images).splitlines()) == 17
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """One tiny U-Net, evaluated twice on one rank and once on two."""
     folder = tmp_path_factory.mktemp("evaluated")
-    train = ["baselines/unet.py", "data.size=64", "data.num_workers=0", "training.steps=2"]
+    train = ["data.size=64", "data.num_workers=0", "training.steps=2", "model.width=4"]
     train += ["data.synthetic_scenes={train: 6, val: 2, test: 5}", "training.mixed_precision=no"]
-    train += ["model.width=4", "model.levels=2", "--device", "cpu", "--output_dir", folder / "run"]
-    evaluate = ["evaluate.py", "--checkpoint", folder / "run", "--batch_size", "2"]
+    train += ["model.levels=2", "--device", "cpu", "--output_dir", folder / "run"]
+    call_main("baselines.unet", *train)
+    evaluate = ["--checkpoint", folder / "run", "--batch_size", "2"]
     evaluate += ["--device", "cpu", "--num_workers", "0", "--output_dir"]
+    for name in "ab":
+        call_main("evaluate", *evaluate, folder / name)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for command in (
-        train,
-        [*evaluate, folder / "a"],
-        [*evaluate, folder / "b"],
-        [*torchrun, *evaluate, folder / "two"],
-    ):
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+    command = [sys.executable, *torchrun, "evaluate.py", *map(str, evaluate), str(folder / "two")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -181,9 +189,8 @@ def test_two_ranks_give_the_table_of_one(evaluated):
 
 
 def test_the_protocol_changes_with_the_pairs(evaluated, tmp_path):
-    command = ["evaluate.py", "--checkpoint", evaluated / "run", "--limit", "3", "--device", "cpu"]
-    command += ["--num_workers", "0", "--output_dir", tmp_path]
-    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, capture_output=True)
+    limited = ["--limit", "3", "--device", "cpu", "--num_workers", "0", "--output_dir", tmp_path]
+    call_main("evaluate", "--checkpoint", evaluated / "run", *limited)
     few, all_ = (
         json.loads((folder / "results.json").read_text())["protocol"]
         for folder in (tmp_path, evaluated / "a")
@@ -191,3 +198,39 @@ def test_the_protocol_changes_with_the_pairs(evaluated, tmp_path):
     assert few["id"] != all_["id"] and few["checkpoint_hash"] == all_["checkpoint_hash"]
     assert few["frozen"]["split_hash"] != all_["frozen"]["split_hash"]
     assert np.array_equal(few["frozen"]["pairs"], 3)
+
+
+# the report
+
+
+def test_the_report_is_one_file_whose_names_are_escaped(tmp_path):
+    columns = tiny_data.rows(10, split=tiny_data.by_tens)
+    columns["name"] = [f"<script>alert({i})</script> $x_{i}$" for i in range(10)]
+    columns["split"] = ["train", "train", "val", *["test"] * 7]
+    tiny_data.write(tmp_path / "set" / "a.parquet", columns)
+    (tmp_path / "boxes").mkdir()
+    for name in columns["name"][3:5]:
+        (tmp_path / "boxes" / f"{name.replace('/', '_')}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    train = ["--data_path", tmp_path / "set", "data.size=32"]
+    train += ["data.num_workers=0", "training.steps=1", "training.mixed_precision=no"]
+    train += ["model.width=4", "model.levels=2", "--device", "cpu", "training.batch_size=2"]
+    evaluate = ["--checkpoint", tmp_path / "run", "--boxes", tmp_path / "boxes"]
+    evaluate += ["--device", "cpu", "--num_workers", "0", "--output_dir", tmp_path, "--report"]
+    call_main("baselines.pix2pix", *train, "--output_dir", tmp_path / "run")
+    call_main("evaluate", *evaluate)
+    text = (tmp_path / "report.html").read_text()
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert not re.search(r"""(src|href)=["'](?!data:image/png;base64,)""", text)
+    found = re.findall(r"<h2>(.*?)</h2>", text)
+    assert found[:3] == ["Table", "Is pix2pix ahead?", "Plots"]
+    assert [x.split()[0] for x in found[3:6]] == ["Best", "Median", "Worst"]
+    for data in re.findall(r"base64,([^\"]+)\"", text):
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size[0] > 300
+
+
+def test_the_report_shows_the_best_the_worst_and_objects_that_fail():
+    rows = [{"index": i, "method": "ours", "ssim": i / 20} for i in range(20)]
+    boxes = [{"index": i, "method": "ours", "auc": a} for i, a in ((3, 0.1), (4, 0.9), (5, 0.3))]
+    chosen = report.picks(Found(images=rows, boxes=boxes), "ours")
+    assert chosen["best"] == [19, 18, 17] and chosen["worst"] == [0, 1, 2]
+    assert chosen["median"] == [11, 10, 9] and chosen["failed"] == [3, 5]

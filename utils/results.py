@@ -86,14 +86,14 @@ def summarise(
         "intervals": {
             m: {name: bootstrap.interval(x) for name, x in own.items()} for m, own in spread.items()
         },
-        "differences": {m: differences(m, values, spread) for m in of_model},
+        "differences": {m: differences(m, values, spread, len(indices)) for m in of_model},
         "displacement": shifts,
         "objects": objects_by_group(boxes, indices, weights),
     }
     return found | {"warnings": warnings(found, of_model)}
 
 
-def differences(method: str, values: dict, spread: dict) -> dict:
+def differences(method: str, values: dict, spread: dict, images: int) -> dict:
     """{other method: {metric: difference, interval, verdict}} of `method` less the other."""
     found = {}
     for other in (m for m in values if m != method):
@@ -107,7 +107,7 @@ def differences(method: str, values: dict, spread: dict) -> dict:
             found[other][name] = {
                 "difference": values[method][name] - values[other][name],
                 "interval": interval,
-                "verdict": bootstrap.verdict(interval, COLUMNS[name].better > 0),
+                "verdict": bootstrap.verdict(interval, COLUMNS[name].better > 0, images),
             }
     return found
 
