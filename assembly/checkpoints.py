@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from baselines.networks import Pix2Pix, Unet
+from baselines.networks import build as build_baseline
+from baselines.training import BaselineConfig
 from configs.schema import (
     FinetuneConfig,
     HeldOutConfig,
@@ -26,7 +29,23 @@ from models.translator import PathConfig, Translator, TranslatorConfig
 from utils import checkpoint, config, dist
 
 
-def read(path: str | Path) -> tuple[PretrainConfig | TrainConfig, dict[str, Tensor]]:
+def file_of(path: str | Path) -> Path:
+    """The checkpoint that a path names: a file, or a run's folder, whose best model it is.
+
+    Raises: ValueError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        best = path / "best_model.pth"
+        path = best if best.is_file() else checkpoint.latest(path) or best
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}; train.py and pretrain.py write them")
+    return path
+
+
+def read(
+    path: str | Path,
+) -> tuple[PretrainConfig | TrainConfig | BaselineConfig, dict[str, Tensor]]:
     """Configuration and trained tensors of a checkpoint, a run's folder or an exported folder.
 
     Raises: ValueError: there is no such file, it is damaged, or not of this project.
@@ -35,20 +54,25 @@ def read(path: str | Path) -> tuple[PretrainConfig | TrainConfig, dict[str, Tens
     if is_bundle(path):
         raw, state = read_bundle(path)
     else:
-        if path.is_dir():
-            best = path / "best_model.pth"
-            path = best if best.is_file() else checkpoint.latest(path) or best
-        if not path.is_file():
-            raise ValueError(f"no checkpoint at {path}; train.py and pretrain.py write them")
+        path = file_of(path)
         parts = checkpoint.load(path)
         raw, state = parts.get("config"), parts["model"]
     if not isinstance(raw, dict) or "model" not in raw:
         raise ValueError(f"{path} holds no configuration: it is no checkpoint of this project")
-    if "inject" not in raw["model"]:
+    if "baseline" in raw["model"]:
+        kind = BaselineConfig
+    elif "inject" not in raw["model"]:
         kind = PretrainConfig
     else:
         kind = FinetuneConfig if "checkpoint" in raw else TrainConfig
     return config.from_dict(kind, raw, f"in {path}"), state
+
+
+def script_of(cfg: PretrainConfig | TrainConfig | BaselineConfig) -> str:
+    """The script that wrote a checkpoint with this configuration."""
+    if isinstance(cfg, BaselineConfig):
+        return f"baselines/{cfg.model.baseline}.py"
+    return "train.py" if isinstance(cfg, TrainConfig) else "pretrain.py"
 
 
 def load_stage1(path: str | Path) -> tuple[Stage1, PretrainConfig]:
@@ -58,7 +82,9 @@ def load_stage1(path: str | Path) -> tuple[Stage1, PretrainConfig]:
     """
     cfg, state = read(path)
     if not isinstance(cfg, PretrainConfig):
-        raise ValueError(f"{path} is a checkpoint of train.py; stage 1 is trained by pretrain.py")
+        raise ValueError(
+            f"{path} is a checkpoint of {script_of(cfg)}; stage 1 is trained by pretrain.py"
+        )
     # a run that started from ImageNet weights must not fetch them again to be read back
     stage1 = Stage1(replace(cfg.model, pretrained="none"), cfg.physics)
     checkpoint.load_into(stage1, state, path)
@@ -119,7 +145,7 @@ def load_translator(
     """
     cfg, state = read(path)
     if not isinstance(cfg, TrainConfig):
-        raise ValueError(f"{path} is a checkpoint of pretrain.py; this needs one of train.py")
+        raise ValueError(f"{path} is a checkpoint of {script_of(cfg)}; this needs one of train.py")
     cfg.model = replace(cfg.model, **changes)
     if "prompt.tokens" not in state:
         raise ValueError(f"{path} holds no prompt embedding")
@@ -134,12 +160,18 @@ def load_translator(
 
 def load_any(
     path: str | Path, device: torch.device
-) -> tuple[Stage1, Translator | None, PretrainConfig | TrainConfig]:
-    """Stage 1's network, the translator (None for a stage 1 checkpoint) and the run's values.
+) -> tuple[
+    Stage1 | Unet | Pix2Pix, Translator | None, PretrainConfig | TrainConfig | BaselineConfig
+]:
+    """Stage 1's or a baseline's network, the translator (None for these) and the run's values.
 
     Everything is on the device and in eval mode. Raises: ValueError: see `read`.
     """
-    cfg, _ = read(path)
+    cfg, state = read(path)
+    if isinstance(cfg, BaselineConfig):
+        network = build_baseline(cfg.model)
+        checkpoint.load_into(network, state, path)
+        return network.to(device).eval(), None, cfg
     if isinstance(cfg, PretrainConfig):
         stage1 = load_stage1(path)[0].to(device).eval()
         dist.print0(speed_up_stage1(stage1, cfg.fast))
@@ -159,9 +191,9 @@ def sampling_of(trained: SamplingConfig, use: ModelUseConfig) -> SamplingConfig:
 class Opened(NamedTuple):
     """What evaluate.py and visualize.py work on."""
 
-    stage1: Stage1
+    stage1: Stage1 | Unet | Pix2Pix  # a baseline's network where the checkpoint is one's
     translator: Translator | None  # None for a stage 1 checkpoint
-    trained: PretrainConfig | TrainConfig  # the run's configuration
+    trained: PretrainConfig | TrainConfig | BaselineConfig  # the run's configuration
     data: DataConfig  # the run's data, nothing kept in memory
     pairs: Pairs  # the pairs to look at
     sampling: SamplingConfig | None

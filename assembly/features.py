@@ -37,7 +37,7 @@ class ImageFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Grey (B, 1, H, W) in [0, 1] -> five maps (B, C, h, w); sides are cut to multiples of 32."""
+        """Grey (B, 1, H, W) in [0, 1] -> five maps (B, C, h, w); cut to multiples of 32."""
         H, W = (n // 32 * 32 for n in images.shape[-2:])
         if min(H, W) < 32:
             raise ValueError(f"features need sides of 32 or more, got {tuple(images.shape[-2:])}")

@@ -74,6 +74,8 @@ USE_FLAGS = {
         "keep_aspect",
         "counts",
         "lpips",
+        "boxes",
+        "report",
     )
 }
 
@@ -232,6 +234,8 @@ class EvaluateConfig(HeldOutConfig):
     """evaluate.py."""
 
     lpips: bool = False  # LPIPS too; AlexNet's weights are fetched once, 233 MB
+    boxes: str | None = None  # folder of YOLO boxes; null: `boxes` in the data set's folder, if any
+    report: bool = False  # report.html too: tables, plots, and the best, median and worst images
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ pytest tests/test_measures.py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from assembly import features
@@ -166,6 +167,19 @@ def test_boxes_are_read_by_source_and_name_and_stay_in_their_folder(tmp_path):
             boxes.of("a", "bad")
     with pytest.raises(ValueError, match="is no folder"):
         Boxes(tmp_path / "missing")
+
+
+def test_real_people_are_warmer_than_their_surroundings(real_data):
+    """Boxes, their classes and the infrared belong together, upright and unshifted."""
+    boxes, found = Boxes(real_data / "msrs" / "boxes"), []
+    for path in sorted((real_data / "msrs" / "infrared").glob("*.png"))[::20]:
+        image = torch.from_numpy(np.asarray(Image.open(path).convert("L"), np.float32) / 255)
+        found += objects.contrasts(image, image, boxes.of("msrs", path.stem))
+    people = [x for x in found if x["kind"] == "person"]
+    assert len(people) > 10 and {x["kind"] for x in found} <= {"person", "bicycle", "car"}
+    assert np.mean([x["true_contrast"] > 0 for x in people]) > 0.9
+    assert np.mean([x["auc"] for x in people]) > 0.8
+    assert all(x["contrast"] == x["true_contrast"] for x in found)
 
 
 def test_day_and_night_are_read_from_names_and_folders():

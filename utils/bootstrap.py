@@ -10,6 +10,7 @@ import numpy as np
 
 RESAMPLES = 1000
 LEVEL = 0.95
+LEAST = 8  # images; of fewer, the intervals are too narrow to judge by
 AHEAD, BEHIND, UNKNOWN = "ahead", "behind", "cannot be told"
 
 
@@ -32,15 +33,17 @@ def means(sums: np.ndarray, counts: np.ndarray, weights_RN: np.ndarray) -> np.nd
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """[low, high] around the middle 95 %. NaN without values."""
-    if not len(values):
+    """[low, high] around the middle 95 %. NaN without values, or with one that is not finite."""
+    if not len(values) or not np.isfinite(values).all():
         return [float("nan")] * 2
     tail = 100 * (1 - LEVEL) / 2
     return [float(x) for x in np.percentile(values, [tail, 100 - tail])]
 
 
-def verdict(differences: list[float], higher_is_better: bool) -> str:
-    """What the interval of (ours - theirs) says of ours."""
+def verdict(differences: list[float], higher_is_better: bool, images: int = LEAST) -> str:
+    """What the interval of (ours - theirs) says of ours; of fewer than LEAST images, nothing."""
+    if images < LEAST:
+        return UNKNOWN
     low, high = differences if higher_is_better else [-x for x in reversed(differences)]
     if low > 0:
         return AHEAD
