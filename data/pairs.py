@@ -12,7 +12,7 @@ from data import shards
 from data.cache import PairCache
 from data.latents import Latents
 from data.manifest import SPLITS, sha256
-from data.materials import IGNORE, TABLES
+from data.materials import TABLES
 from data.pseudo_labels import LabelConfig
 from data.synthetic import render_scene
 from data.transforms import (
@@ -29,6 +29,7 @@ from data.transforms import (
     to_tensors,
     will_flip,
 )
+from utils.labels import IGNORE
 
 # Scene numbers of the splits never meet, however many scenes are asked for.
 SCENES_PER_SPLIT = 10**9

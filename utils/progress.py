@@ -16,10 +16,6 @@ from utils.ema import Ema
 from utils.run import Run
 from utils.stopping import Clock, StopSignal
 
-# what a run may change on resuming and stay the same run
-HOW_IT_RUNS = ("fast", "memory", "base_dtype", "compile", "gradient_checkpointing", "shard_base")
-HOW_DATA_ARE_READ = ("cache", "cache_gib", "latents", "num_workers")
-
 
 @dataclass
 class State:
@@ -53,7 +49,7 @@ class State:
             )
         if wrong := incomplete(parts):
             raise ValueError(f"{path} cannot be resumed from: {wrong}")
-        _check_same_model(parts["config"], config.to_dict(cfg), path)
+        _check_same_model(parts["config"], config.to_dict(cfg), path, may_change(cfg, "model"))
         checkpoint.load_into(model, parts["model"], path)
         # what the command line says now about lr, decay, betas goes before what was saved
         groups = optimizer.state_dict()["param_groups"]
@@ -74,7 +70,8 @@ class State:
         same = [saved["training"]["best_metric"] == cfg.training.best_metric]
         for section in ("data", "loss", "flow"):
             there, here = (c.get(section, {}) for c in (saved, now))
-            same += [there.get(key) == here[key] for key in here if key not in HOW_DATA_ARE_READ]
+            compared = here.keys() - set(may_change(cfg, section))
+            same += [there.get(key) == here[key] for key in compared]
         return all(same) and (run.dir / "best_model.pth").is_file()
 
     def save(self, cfg: Any, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> Path:
@@ -178,14 +175,18 @@ def incomplete(parts: dict[str, Any]) -> str | None:
     return None if isinstance(parts.get("world_size"), int) else "it has no entry `world_size`"
 
 
-def _check_same_model(saved: dict, current: dict, path: Path) -> None:
+def may_change(cfg: Any, section: str) -> tuple[str, ...]:
+    """Fields of a section that a run may change on resuming and stay the same run."""
+    return getattr(cfg, "MAY_CHANGE", {}).get(section, ())
+
+
+def _check_same_model(saved: dict, current: dict, path: Path, free: tuple[str, ...]) -> None:
     if "model" not in saved or "model" not in current:
         return
     if not saved["model"].keys() & current["model"].keys():
         raise ValueError(
             f"{path} is of a model that another script trains; choose another run.output_dir"
         )
-    free = (*HOW_IT_RUNS, "decomposition_checkpoint")  # stage 1's weights are in the file
     there, here = (
         {key: x for key, x in _leaves(cfg["model"], "model") if key.split(".")[1] not in free}
         for cfg in (saved, current)
