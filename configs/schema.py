@@ -69,6 +69,7 @@ USE_FLAGS = {
         "checkpoint",
         "output_dir",
         "device",
+        "fast",
         "batch_size",
         "mode",
         "steps",
@@ -213,6 +214,7 @@ class ModelUseConfig:
     checkpoint: str = "runs/train/best_model.pth"  # a file, a run's folder or an exported one
     output_dir: str = "results"
     device: str = "auto"
+    fast: Literal["auto", "off"] | None = None  # off: the plain model; see models/fast/plan.py
     batch_size: int = 8
     mode: Literal["sample", "mean"] | None = None
     steps: int | None = None
