@@ -10,10 +10,9 @@ meaningful. The architecture is that of the checkpoint. To resume, run the same 
 from dataclasses import is_dataclass
 
 from assembly import checkpoints
-from configs.schema import FLAGS, FinetuneConfig, TrainConfig
+from configs.schema import FLAGS, HOW_IT_RUNS, FinetuneConfig, TrainConfig
 from train import train
 from utils import config, dist
-from utils.progress import HOW_IT_RUNS
 from utils.run import entry
 
 

@@ -37,7 +37,9 @@ def main() -> None:
     folder = Path(cfg.output_dir)
     check_output(folder, paths)
     device = dist.init(cfg.device)
-    translator, trained, plan = checkpoints.load_translator(cfg.checkpoint, device, sampling=True)
+    translator, trained, plan = checkpoints.load_translator(
+        cfg.checkpoint, device, sampling=True, sample_fast=cfg.fast
+    )
     dist.print0(plan)
     translator.eval()
     sampling = checkpoints.sampling_of(trained.sampling, cfg)

@@ -136,17 +136,24 @@ class Loaded(NamedTuple):
 
 
 def load_translator(
-    path: str | Path, device: torch.device, sampling: bool = False, **changes: Any
+    path: str | Path,
+    device: torch.device,
+    sampling: bool = False,
+    sample_fast: str | None = None,
+    **changes: Any,
 ) -> Loaded:
     """A trained translator and its configuration, some values of `model` changed.
 
-    Args: sampling: it will not be trained; an fp8 base then takes its adapters in.
+    Args:
+        sampling: it will not be trained; an fp8 base then takes its adapters in.
+        sample_fast: auto or off; None: as it was trained. Off, a base that was rounded is bf16.
     Raises: ValueError: not a checkpoint of stage 2 or 3, or it does not fit.
     """
     cfg, state = read(path)
     if not isinstance(cfg, TrainConfig):
         raise ValueError(f"{path} is a checkpoint of {script_of(cfg)}; this needs one of train.py")
     cfg.model = replace(cfg.model, **changes)
+    cfg.model = replace(cfg.model, **_how_fast(cfg.model, sample_fast))
     if "prompt.tokens" not in state:
         raise ValueError(f"{path} holds no prompt embedding")
     torch.manual_seed(cfg.training.seed)  # a random FLUX that is not trained is drawn as it was
@@ -158,8 +165,18 @@ def load_translator(
     return Loaded(translator, cfg, plan)
 
 
+def _how_fast(model: TranslatorConfig, fast: str | None) -> dict[str, Any]:
+    """What to change for a model to sample as `fast` says."""
+    if fast is None:
+        return {}
+    if fast == "auto":
+        return {"fast": "auto"}
+    rounded = (model.base_dtype or "").startswith("fp8")
+    return {"fast": "off", "compile": False, "base_dtype": None if rounded else model.base_dtype}
+
+
 def load_any(
-    path: str | Path, device: torch.device
+    path: str | Path, device: torch.device, fast: str | None = None
 ) -> tuple[
     Stage1 | Unet | Pix2Pix, Translator | None, PretrainConfig | TrainConfig | BaselineConfig
 ]:
@@ -174,9 +191,9 @@ def load_any(
         return network.to(device).eval(), None, cfg
     if isinstance(cfg, PretrainConfig):
         stage1 = load_stage1(path)[0].to(device).eval()
-        dist.print0(speed_up_stage1(stage1, cfg.fast))
+        dist.print0(speed_up_stage1(stage1, fast or cfg.fast))
         return stage1, None, cfg
-    translator, cfg, plan = load_translator(path, device, sampling=True)
+    translator, cfg, plan = load_translator(path, device, sampling=True, sample_fast=fast)
     dist.print0(plan)
     return translator.eval().stage1, translator, cfg
 
@@ -201,7 +218,7 @@ class Opened(NamedTuple):
 
 def open_all(cfg: HeldOutConfig, device: torch.device) -> Opened:
     """Model and held-out pairs. Raises: ValueError: see `read` and `open_pairs`."""
-    stage1, translator, trained = load_any(cfg.checkpoint, device)
+    stage1, translator, trained = load_any(cfg.checkpoint, device, cfg.fast)
     data = replace(trained.data, cache="none", num_workers=cfg.num_workers)
     held = data
     if cfg.test_data:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from data.batch import Batch
 from data.pseudo_labels import LabelConfig, prepare_pseudo_labels
 from losses.pretrain import MultiTaskPretrainLoss
 
@@ -44,7 +45,7 @@ def stage1_step(
         options = OPTIONS | ({"triton.cudagraphs": True} if replayed else {})
         step = torch.compile(step, dynamic=False, options=options)
 
-    def loss_fn(model: nn.Module, batch: dict):
+    def loss_fn(model: nn.Module, batch: Batch):
         images = batch["visible"], batch["infrared"], batch["semantic"]
         due = compiled and next(calls) % COMPARE_EVERY == 0
         expected = _without_a_trace(plain, model, images) if due else None

@@ -1,16 +1,17 @@
 """What each script can be told: one dataclass a stage, composed of the parts' own."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal
 
 from data.materials import NUM_MATERIALS
 from data.pairs import DataConfig
 from data.pseudo_labels import CONTEXT_CHANNELS
 from losses.flow import TIME_BINS
-from losses.pretrain import PretrainLossConfig
+from losses.pretrain import FUSED_TERMS, TERMS, PretrainLossConfig
 from models.decomposition import DecompositionConfig
 from models.sampler import SamplingConfig
 from models.translator import PathConfig, TranslatorConfig
+from utils import metrics
 from utils.loop import TrainingConfig
 from utils.optimizer import OptimizerConfig
 from utils.run import RunConfig
@@ -18,24 +19,33 @@ from utils.run import RunConfig
 MOST_MEAN = 20  # of flow.mean: beyond it the sigmoid is 0 or 1 in fp32
 
 # What an evaluation gives, so that a misspelt training.best_metric is said before the first step.
-# Add what you add to an eval_fn.
-OF_MAPS = [
-    "val_loss",
-    "val_intensity",
-    "val_material",
-    "val_context",
-    "val_consistency",
-    "val_separation",
-    "val_material_ce",
-    "val_accuracy",
-    "val_miou",
-    "val_pearson",
-    "val_rank",
-    "val_edge_sharpness",
-]
-OF_FUSED = ["val_physics", "val_reconstruction", "val_psnr", "val_ssim", "val_fused_edge_sharpness"]
+# tests/test_stages.py compares it with what the evaluations of tiny runs give.
+_LABELLED = ["material_ce", *metrics.ConfusionMatrix.RESULTS]
+OF_MAPS = [f"val_{name}" for name in ["loss", *TERMS, *_LABELLED, *metrics.OF_INTENSITY]]
+OF_FUSED = [f"val_{name}" for name in [*FUSED_TERMS, *metrics.OF_FUSED]]
 OF_VELOCITY = ["val_loss", *(f"val_loss_t{i}" for i in range(TIME_BINS))]
 OF_SAMPLES = ["val_psnr", "val_ssim"]
+
+
+def _fields(kind: type, *names: str) -> tuple[str, ...]:
+    """`names`, which must be fields of the dataclass `kind`."""
+    unknown = set(names) - {f.name for f in fields(kind)}
+    assert not unknown, f"{kind.__name__} has no {unknown}"
+    return names
+
+
+# What a run may change on resuming and stay the same run.
+HOW_DATA_ARE_READ = _fields(DataConfig, "cache", "cache_gib", "latents", "num_workers")
+HOW_IT_RUNS = _fields(
+    TranslatorConfig,
+    "fast",
+    "memory",
+    "base_dtype",
+    "compile",
+    "gradient_checkpointing",
+    "shard_base",
+)
+STAGE1_FILE = _fields(TranslatorConfig, "decomposition_checkpoint")  # its weights are in ours too
 
 # The short flags people type; a script offers those whose key its configuration has.
 FLAGS = {
@@ -59,6 +69,7 @@ USE_FLAGS = {
         "checkpoint",
         "output_dir",
         "device",
+        "fast",
         "batch_size",
         "mode",
         "steps",
@@ -91,6 +102,8 @@ def _check_best(training: TrainingConfig, given: list[str]) -> None:
 @dataclass(kw_only=True)
 class PretrainConfig:
     """Stage 1, pretrain.py."""
+
+    MAY_CHANGE: ClassVar = {"data": HOW_DATA_ARE_READ}
 
     model: DecompositionConfig = field(default_factory=DecompositionConfig)
     physics: bool = True  # off: no fusion, no physics and reconstruction terms; all else bit-equal
@@ -168,6 +181,8 @@ class TranslatorTrainingConfig(TrainingConfig):
 class TrainConfig:
     """Stage 2, train.py."""
 
+    MAY_CHANGE: ClassVar = {"data": HOW_DATA_ARE_READ, "model": (*HOW_IT_RUNS, *STAGE1_FILE)}
+
     model: TranslatorConfig = field(default_factory=TranslatorConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(size=512))
     flow: FlowConfig = field(default_factory=FlowConfig)
@@ -201,6 +216,7 @@ class ModelUseConfig:
     checkpoint: str = "runs/train/best_model.pth"  # a file, a run's folder or an exported one
     output_dir: str = "results"
     device: str = "auto"
+    fast: Literal["auto", "off"] | None = None  # off: the plain model; see models/fast/plan.py
     batch_size: int = 8
     mode: Literal["sample", "mean"] | None = None
     steps: int | None = None

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.folders import Item, thumbnail
 from data.manifest import sha256
-from data.materials import IGNORE, TABLES
+from data.materials import TABLES
 from data.transforms import (
     Window,
     decode_infrared,
@@ -18,6 +18,7 @@ from data.transforms import (
     make_window,
     resize_visible,
 )
+from utils.labels import IGNORE
 
 # Auto window: all but this share of the pixels of every training image, on either side.
 TAIL = 1e-4

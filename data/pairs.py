@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from data import shards
+from data.batch import Sample
 from data.cache import PairCache
 from data.latents import Latents
 from data.manifest import SPLITS, sha256
-from data.materials import IGNORE, TABLES
+from data.materials import TABLES
 from data.pseudo_labels import LabelConfig
 from data.synthetic import render_scene
 from data.transforms import (
@@ -29,6 +30,7 @@ from data.transforms import (
     to_tensors,
     will_flip,
 )
+from utils.labels import IGNORE
 
 # Scene numbers of the splits never meet, however many scenes are asked for.
 SCENES_PER_SPLIT = 10**9
@@ -320,13 +322,8 @@ class Pairs(torch.utils.data.Dataset):
             self.cache.put(index, pair)
         return pair
 
-    def get(self, index: int, rng: np.random.Generator | None = None) -> dict:
-        """One sample; `rng` None: without augmentation.
-
-        Returns: visible, infrared (3,H,W) float32 in [0,1]; semantic (H,W) int64, 255 =
-        unlabelled; draw: the index (a stream puts its own); name; source. With `self.latents`
-        also latents and masked (N,64) float32, of the diptych as it is and with a grey infrared.
-        """
+    def get(self, index: int, rng: np.random.Generator | None = None) -> Sample:
+        """One sample; `rng` None: without augmentation. With `self.latents` its latents too."""
         pair, stored = self.pair(index), {}
         if self.latents:
             flipped = rng is not None and will_flip(self.cfg.augment, rng)
@@ -356,7 +353,7 @@ class Pairs(torch.utils.data.Dataset):
         window = self.window and (self.window.low, self.window.high)
         return sha256(f"{self.source.content(index)} {self.size} {window}".encode())
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Sample:
         return self.get(index)
 
 

@@ -17,7 +17,6 @@ from data.inspection import Inspection, Options, decode_item
 from data.manifest import SPLITS, digest, dump, sha256
 from data.materials import (
     CLASS_NAMES,
-    IGNORE,
     NUM_MATERIALS,
     ClassBalance,
     material_table,
@@ -26,6 +25,7 @@ from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import LabelConfig
 from data.synthetic import render_scene
 from data.transforms import encode_png
+from utils.labels import IGNORE
 
 SHARD_BYTES, SHARD_ROWS = 512 * 2**20, 2000
 # A random row costs the reading of its group: few rows and few bytes, whichever comes first.
@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
     ]
 )
+
 SYNTHETIC_COUNTS = 65535  # 16-bit counts of normalised radiance 1.0
 
 

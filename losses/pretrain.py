@@ -7,7 +7,7 @@ Dimension key:  B batch   H, W pixels   M materials   C context channels
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from losses.image import image_loss
 from losses.physics import material_separation_loss, physics_consistency_loss
-
-IGNORE = 255  # label of a pixel whose material is unknown
+from utils.labels import IGNORE
 
 
 @dataclass(kw_only=True)
@@ -33,6 +32,11 @@ class PretrainLossConfig:
     consistency: float = 0.05  # 1 - Pearson(intensity, infrared)
     separation: float = 0.01  # share of intensity's variance within materials
     balance: float = 0.0  # of cross-entropy's class weights, frequency ** -balance; 0: none
+
+
+# names of the terms: those of the maps, and those of the fused image, which not every run has
+FUSED_TERMS = ("physics", "reconstruction")
+TERMS = [f.name for f in fields(PretrainLossConfig) if f.name not in ("balance", *FUSED_TERMS)]
 
 
 class Labels(Protocol):

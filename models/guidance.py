@@ -18,8 +18,13 @@ from torch.nn import functional as F
 
 from models.attention import CastLinear, attend, rotate
 from models.codec import TOKEN
+from models.decomposition import DecompositionConfig
 
-MAP_CHANNELS = {"intensity": 1, "material": 32, "context": 8}
+MAP_CHANNELS = {
+    "intensity": 1,
+    "material": DecompositionConfig.num_materials,
+    "context": DecompositionConfig.num_context_channels,
+}
 WIDTH = 64
 HEADS = 8
 HEAD_WIDTH = 64

@@ -280,9 +280,11 @@ def test_the_best_model_of_another_metric_or_folder_is_none_of_this_run(tmp_path
 def test_a_resumed_run_may_run_otherwise_but_not_be_another_model():
     there = {"model": {"memory": None, "gradient_checkpointing": 0, "width": 4}}
     here = {"model": {"memory": "24g", "gradient_checkpointing": 1, "width": 4}}
-    progress._check_same_model(there, here, Path("x.pth"))
+    free = "memory", "gradient_checkpointing"
+    progress._check_same_model(there, here, Path("x.pth"), free)
+    wider = {"model": here["model"] | {"width": 5}}
     with pytest.raises(ValueError, match="model.width is 4 there and 5 here; restore"):
-        progress._check_same_model(there, {"model": here["model"] | {"width": 5}}, Path("x.pth"))
+        progress._check_same_model(there, wider, Path("x.pth"), free)
 
 
 def test_resuming_takes_the_named_checkpoint_and_the_new_weight_decay(tmp_path):

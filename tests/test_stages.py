@@ -7,10 +7,12 @@ import csv
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from configs import schema
 from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
 from data.pairs import open_pairs
 from models.bundle import read_bundle
+from models.fast.plan import resolve
+from models.translator import TranslatorConfig
 from tests import tiny_data
 from tests.conftest import ROOT
 from utils import checkpoint, config, metrics
@@ -198,6 +202,25 @@ def test_the_best_model_can_be_chosen_by_what_an_evaluation_gives_and_by_nothing
     with pytest.raises(ValueError, match="best_metric is val_psnr"):
         no_images = {"pretrain": "physics=false"}.get(stage, "run.images=0")
         config.load(KINDS[stage], [*STAGE[stage], "training.best_metric=val_psnr", no_images])
+
+
+@pytest.mark.parametrize("fast, runs", [([], "fused convolutions"), (["--fast", "off"], "plain")])
+def test_a_trained_model_is_used_with_fast_paths_or_without(fast, runs, made, tmp_path, capsys):
+    argv = ["--steps", "1", "--device", "cpu", "--limit", "1", "--output_dir", tmp_path, *fast]
+    for stage in ("pretrain", "train"):
+        call("evaluate", "--checkpoint", made / stage / "best_model.pth", *argv)
+        assert re.search(f"stage 1 +{runs}", capsys.readouterr().out)
+
+
+def test_without_fast_paths_a_rounded_base_is_not_rounded():
+    there = TranslatorConfig(base_dtype="fp8", compile=True, memory="24g")
+    for fast, expected in (
+        (None, ("fp8", True)),
+        ("auto", ("fp8", True)),
+        ("off", ("bf16", False)),
+    ):
+        cfg = resolve(replace(there, **checkpoints._how_fast(there, fast)), torch.device("cpu"))
+        assert (cfg.base_dtype, cfg.compile) == expected
 
 
 @pytest.mark.parametrize("value", ["model.physics=off", "model.decomposition.width=16"])

@@ -2,18 +2,23 @@
 
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils import config, dist
+from utils.loop import FitConfig
 from utils.optimizer import make_optimizer
 
 
 def dry_run(
-    cfg: Any, model: nn.Module, data: dict, batch: dict[str, Any], loss: Callable[[], Tensor]
+    cfg: FitConfig,
+    model: nn.Module,
+    data: dict,
+    batch: Mapping[str, Any],
+    loss: Callable[[], Tensor],
 ) -> None:
     """Print it all from rank 0, after one forward and backward pass; nothing is written.
 

@@ -12,11 +12,11 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,14 +27,15 @@ from tqdm import tqdm
 
 from utils import checkpoint, dist
 from utils.ema import Ema
-from utils.optimizer import learning_rate, make_optimizer
+from utils.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from utils.progress import Checks, Meter, State, buffers_before, detached, skip
-from utils.run import Run
+from utils.run import Run, RunConfig
 from utils.stopping import MOST_SECONDS, Clock, StopSignal
 
 UNLIMITED = 2**62  # steps of a run that only time ends
-Batch = dict[str, Any]
 Scalars = dict[str, Tensor | float]
+Model = TypeVar("Model", bound=nn.Module)
+Batch = TypeVar("Batch", bound=Mapping[str, Any])  # its "name"s are told with a bad loss
 
 
 @dataclass(kw_only=True)
@@ -87,25 +88,43 @@ class TrainingConfig:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
+class FitConfig(Protocol):
+    """What `fit` reads of a stage's configuration.
+
+    Of its other fields (model, data, loss, ...) `resume` compares what is in the checkpoint; those
+    that may change name a section's fields in a class variable MAY_CHANGE (configs/schema.py).
+    """
+
+    @property
+    def training(self) -> TrainingConfig: ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+    @property
+    def run(self) -> RunConfig: ...
+
+
 def fit(
-    cfg: Any,
-    model: nn.Module,
+    cfg: FitConfig,
+    model: Model,
     loss_fn: Callable[[nn.Module, Batch], tuple[Tensor, Scalars]],
     batches: Callable[[int], Iterator[Batch]],
     run: Run,
-    eval_fn: Callable[[nn.Module], Scalars] | None = None,
+    eval_fn: Callable[[Model], Mapping[str, Any]] | None = None,
     samples: int = 0,
     sample_flops: float = 0.0,
 ) -> None:
     """Train the parameters of `model` that require grad, on the device where the model is.
 
     Args:
-        cfg: has .training, .optimizer, .run; .model, if there, must be equal on resuming.
+        cfg: its .model, if it has one, must be equal on resuming.
         loss_fn: (model, batch) -> (scalar mean over the samples, parts to log). A part that this
             batch says nothing about is left out or NaN. Runs under autocast.
         batches: n -> iterator over this rank's micro-batches, from the n-th on.
-        eval_fn: (model) -> numbers of this rank; the mean over ranks is logged. Runs on every rank
-            with the averaged weights, in eval(), without gradient, with the same draws each time.
+        eval_fn: (model) -> numbers of this rank, whose mean over ranks is logged, and pictures
+            (H, W, 3) uint8. Runs on every rank with the averaged weights, in eval(), without
+            gradient, with the same draws each time.
         samples: items in an epoch; needed where cfg.training.steps is 0.
         sample_flops: model FLOPs of one sample's step; 0: no rate of them is logged.
 
@@ -279,10 +298,11 @@ def seed_step(seed: int, rank: int, step: int) -> None:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Tensors to the device; lists stay with the host, which would wait to fetch them back."""
-    return {
+    moved = {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
+    return cast(Batch, moved)
 
 
 # now and then
@@ -321,9 +341,9 @@ def report(
 
 
 def evaluate(
-    cfg: Any,
-    model: nn.Module,
-    eval_fn: Callable,
+    cfg: FitConfig,
+    model: Model,
+    eval_fn: Callable[[Model], Mapping[str, Any]],
     autocast: Callable,
     ema: Ema,
     state: State,

@@ -14,11 +14,12 @@ from torchmetrics.functional.image import (
 )
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-from utils import dist
+from utils import correlation, dist
+from utils.labels import IGNORE
 
-IGNORE = 255
 HOTTEST = 0.05  # share of an image's pixels that are its hot spots
 MS_SSIM_SIDE = 161  # the least at which the coarsest of five scales holds the window
+CONSTANT = 1e-18  # the variance in fp64 at and below which an image counts as constant
 EDGES = 0.1  # share of an image's pixels that count as its edges: those of the steepest target
 
 
@@ -97,7 +98,7 @@ def mae(predicted: Tensor, target: Tensor) -> Tensor:
 def pearson(predicted: Tensor, target: Tensor) -> Tensor:
     """Linear correlation over the pixels, in [-1, 1]; 0 where an image is constant."""
     predicted, target = _checked(predicted, target)
-    return _correlation(predicted.flatten(1).double(), target.flatten(1).double()).float()
+    return correlation.pearson(predicted.double(), target.double(), CONSTANT).float()
 
 
 def rank_correlation(predicted: Tensor, target: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ def rank_correlation(predicted: Tensor, target: Tensor) -> Tensor:
     """
     predicted, target = _checked(predicted, target)
     ranks = [torch.stack([_ranks(image.flatten()) for image in x]) for x in (predicted, target)]
-    return _correlation(*ranks).float()
+    return correlation.pearson(*ranks, CONSTANT).float()
 
 
 def edge_sharpness(predicted: Tensor, target: Tensor) -> Tensor:
@@ -158,12 +159,6 @@ def _ranks(values: Tensor) -> Tensor:
     return (last - (counts - 1) / 2)[group]
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    a, b = (x - x.mean(dim=1, keepdim=True) for x in (a, b))
-    scale = (a.square().sum(1) * b.square().sum(1)).sqrt()
-    return torch.where(scale > 1e-12, (a * b).sum(1) / scale.clamp(min=1e-12), 0.0)
-
-
 def _checked(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as fp32. Raises: ValueError: shapes, or values outside [0, 1]."""
     if predicted.shape != target.shape or predicted.ndim != 4 or predicted.shape[1] != 1:
@@ -180,6 +175,8 @@ def _checked(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 class ConfusionMatrix:
     """Counts of (target, predicted) classes over many batches; 255 in the target is left out."""
+
+    RESULTS = ("accuracy", "miou")
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
         self.num_classes = num_classes
@@ -201,14 +198,18 @@ class ConfusionMatrix:
         self.counts += counts.view_as(self.counts).to(self.counts.device)
 
     def result(self) -> dict[str, float]:
-        """{accuracy, miou} over all ranks; NaN if nothing was labelled. Collective.
+        """{accuracy, miou} (RESULTS) over all ranks; NaN if nothing was labelled. Collective.
 
         A class that is in neither target nor prediction does not count in the mean.
         """
         counts = dist.sum_over_ranks(self.counts).double()
         hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
         present = union > 0
-        return {
-            "accuracy": (hit.sum() / counts.sum()).item(),
-            "miou": (hit[present] / union[present]).mean().item(),
-        }
+        values = hit.sum() / counts.sum(), (hit[present] / union[present]).mean()
+        return {name: value.item() for name, value in zip(self.RESULTS, values)}
+
+
+# What pretrain.py measures of the intensity and of the fused image, both against the infrared; rank
+# and edge_sharpness also compare runs whose intensity has another scale.
+OF_INTENSITY = {"pearson": pearson, "rank": rank_correlation, "edge_sharpness": edge_sharpness}
+OF_FUSED = {"psnr": psnr, "ssim": ssim, "fused_edge_sharpness": edge_sharpness}

@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from utils.loop import FitConfig
 
 
 @dataclass(kw_only=True)
@@ -24,7 +27,7 @@ class OptimizerConfig:
     lr_scale: dict[str, float] = field(default_factory=dict)
 
 
-def make_optimizer(cfg: Any, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(cfg: "FitConfig", trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW; biases, norms and scales (fewer than two dimensions) do not decay.
 
     Args: trained: parameters by name.
@@ -70,7 +73,7 @@ def _lr_scale(scales: dict[str, float], name: str) -> float:
     return scales[max(fits, key=len)] if fits else 1.0
 
 
-def learning_rate(cfg: Any, step: int, steps: int, seconds: float = 0.0) -> float:
+def learning_rate(cfg: "FitConfig", step: int, steps: int, seconds: float = 0.0) -> float:
     """Linear warm-up to optimizer.params.lr, then a cosine to training.lr_min, or constant.
 
     The cosine's place is the share of the steps that is done or, where it is larger, the share of

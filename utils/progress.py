@@ -1,12 +1,14 @@
 """What the loop keeps track of: where the run stands, its averages and rates, is all finite."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,8 @@ from utils.ema import Ema
 from utils.run import Run
 from utils.stopping import Clock, StopSignal
 
-# what a run may change on resuming and stay the same run
-HOW_IT_RUNS = ("fast", "memory", "base_dtype", "compile", "gradient_checkpointing", "shard_base")
-HOW_DATA_ARE_READ = ("cache", "cache_gib", "latents", "num_workers")
+if TYPE_CHECKING:
+    from utils.loop import FitConfig
 
 
 @dataclass
@@ -32,7 +33,7 @@ class State:
     best: float | None = None  # of best_metric, lower is better
     seconds: float = 0.0  # of training; counted only under training.max_seconds
 
-    def resume(self, cfg: Any, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> None:
+    def resume(self, cfg: FitConfig, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> None:
         """Continue from cfg.run.resume, or from the newest intact checkpoint of the run, if any.
 
         Raises:
@@ -53,7 +54,8 @@ class State:
             )
         if wrong := incomplete(parts):
             raise ValueError(f"{path} cannot be resumed from: {wrong}")
-        _check_same_model(parts["config"], config.to_dict(cfg), path)
+        may_change = getattr(cfg, "MAY_CHANGE", {})  # section -> fields; see FitConfig
+        _check_same_model(parts["config"], config.to_dict(cfg), path, may_change.get("model", ()))
         checkpoint.load_into(model, parts["model"], path)
         # what the command line says now about lr, decay, betas goes before what was saved
         groups = optimizer.state_dict()["param_groups"]
@@ -68,16 +70,17 @@ class State:
         _tell_changes(parts["config"]["training"], parts["world_size"], cfg.training)
 
     @staticmethod
-    def _best_stands(saved: dict, cfg: Any, run: Run) -> bool:
+    def _best_stands(saved: dict, cfg: FitConfig, run: Run) -> bool:
         """Whether `best` is the value of a best_model.pth here, and comparable with new ones."""
         now = config.to_dict(cfg)
         same = [saved["training"]["best_metric"] == cfg.training.best_metric]
         for section in ("data", "loss", "flow"):
             there, here = (c.get(section, {}) for c in (saved, now))
-            same += [there.get(key) == here[key] for key in here if key not in HOW_DATA_ARE_READ]
+            compared = here.keys() - set(getattr(cfg, "MAY_CHANGE", {}).get(section, ()))
+            same += [there.get(key) == here[key] for key in compared]
         return all(same) and (run.dir / "best_model.pth").is_file()
 
-    def save(self, cfg: Any, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> Path:
+    def save(self, cfg: FitConfig, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> Path:
         """Begin to write this step's checkpoint (rank 0). Returns its path."""
         path = run.dir / f"checkpoint_{self.step:08d}.pth"
         if dist.is_main():
@@ -96,7 +99,7 @@ class State:
             )
         return path
 
-    def save_if_best(self, cfg: Any, model: nn.Module, values: dict[str, float], run: Run) -> None:
+    def save_if_best(self, cfg: FitConfig, model: nn.Module, values: dict, run: Run) -> None:
         """Write best_model.pth with the weights as they are now, if `values` beats all before.
 
         Raises:
@@ -178,14 +181,13 @@ def incomplete(parts: dict[str, Any]) -> str | None:
     return None if isinstance(parts.get("world_size"), int) else "it has no entry `world_size`"
 
 
-def _check_same_model(saved: dict, current: dict, path: Path) -> None:
+def _check_same_model(saved: dict, current: dict, path: Path, free: tuple[str, ...]) -> None:
     if "model" not in saved or "model" not in current:
         return
     if not saved["model"].keys() & current["model"].keys():
         raise ValueError(
             f"{path} is of a model that another script trains; choose another run.output_dir"
         )
-    free = (*HOW_IT_RUNS, "decomposition_checkpoint")  # stage 1's weights are in the file
     there, here = (
         {key: x for key, x in _leaves(cfg["model"], "model") if key.split(".")[1] not in free}
         for cfg in (saved, current)

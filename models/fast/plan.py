@@ -23,6 +23,7 @@ from models.fast import (
     train_blocks,
 )
 from models.fast.attention_kernel import choose_kernel
+from models.fast.compilation import keep_compiled_code
 from models.fast.frozen_matrix import multiplies_e4m3
 from models.flux import Prompt
 from models.shard import all_ranks, place
@@ -104,6 +105,7 @@ def build(
         _install_blocks(translator, cfg, device, mesh, adapters, plan)
         stage1.to(memory_format=torch.channels_last)
         if cfg.compile:
+            plan.add("compiled code", *keep_compiled_code())
             stage1.compile(dynamic=False)
     else:
         place(translator.flux, device, mesh)
@@ -140,6 +142,8 @@ def speed_up_stage1(stage1: Stage1, fast: str, compiled: bool | None = None) -> 
     plan.add("stage 1", *_stage1_facts(fast))
     if compiled is not None:
         plan.add("its training step", "compiled" if compiled else "not compiled")
+    if compiled:
+        plan.add("compiled code", *keep_compiled_code())
     return plan
 
 
