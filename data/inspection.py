@@ -7,17 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.decoding import decode_infrared, decode_semantic, decode_visible
 from data.folders import Item, thumbnail
 from data.manifest import sha256
 from data.materials import IGNORE, TABLES
-from data.transforms import (
-    Window,
-    decode_infrared,
-    decode_semantic,
-    decode_visible,
-    make_window,
-    resize_visible,
-)
+from data.transforms import Window, make_window, resize_visible
 
 # Auto window: all but this share of the pixels of every training image, on either side.
 TAIL = 1e-4

@@ -10,6 +10,7 @@ import torch
 
 from data import shards
 from data.cache import PairCache
+from data.decoding import decode_infrared, decode_semantic, decode_visible
 from data.latents import Latents
 from data.manifest import SPLITS, sha256
 from data.materials import IGNORE, TABLES
@@ -20,9 +21,6 @@ from data.transforms import (
     Pair,
     Window,
     augment,
-    decode_infrared,
-    decode_semantic,
-    decode_visible,
     make_pair,
     make_window,
     resize,

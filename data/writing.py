@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from data.decoding import encode_png
 from data.folders import Item
 from data.inspection import Inspection, Options, decode_item
 from data.manifest import SPLITS, digest, dump, sha256
@@ -25,7 +26,6 @@ from data.materials import (
 from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import LabelConfig
 from data.synthetic import render_scene
-from data.transforms import encode_png
 
 SHARD_BYTES, SHARD_ROWS = 512 * 2**20, 2000
 # A random row costs the reading of its group: few rows and few bytes, whichever comes first.
