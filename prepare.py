@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import folders, inspection, writing
+from data import folders, inspection, ranges, writing
 from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
 from data.pairs import SCENES_PER_SPLIT
@@ -41,6 +41,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--suffixes", default=",,", metavar="VISIBLE,INFRARED,SEMANTIC", help=text)
     text = "values that become 0 and 1; auto: 0 255 for 8 bit, else from the train split"
     add("--window", nargs="+", default=["auto"], metavar="LOW HIGH", help=text)
+    text = "infrared value that is none, as stored (repeat): counts for nothing in the window"
+    add("--nodata", type=float, action="append", default=[], help=text)
     add("--unit", default="counts", help="unit of count * scale + offset, such as kelvin")
     add("--scale", type=float, default=1.0, help="unit per count")
     add("--offset", type=float, default=0.0, help="unit at count 0")
@@ -140,28 +142,27 @@ def choose_splits(args, given, items, found) -> tuple[list[str], int]:
 
 
 def prepare_folders(args: argparse.Namespace) -> dict:
-    window = inspection.given_window(args.window, args.scale, args.offset)
+    window = ranges.given_window(args.window, args.scale, args.offset)
     folders.check_rule(args.sequences)
     args.table = args.table or args.palette
     items = find_items(args)
     given = args.splits and folders.read_splits(args.splits, items, args.allow_unmatched)
-    options = inspection.Options(args.resize_visible, args.palette, args.table)
+    options = inspection.Options(args.resize_visible, args.palette, args.table, tuple(args.nodata))
     tasks = [(item, options) for item in items]
     looked = inspection.in_workers(inspection.inspect, tasks, args.num_workers)
     found = list(tqdm(looked, total=len(tasks), desc="check", unit="pair"))
     splits, torn = choose_splits(args, given, items, found)
-    window = inspection.find_window(found, splits, window, args.unit, args.scale, args.offset)
-    alone = inspection.sets_window_alone(found, splits)
-    if alone is not None and args.window == ["auto"]:
-        text = "alone makes the window more than twice as wide; are its values right?"
-        print(f"note: {items[alone].where()} {text} --window LOW HIGH decides")
+    scaling = args.unit, args.scale, args.offset
+    choice = ranges.choose_window(items, found, splits, window, *scaling)
+    for note in choice.notes:
+        print(f"note: {note}")
     radiometry = {"ir_unit": args.unit, "ir_scale": None, "ir_offset": None}
     if (args.scale, args.offset) != (1.0, 0.0):
         radiometry |= {"ir_scale": args.scale, "ir_offset": args.offset}
     manifest = {
-        "window": window._asdict(),
+        "window": choice.window._asdict(),
         "table": args.table or None,
-        "infrared": inspection.summary(found, args.scale, args.offset),
+        "infrared": choice.facts,
         "sizes": inspection.sizes(found),
         "sources": {s: sum(i.source == s for i in items) for s in {i.source: 0 for i in items}},
         "near_duplicates_in_two_splits": torn,
@@ -184,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     window = manifest["window"]
     print(f"pairs    {pairs}")
     print(f"sizes    {', '.join(f'{s} ({n})' for s, n in list(manifest['sizes'].items())[:5])}")
-    print(f"window   {window['low']:g} to {window['high']:g} {window['unit']}")
+    print(f"window   {ranges.describe(window, manifest.get('infrared'))}")
     for split, found in manifest["balance"].items():
         top = [f"{m} {share['pixels']:.1%}" for m, share in found["materials"].items()][:5]
         print(f"labels   {split}: {found['images']} images, pixels {', '.join(top)}, ...")

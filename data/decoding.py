@@ -125,6 +125,16 @@ def decode_infrared(data: bytes, where: str) -> np.ndarray:
     return _as_counts(upright(_numbers(image, data, where), orientation), where)
 
 
+def nodata_of(data: bytes) -> float | None:
+    """The value that a TIFF's own tag (GDAL_NODATA) declares to be none; None without one."""
+    if data[:2] not in (b"II", b"MM"):
+        return None
+    try:
+        return tiff.nodata(Image.open(io.BytesIO(data), formats=("TIFF",)))
+    except Exception:  # what is wrong with the file is said where its pixels are read
+        return None
+
+
 def _numbers(image: Image.Image, data: bytes, where: str) -> np.ndarray:
     """The pixels as numbers, with the sign and the digits that PIL loses on the way."""
     array = np.array(image)

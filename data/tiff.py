@@ -27,13 +27,13 @@ def number_type(data: bytes) -> str:
     return f"{bits}-bit {KINDS.get(kind, f'numbers of format {kind}')}"
 
 
-def nodata(tag: object) -> float | None:
-    """The number in the text of a tag GDAL_NODATA; None without the tag, or where it is no number.
+def nodata(image) -> float | None:
+    """The number in the tag GDAL_NODATA of PIL's image, as the pixels hold it; None without one.
 
     GDAL writes "nan" too; NaN pixels are refused where they are read.
     """
     try:
-        value = float(str(tag).strip(" \0"))
+        value = float(str(image.tag_v2.get(GDAL_NODATA)).strip(" \0"))
     except ValueError:
         return None
     return value if math.isfinite(value) else None

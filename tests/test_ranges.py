@@ -1,6 +1,7 @@
 """prepare.py on values that people have: orientation, windows of counts, radiometry."""
 
 import json
+import pickle
 import struct
 import zlib
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import prepare
+from data import ranges
 from data.pairs import DataConfig, LabelConfig, open_pairs
 from tests import tiny_data as tiny
 
@@ -64,3 +66,276 @@ def test_sides_turned_by_exif_are_both_upright_in_the_set(tmp_path, orientation,
         i = names.index(name)
         assert np.array_equal(pairs.pair(k).visible, tiny.visible(i))
         assert np.array_equal(pairs.pair(k).infrared, tiny.infrared(i, dtype=np.uint16))
+
+
+# ---------------------------------------------------------------------------- windows of counts
+
+
+LOW, HIGH = 21000, 24000
+
+
+def thermal(i: int, size=(48, 64)) -> np.ndarray:
+    """Float counts of a smooth scene between LOW and HIGH with a little noise."""
+    rng = np.random.default_rng([i, 7])
+    coarse = Image.fromarray(rng.random((6, 8), dtype=np.float32))
+    smooth = np.array(coarse.resize(size[::-1], Image.Resampling.BICUBIC), dtype=np.float64)
+    smooth = (smooth - smooth.min()) / np.ptp(smooth)
+    return np.clip(LOW + (HIGH - LOW) * smooth + rng.normal(0, 4, size), LOW, HIGH)
+
+
+def border(counts, i, value):
+    counts[:5] = counts[:, :3] = value
+    return counts
+
+
+def warped_border(counts, i, value=0):
+    """A border as an interpolation leaves it: its rim holds every mixture."""
+    counts = border(counts, i, value)
+    share = np.random.default_rng(i).random((5, counts.shape[1]))
+    counts[5], counts[:, 3] = share[0] * counts[5], share[1, : len(counts)] * counts[:, 3]
+    return counts
+
+
+def dead_pixels(counts, i, value):
+    counts[[7, 9, 20, 31, 40], [5, 50, 33, 11, 60]] = value
+    return counts
+
+
+def saturated(counts, i, value=65535):
+    counts[20:24, 30:36] = value
+    return counts
+
+
+def both(counts, i):
+    return saturated(border(counts, i, 0), i)
+
+
+def some(change, every=3):
+    return lambda counts, i: change(counts, i) if i % every == 0 else counts
+
+
+SPOILED = {
+    "zero border": lambda c, i: border(c, i, 0),
+    "zero border in a third of the images": some(lambda c, i: border(c, i, 0)),
+    "interpolated border": warped_border,
+    "border of another value": lambda c, i: border(c, i, 1000),
+    "border of the highest value": lambda c, i: border(c, i, 65535),
+    "dead pixels": lambda c, i: dead_pixels(c, i, 0),
+    "one dead pixel of all images": lambda c, i: np.where(
+        np.arange(c.size) == 77, 0, c.flat
+    ).reshape(c.shape),
+    "stuck pixels": lambda c, i: dead_pixels(c, i, 65535),
+    "saturated 16 bit": saturated,
+    "saturated in a third of the images": some(saturated),
+    "border and saturation": both,
+    "border close to the scene": lambda c, i: border(c, i, LOW - 300),
+}
+
+
+def write_infrared(root, change, count=20, dtype=np.uint16):
+    names = [f"s{i}" for i in range(count)]
+    tiny.folders(root, names, size=(48, 64))
+    for i, name in enumerate(names):
+        (root / "infrared" / f"{name}.png").unlink()
+        counts = change(thermal(i), i)
+        if dtype == np.uint16:
+            Image.fromarray(np.rint(counts).astype(np.uint16)).save(
+                root / "infrared" / f"{name}.png"
+            )
+        else:
+            np.save(root / "infrared" / f"{name}.npy", counts.astype(dtype))
+    return root
+
+
+def true_outside(root, window) -> float:
+    """Share of the training pixels outside the window, counted."""
+    pairs = opened(root, "train")
+    images = [pairs.pair(i).infrared.astype(np.float64) for i in range(len(pairs))]
+    images = np.stack([image for image in images if np.ptp(image)])
+    return float(((images < window["low"]) | (images > window["high"])).mean())
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_values_apart_from_all_others_do_not_set_the_window_and_are_named(tmp_path, kind, capsys):
+    manifest = run(write_infrared(tmp_path, SPOILED[kind]))
+    window, facts = manifest["window"], manifest["infrared"]
+    told = capsys.readouterr().out
+    assert LOW <= window["low"] < LOW + 60 and HIGH - 60 < window["high"] <= HIGH
+    assert "is left out of the window" in told and facts["left_out_of_window"]
+    share = facts["train_pixels_outside_window"]
+    expected = true_outside(tmp_path, window)
+    assert share["below"] + share["above"] == pytest.approx(expected, abs=0.005)
+    assert f"below {share['below']:.2%}, above {share['above']:.2%}" in told
+
+
+@pytest.mark.filterwarnings("error")  # thumbnails of such values overflow
+@pytest.mark.parametrize("value", [-9999.0, -32768.0, 0.0, 1e6, -3.4028234663852886e38])
+def test_nodata_of_float_images_is_left_out_without_being_told(tmp_path, value, capsys):
+    manifest = run(
+        write_infrared(tmp_path, lambda c, i: border(c / 80, i, value), dtype=np.float32),
+        *("--unit", "kelvin"),
+    )
+    assert manifest["window"]["low"] == pytest.approx(LOW / 80, abs=1)
+    assert manifest["window"]["high"] == pytest.approx(HIGH / 80, abs=1)
+    assert f"the value {value:g} kelvin (" in capsys.readouterr().out
+
+
+def test_nodata_that_is_told_counts_for_nothing(tmp_path, capsys):
+    write_infrared(tmp_path, lambda c, i: border(c, i, LOW - 100))
+    close = run(tmp_path)
+    assert close["window"]["low"] == LOW - 100  # 100 counts from the scene: nothing suspect
+    told = run(tmp_path, "--nodata", LOW - 100, "--nodata", -1, out="told")
+    assert LOW <= told["window"]["low"] < LOW + 60
+    share = told["infrared"]["nodata"]
+    assert share[str(LOW - 100)] == pytest.approx((5 * 64 + 43 * 3) / (48 * 64))
+    assert share["-1"] == 0 and "no infrared image has the value -1" in capsys.readouterr().out
+
+
+def test_the_nodata_tag_of_a_tiff_is_followed(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    write_infrared(tmp_path, lambda c, i: c)
+    for i, path in enumerate(sorted((tmp_path / "infrared").iterdir())):
+        counts = border(thermal(i), i, LOW - 100).astype(np.float32)
+        tag = [(42113, "s", 0, str(LOW - 100), True)]
+        tifffile.imwrite(path.with_suffix(".tif"), counts, extratags=tag)
+        path.unlink()
+    manifest = run(tmp_path)
+    assert LOW <= manifest["window"]["low"] < LOW + 60
+    assert manifest["infrared"]["nodata"][str(LOW - 100)] > 0.1
+
+
+def test_an_image_of_nothing_but_nodata_is_constant(tmp_path, capsys):
+    write_infrared(tmp_path, lambda c, i: np.full_like(c, 7) if i == 2 else c)
+    manifest = run(tmp_path, "--nodata", 7)
+    assert LOW <= manifest["window"]["low"] < LOW + 60
+    assert "1 of 20 infrared images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [0, 30000, 65535])
+@pytest.mark.parametrize("dead", [[3], [3, 9], list(range(0, 15))])
+def test_constant_images_however_many_do_not_set_the_window(tmp_path, dead, value, capsys):
+    def change(counts, i):
+        return np.full_like(counts, value) if i in dead else counts
+
+    manifest = run(write_infrared(tmp_path, change))
+    assert manifest["window"]["low"] >= LOW and manifest["window"]["high"] <= HIGH
+    told = capsys.readouterr().out
+    assert f"note: {len(dead)} of 20 infrared images (" in told and "are constant" in told
+    assert f"s{dead[0]}.png" in told
+
+
+@pytest.mark.parametrize("level", [300, 60000])
+def test_dead_images_of_noise_do_not_set_the_window(tmp_path, level, capsys):
+    def change(counts, i):
+        noise = np.random.default_rng(i).normal(level, 5, counts.shape)
+        return noise if i in (3, 9, 12) else counts
+
+    manifest = run(write_infrared(tmp_path, change))
+    assert manifest["window"]["low"] >= LOW and manifest["window"]["high"] <= HIGH
+    assert "hold little but noise" in capsys.readouterr().out
+
+
+def test_only_constant_images_are_one_sentence(tmp_path):
+    write_infrared(tmp_path, lambda c, i: np.full_like(c, 100 + i))
+    with pytest.raises(ValueError, match="all 16 infrared images of the training split are const"):
+        run(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_constant_images_of_8_bit_are_named_too(tmp_path, capsys):
+    tiny.folders(tmp_path, [f"s{i}" for i in range(12)])
+    Image.fromarray(np.zeros((24, 32), np.uint8)).save(tmp_path / "infrared" / "s4.png")
+    assert run(tmp_path)["window"] == {"low": 0.0, "high": 255.0, "unit": "counts"}
+    assert "s4.png" in capsys.readouterr().out
+
+
+def test_few_images_of_other_values_are_named_and_kept(tmp_path, capsys):
+    """A fire is no fault: what many different pixels show stays in the window."""
+    manifest = run(write_infrared(tmp_path, lambda c, i: c + 15000 if i in (4, 7) else c, 30))
+    assert manifest["window"]["high"] > HIGH + 14000
+    told = capsys.readouterr().out
+    assert "2 of 24 infrared images" in told and "alone make the window more than twice" in told
+
+
+def as_before(root) -> tuple[float, float]:
+    """The rule for sets without outliers: all but a 10,000th of each image at either end."""
+    pairs = opened(root, "train")
+    tails = [
+        np.quantile(pairs.pair(i).infrared, [1e-4, 1 - 1e-4], method="nearest")
+        for i in range(len(pairs))
+    ]
+    return min(t[0] for t in tails), max(t[1] for t in tails)
+
+
+def stretched(counts, i):
+    """Each image stretched to the whole type and clipped at both ends, as automatic gain does."""
+    low, high = np.quantile(counts, [0.02, 0.98])
+    return np.clip((counts - low) / (high - low), 0, 1) * 65535
+
+
+def hot_object(counts, i):
+    counts[30:36, 40:48] = 29000 + np.random.default_rng(i).normal(0, 100, (6, 8))
+    return counts
+
+
+ORDINARY = {
+    "smooth scenes": lambda c, i: c,
+    "automatic gain": stretched,
+    "drifting offset": lambda c, i: c + 150 * i,
+    "low contrast": lambda c, i: 22000 + (c - 22000) / (1 + i % 5),
+    "hot objects": some(hot_object, 4),
+    "cold sky": lambda c, i: np.where(np.arange(48)[:, None] < 15, c - 6000, c),
+    "few levels": lambda c, i: c // 300 * 300,
+    "8 bits in 16": lambda c, i: (c - LOW) // 12 * 256,
+}
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_ordinary_values_keep_the_window_they_had(tmp_path, kind, capsys):
+    window = run(write_infrared(tmp_path, ORDINARY[kind]))["window"]
+    low, high = as_before(tmp_path)
+    assert window["low"] == pytest.approx(low, abs=0.001 * (high - low))
+    assert window["high"] == pytest.approx(high, abs=0.001 * (high - low))
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_real_radiometric_images_keep_the_window_they_had(real_data, tmp_path):
+    folder = real_data / "flir_radiometric"
+    paths = ["--visible", folder / "visible", "--infrared", folder / "infrared"]
+    argv = [*paths, "--resize_visible", "--sequences", "off", "--out", tmp_path / "out"]
+    prepare.main([str(a) for a in (*argv, "--num_workers", 1)])
+    window = json.loads((tmp_path / "out" / "manifest.json").read_text())["window"]
+    assert (window["low"], window["high"]) == as_before(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+@pytest.mark.parametrize("which", [range(20), [5, 6]])
+def test_swapped_bytes_are_noticed_and_named(tmp_path, dtype, which):
+    def change(counts, i):
+        counts = (counts - (23000 if dtype == np.int16 else 0)).astype(dtype)
+        return counts.byteswap() if i in which else counts
+
+    write_infrared(tmp_path, change, dtype=dtype)
+    with pytest.raises(ValueError, match=rf"{len(which)} of 20 infrared .* bytes .* swapped"):
+        run(tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path, "--window", -40000, 70000)  # the way out that the sentence names
+
+
+@pytest.mark.parametrize("bits, said", [(8, ""), (10, "10-bit"), (12, "12-bit"), (14, "14-bit")])
+def test_visible_images_that_use_a_fraction_of_their_type_are_said(tmp_path, bits, said, capsys):
+    tiny.folders(tmp_path, [f"s{i}" for i in range(12)])
+    for i in range(12):
+        visible = tiny.visible(i).astype(np.uint16)
+        visible = visible >> (16 - bits) if bits > 8 else visible  # what a reader keeps of 16 bits
+        path = tmp_path / "visible" / f"s{i}.png"
+        Image.fromarray(visible.astype(np.uint8)).save(path)
+    run(tmp_path)
+    told = capsys.readouterr().out
+    assert (f"{said} values are stored in 16 bits" in told) if said else "dark" not in told
+
+
+def test_what_is_kept_of_an_image_is_small_whatever_its_size():
+    for size in ((48, 64), (768, 1024)):
+        counts = np.random.default_rng(0).integers(0, 65536, size, dtype=np.uint16)
+        assert len(pickle.dumps(ranges.measure(counts))) < 2000
