@@ -125,6 +125,17 @@ def decode_infrared(data: bytes, where: str) -> np.ndarray:
     return _as_counts(upright(_numbers(image, data, where), orientation), where)
 
 
+def decode_colours(data: bytes, where: str) -> np.ndarray:
+    """(H,W,3) uint8 of an infrared image in false colour, upright."""
+    image, orientation = _load(data, where)
+    return upright(np.asarray(image.convert("RGB")), orientation)
+
+
+def turned_as(array: np.ndarray, data: bytes, where: str) -> np.ndarray:
+    """An image from inside a file turned as the file's own orientation says."""
+    return upright(array, _open(data, where).getexif().get(ExifTags.Base.Orientation, 1))
+
+
 def nodata_of(data: bytes) -> float | None:
     """The value that a TIFF's own tag (GDAL_NODATA) declares to be none; None without one."""
     if data[:2] not in (b"II", b"MM"):
@@ -250,7 +261,8 @@ def _average_grey(array: np.ndarray, where: str) -> np.ndarray:
         raise ValueError(
             f"{where}: the infrared image is coloured (channels differ by {spread.mean():.1f} of "
             f"255 on average, by more than {GREY_LARGE_SPREAD} in {large:.1%} of pixels): a "
-            f"false-colour palette is not a temperature; export grey levels or raw counts"
+            f"false-colour palette is not a temperature; export grey levels or raw counts, or give "
+            f"prepare.py --palette NAME, the colormap of matplotlib with these colours"
         )
     mean = wide.mean(axis=2)
     return mean if array.dtype.kind == "f" else np.rint(mean).astype(array.dtype)
@@ -287,6 +299,12 @@ def decode_semantic(data: bytes, where: str, palette: str | None = None) -> np.n
     if low < 0 or high > 255:
         raise ValueError(f"{where}: class ids from {low} to {high}, expected 0 to 255")
     return array.astype(np.uint8)
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def encode_png(array: np.ndarray) -> bytes:

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from data import ranges
-from data.decoding import decode_infrared, decode_semantic, decode_visible, nodata_of
+from data.decoding import decode_semantic, decode_visible, nodata_of
 from data.folders import Item, thumbnail
+from data.infrared_files import read_infrared
 from data.manifest import sha256
 from data.materials import IGNORE, TABLES
+from data.radiometry import Planck
 from data.transforms import resize_visible
 
 
@@ -22,6 +24,8 @@ class Options(NamedTuple):
     palette: str = ""
     table: str = ""
     nodata: tuple[float, ...] = ()  # infrared values that are none, as stored
+    colours: str = ""  # of infrared in false colour
+    unit: str = "counts"
 
 
 class Decoded(NamedTuple):
@@ -33,6 +37,8 @@ class Decoded(NamedTuple):
     infrared: np.ndarray
     semantic: np.ndarray | None
     resized: bool
+    stored_infrared: bytes  # the file's bytes, or what stands for them in a row
+    planck: Planck | None
 
 
 class Inspection(NamedTuple):
@@ -47,6 +53,8 @@ class Inspection(NamedTuple):
     visible_thumbnail: np.ndarray
     infrared_thumbnail: np.ndarray
     resized: bool
+    converted: bool  # the row holds other infrared bytes than the file
+    planck: Planck | None
 
 
 def decode_item(item: Item, options: Options) -> Decoded:
@@ -54,7 +62,8 @@ def decode_item(item: Item, options: Options) -> Decoded:
     where = item.where()
     visible_bytes, infrared_bytes = item.visible.read_bytes(), item.infrared.read_bytes()
     visible = decode_visible(visible_bytes, str(item.visible))
-    infrared = decode_infrared(infrared_bytes, str(item.infrared))
+    read = read_infrared(infrared_bytes, str(item.infrared), options.unit, options.colours)
+    infrared = read.values
     semantic = None
     if item.semantic is not None:
         data = item.semantic.read_bytes()
@@ -78,7 +87,8 @@ def decode_item(item: Item, options: Options) -> Decoded:
             f"{item.semantic}: semantic is {semantic.shape[1]} x {semantic.shape[0]} but infrared "
             f"is {wanted[1]} x {wanted[0]} pixels"
         )
-    return Decoded(visible_bytes, infrared_bytes, visible, infrared, semantic, resized)
+    images = visible, infrared, semantic, resized
+    return Decoded(visible_bytes, infrared_bytes, *images, read.stored, read.planck)
 
 
 def _check_ids(semantic: np.ndarray, table: str, where: str) -> None:
@@ -112,6 +122,8 @@ def inspect(task: tuple[Item, Options]) -> Inspection:
         thumbnail(pair.visible),
         thumbnail(seen),
         pair.resized,
+        pair.stored_infrared is not pair.infrared_bytes,
+        pair.planck,
     )
 
 

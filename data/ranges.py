@@ -339,6 +339,8 @@ def _set_the_window_alone(ends: list[tuple], low: float, high: float) -> list[st
     usual_high = sorted(b for _, _, b in ends)[-1 - few]
     span = usual_high - usual_low
     far = [name for name, a, b in ends if a < usual_low - span or b > usual_high + span]
+    if len(far) > max(1, 2 * OUTLIERS * len(ends)):
+        return []
     rest = [(a, b) for name, a, b in ends if name not in set(far)]
     width = max(b for _, b in rest) - min(a for a, _ in rest) if rest else 0
     return far if 0 < 2 * width < high - low else []

@@ -3,8 +3,11 @@
 import math
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
-BITS, SAMPLE_FORMAT, GDAL_NODATA = 258, 339, 42113
+from PIL import Image
+
+BITS, DESCRIPTION, SAMPLE_FORMAT, GDAL_NODATA = 258, 270, 339, 42113
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 KINDS = {UNSIGNED: "unsigned integers", SIGNED: "signed integers", FLOAT: "floating-point numbers"}
 READ = ("8- or 16-bit integers", "32-bit floating-point numbers")
@@ -37,6 +40,12 @@ def nodata(image) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def description(path: Path) -> str:
+    """The text of the tag ImageDescription, "" without one."""
+    with Image.open(path, formats=("TIFF",)) as image:
+        return str(image.tag_v2.get(DESCRIPTION, ""))
 
 
 def _first_directory(data: bytes) -> dict[int, tuple[int, ...]]:

@@ -1,17 +1,22 @@
 """prepare.py on values that people have: orientation, windows of counts, radiometry."""
 
+import contextlib
+import io
 import json
 import pickle
 import struct
 import zlib
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import prepare
-from data import ranges
+from data import decoding, infrared_files, radiometry, ranges
 from data.pairs import DataConfig, LabelConfig, open_pairs
+from data.transforms import make_window
 from tests import tiny_data as tiny
 
 
@@ -339,3 +344,261 @@ def test_what_is_kept_of_an_image_is_small_whatever_its_size():
     for size in ((48, 64), (768, 1024)):
         counts = np.random.default_rng(0).integers(0, 65536, size, dtype=np.uint16)
         assert len(pickle.dumps(ranges.measure(counts))) < 2000
+
+
+# ---------------------------------------------------------------------------- radiometry
+
+
+def radiometric(real_data, root, *options):
+    folder = real_data / "flir_radiometric"
+    paths = ["--visible", folder / "visible", "--infrared", folder / "rjpeg", "--resize_visible"]
+    argv = [*paths, "--sequences", "off", "--out", root / "out", "--num_workers", 1, *options]
+    prepare.main([str(a) for a in argv])
+    return json.loads((root / "out" / "manifest.json").read_text())
+
+
+def camera_facts(real_data, name: str) -> tuple[np.ndarray, dict]:
+    """The counts that another program took from the file, and its constants."""
+    folder = real_data / "flir_radiometric"
+    counts = np.asarray(Image.open(folder / "infrared" / f"{name}.png"))
+    return counts, json.loads((folder / "meta.json").read_text())[name]["planck"]
+
+
+def test_radiometric_jpegs_become_their_counts_with_constants(real_data, tmp_path):
+    manifest = radiometric(real_data, tmp_path)
+    pairs = opened(tmp_path)
+    assert manifest["window"]["unit"] == "counts" and len(pairs) == 5
+    for i, name in enumerate(pairs.names):
+        counts, planck = camera_facts(real_data, name)
+        assert np.array_equal(pairs.pair(i).infrared, counts)
+        assert pairs.planck._asdict() == pytest.approx(planck)
+
+
+@pytest.mark.parametrize("unit, zero", [("kelvin", 0.0), ("celsius", 273.15)])
+def test_radiometric_jpegs_become_temperatures_that_are_exact_to_a_count(
+    real_data, tmp_path, unit, zero
+):
+    manifest = radiometric(real_data, tmp_path, "--unit", unit)
+    pairs = opened(tmp_path)
+    assert manifest["window"]["unit"] == unit and pairs.planck is None
+    for i, name in enumerate(pairs.names):
+        counts, p = camera_facts(real_data, name)
+        kelvin = p["B"] / np.log(
+            p["R1"] / (p["R2"] * (counts.astype(np.float64) + p["O"])) + p["F"]
+        )
+        stored = pairs.pair(i).infrared.astype(np.float64) + zero
+        assert np.abs(stored - kelvin).max() < 1e-4
+        back = p["R1"] / (p["R2"] * (np.exp(p["B"] / stored) - p["F"])) - p["O"]
+        assert np.array_equal(np.rint(back), counts)
+
+
+def test_calibrated_files_take_no_scale(real_data, tmp_path):
+    with pytest.raises(ValueError, match="brings its own calibration"):
+        radiometric(real_data, tmp_path, "--unit", "kelvin", "--scale", 0.01)
+    assert not (tmp_path / "out").exists()
+
+
+def container(records: dict[int, bytes], parts: int = 2) -> bytes:
+    """A JPEG with FLIR's container of these records in so many segments."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, "JPEG")
+    start, directory, bodies = 64 + 32 * len(records), b"", b""
+    for kind, record in records.items():
+        at = start + len(bodies)
+        directory += struct.pack(">HHIIII", kind, 1, 100, 1, at, len(record)) + bytes(12)
+        bodies += record
+    head = b"FFF\0" + bytes(16) + struct.pack(">III", 100, 64, len(records)) + bytes(32)
+    whole, segments = head + directory + bodies, b""
+    size = -(-len(whole) // parts)
+    for i in range(parts):
+        body = b"FLIR\0\1" + bytes([i, parts - 1]) + whole[i * size : (i + 1) * size]
+        segments += b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
+    return buffer.getvalue()[:2] + segments + buffer.getvalue()[2:]
+
+
+def raw_record(counts: np.ndarray, order: str, kind: str) -> bytes:
+    head = struct.pack(order + "HHH", 2, counts.shape[1], counts.shape[0]) + bytes(26)
+    if kind == "plain":
+        return head + counts.astype(order + "u2").tobytes()
+    stored = counts.byteswap() if kind == "swapped PNG" else counts
+    return head + tiny.png(stored)
+
+
+def camera_record(order: str, constants=(17000.0, 1430.0, 1.0, -6500, 0.0125)) -> bytes:
+    r1, b, f, o, r2 = constants
+    record = bytearray(0x400)
+    record[:2] = struct.pack(order + "H", 2)
+    record[0x58:0x64] = struct.pack(order + "fff", r1, b, f)
+    record[0x308:0x310] = struct.pack(order + "if", o, r2)
+    return bytes(record)
+
+
+SCENE = np.rint(thermal(1)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("kind", ["plain", "PNG", "swapped PNG"])
+@pytest.mark.parametrize("order", "<>")
+def test_every_way_to_store_the_raw_image_is_read(kind, order):
+    data = container({1: raw_record(SCENE, order, kind), 0x20: camera_record(order)})
+    read = infrared_files.read_infrared(data, "x.jpg")
+    assert np.array_equal(read.values, SCENE) and read.planck.O == -6500
+    assert np.array_equal(decoding.decode_infrared(read.stored, "row"), SCENE)
+    kelvin = infrared_files.read_infrared(data, "x.jpg", "kelvin").values
+    assert np.array_equal(np.rint(read.planck.to_counts(kelvin)), SCENE)
+
+
+def test_damaged_radiometric_jpegs_are_refused_by_name():
+    good = container({1: raw_record(SCENE, "<", "plain"), 0x20: camera_record("<")})
+    huge = struct.pack("<HHH", 2, 65535, 65535) + bytes(58)
+    bad = {
+        "1 of its 2 parts": good.replace(b"FLIR\0\1\1\1", b"XXXX\0\1\1\1"),
+        "no raw image": container({0x20: camera_record("<")}),
+        "a raw image of 65535 x 65535": container({1: huge}),
+        "bytes of a raw image": container({1: raw_record(SCENE, "<", "plain")[:-9]}),
+        "ends behind the file": good.replace(
+            struct.pack(">I", len(raw_record(SCENE, "<", "plain"))), b"\x7f\xff\xff\xff", 1
+        ),
+        "not FLIR's container": good.replace(b"FFF\0", b"GGG\0"),
+        "impossible Planck": container(
+            {1: raw_record(SCENE, "<", "PNG"), 0x20: camera_record("<", (1.0, -5.0, 1, 0, 1))}
+        ),
+    }
+    for message, data in bad.items():
+        with pytest.raises(ValueError, match=rf"x\.jpg: .*{message}"):
+            infrared_files.read_infrared(data, "x.jpg")
+    for cut in range(20, len(good), 97):
+        with contextlib.suppress(
+            ValueError
+        ):  # one sentence or the whole image, never another error
+            infrared_files.read_infrared(good[:cut], "x.jpg")
+    with pytest.raises(ValueError, match="x.jpg: no Planck constants"):
+        only = container({1: raw_record(SCENE, "<", "plain")})
+        infrared_files.read_infrared(only, "x.jpg", "kelvin")
+
+
+def write_cameras(root, constants):
+    names = [f"s{i}" for i in range(len(constants))]
+    tiny.folders(root, names, size=SCENE.shape)
+    for i, values in enumerate(constants):
+        (root / "infrared" / f"s{i}.png").unlink()
+        counts = np.rint(thermal(i)).astype(np.uint16)
+        records = {1: raw_record(counts, "<", "PNG"), 0x20: camera_record("<", values)}
+        (root / "infrared" / f"s{i}.jpg").write_bytes(container(records))
+    return root
+
+
+def test_cameras_of_other_constants_need_a_temperature(tmp_path):
+    one, other = (17000.0, 1430.0, 1.0, -6500, 0.0125), (16000.0, 1420.0, 1.0, -6000, 0.0125)
+    write_cameras(tmp_path, [one] * 6 + [other] * 4)
+    with pytest.raises(ValueError, match="other Planck constants.*--unit kelvin"):
+        run(tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path, "--unit", "celsius")["window"]["unit"] == "celsius"
+
+
+@pytest.mark.parametrize("unit", ["kelvin", "celsius"])
+def test_npy_of_temperatures_keeps_its_unit(tmp_path, unit):
+    write_infrared(tmp_path, lambda c, i: c / 80 - (273.15 if unit == "celsius" else 0), 12, "f4")
+    manifest = run(tmp_path, "--unit", unit)
+    pairs = opened(tmp_path)
+    assert manifest["window"]["unit"] == pairs.window.unit == unit
+    kelvin = radiometry.to_kelvin(pairs.pair(0).infrared, unit)
+    assert np.abs(kelvin - thermal(int(pairs.names[0][1:])) / 80).max() < 1e-3
+
+
+FACTS = {"unit": "kelvin", "scale": 0.0125, "offset": 0.5}
+
+
+def test_the_unit_beside_the_files_is_followed(tmp_path, capsys):
+    write_infrared(tmp_path, lambda c, i: c, 12)
+    for path in list((tmp_path / "infrared").iterdir()):
+        path.with_suffix(".json").write_text(json.dumps(FACTS))
+    window = run(tmp_path)["window"]
+    assert window["unit"] == "kelvin" and "from beside the files" in capsys.readouterr().out
+    assert window["low"] == pytest.approx(LOW * 0.0125 + 0.5, abs=1)
+    counts = run(tmp_path, "--unit", "counts", out="told")["window"]
+    assert counts["low"] > 20000 and counts["unit"] == "counts"  # what is given is followed
+    (tmp_path / "infrared" / "s3.json").write_text(json.dumps(FACTS | {"scale": 0.02}))
+    with pytest.raises(ValueError, match=r"s3\.png has .* beside it.*give --unit"):
+        run(tmp_path, out="other")
+
+
+@pytest.mark.parametrize("unit", list(radiometry.TEMPERATURES))
+def test_units_of_temperature_and_their_inverse(unit):
+    kelvin = np.linspace(200, 700, 1001)
+    values = radiometry.from_kelvin(kelvin, unit)
+    assert np.allclose(radiometry.to_kelvin(values, unit), kelvin, atol=1e-9)
+    freezing = {"kelvin": 273.15, "celsius": 0, "fahrenheit": 32, "centikelvin": 27315}[unit]
+    assert radiometry.to_kelvin(np.float64(freezing), unit) == pytest.approx(273.15)
+
+
+def test_mean_absolute_error_in_kelvin():
+    """Against the formula by hand: celsius, and a camera's counts."""
+    rng = np.random.default_rng(0)
+    x, y = (torch.from_numpy(rng.random((3, 1, 8, 9), dtype=np.float32)) for _ in range(2))
+    window = make_window(-20, 60, "celsius")
+    expected = 80 * (x.double() - y).abs().mean((1, 2, 3))
+    found = radiometry.mae_kelvin(x, y, window.restore, "celsius")
+    assert found.shape == (3,) and torch.allclose(found.double(), expected, atol=1e-4)
+    planck = radiometry.Planck(17000.0, 1430.0, 1.0, -6500.0, 0.0125)
+    window = make_window(LOW, HIGH)
+    found = radiometry.mae_kelvin(x, y, window.restore, "counts", planck)
+    a, b = (
+        1430.0 / np.log(17000 / (0.0125 * (LOW + 3000 * z.double() - 6500)) + 1) for z in (x, y)
+    )
+    assert torch.allclose(found.double(), (a - b).abs().mean((1, 2, 3)), atol=1e-3)
+    assert (radiometry.mae_kelvin(x, x, window.restore, "counts", planck) == 0).all()
+    with pytest.raises(ValueError, match="'counts' is no temperature"):
+        radiometry.mae_kelvin(x, y, window.restore, "counts")
+    with pytest.raises(ValueError, match="cannot be compared"):
+        radiometry.mae_kelvin(x, y[:, 0], window.restore, "celsius")
+
+
+# ---------------------------------------------------------------------------- false colour
+
+PALETTES = ["inferno", "jet", "hot", "viridis", "gray", "turbo", "hot_r"]
+
+
+def coloured(levels: np.ndarray, palette: str) -> np.ndarray:
+    table = np.rint(matplotlib.colormaps[palette](np.arange(256) / 255)[:, :3] * 255)
+    return table.astype(np.uint8)[levels]
+
+
+@pytest.mark.parametrize("palette", PALETTES)
+def test_false_colour_is_inverted_to_the_resolution_of_its_palette(palette):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    read = infrared_files.read_infrared(tiny.png(coloured(levels, palette)), "x", palette=palette)
+    stored = decoding.decode_infrared(read.stored, "row")
+    assert np.array_equal(coloured(stored, palette), coloured(levels, palette))
+    if len(np.unique(coloured(levels, palette).reshape(-1, 3), axis=0)) == 256:
+        assert np.array_equal(stored, levels)
+
+
+def test_false_colour_survives_a_jpeg_nearly():
+    smooth = ((thermal(2, (96, 128)) - LOW) / (HIGH - LOW) * 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    image = Image.fromarray(coloured(smooth, "inferno"))
+    image.save(buffer, "JPEG", quality=92, subsampling=0)
+    read = infrared_files.read_infrared(buffer.getvalue(), "x", palette="inferno")
+    assert np.abs(read.values.astype(int) - smooth).mean() < 3
+
+
+def test_a_set_in_false_colour_is_prepared_through_its_palette_or_refused(tmp_path):
+    tiny.folders(tmp_path, [f"s{i}" for i in range(12)])
+    for i in range(12):
+        image = coloured(tiny.infrared(i), "inferno")
+        (tmp_path / "infrared" / f"s{i}.png").write_bytes(tiny.png(image))
+    with pytest.raises(ValueError, match="coloured.*--palette NAME"):
+        run(tmp_path)
+    with pytest.raises(ValueError, match="not those of palette viridis"):
+        run(tmp_path, "--palette", "viridis")
+    with pytest.raises(ValueError, match="--palette infrno: .*near: inferno"):
+        run(tmp_path, "--palette", "infrno")
+    assert not (tmp_path / "out").exists()
+    run(tmp_path, "--palette", "inferno")
+    pairs = opened(tmp_path)
+    for k, name in enumerate(pairs.names):
+        expected = tiny.infrared(int(name[1:]))
+        assert np.array_equal(
+            coloured(pairs.pair(k).infrared, "inferno"), coloured(expected, "inferno")
+        )
