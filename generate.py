@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from assembly import checkpoints
 from configs.schema import USE_FLAGS, GenerateConfig
+from data.decoding import FORMATS, decode_visible, encode_png
 from data.pairs import make_window
-from data.transforms import FORMATS, decode_visible, encode_png, resize_visible
+from data.transforms import resize_visible
 from models.codec import TOKEN
 from models.sampler import translate
 from utils import config, dist

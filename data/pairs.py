@@ -11,19 +11,18 @@ import torch
 from data import shards
 from data.batch import Sample
 from data.cache import PairCache
+from data.decoding import decode_infrared, decode_semantic, decode_visible
 from data.latents import Latents
 from data.manifest import SPLITS, sha256
 from data.materials import TABLES
 from data.pseudo_labels import LabelConfig
+from data.radiometry import Planck, make_planck
 from data.synthetic import render_scene
 from data.transforms import (
     AugmentConfig,
     Pair,
     Window,
     augment,
-    decode_infrared,
-    decode_semantic,
-    decode_visible,
     make_pair,
     make_window,
     resize,
@@ -86,6 +85,7 @@ class SyntheticSource:
     table = "synthetic"
     has_semantic = True
     manifests: list[dict] = []  # noqa: RUF012 (read only)
+    planck = None
 
     def __init__(self, cfg: DataConfig, split: str):
         unknown = sorted(set(cfg.synthetic_scenes) - set(SPLITS))
@@ -158,6 +158,8 @@ class ParquetSource:
             self.notes.append(
                 "no hashes (prepare.py writes them): images that are in two splits are not found"
             )
+        stored = _agreed(self.manifests, lambda m: m.get("planck"), "Planck constants")
+        self.planck = make_planck(stored, f"data.path {cfg.path}") if stored else None
         self.only_8_bit = False  # whether the window is a guess that suits no other type
         self.window = self._find_window(cfg)
 
@@ -249,7 +251,8 @@ def _agreed(manifests: list[dict], pick, what: str):
 class Pairs(torch.utils.data.Dataset):
     """One split, by index.
 
-    names, sources: one string a pair. window: maps counts to [0,1] and back (`restore`); None if
+    names, sources: one string a pair. planck: constants of the camera whose counts the window is
+    in, if known. window: maps counts to [0,1] and back (`restore`); None if
     every image is stretched by itself.
     """
 
@@ -261,6 +264,7 @@ class Pairs(torch.utils.data.Dataset):
         self.source = SyntheticSource(cfg, split) if synthetic else ParquetSource(cfg, split)
         self.names, self.sources = self.source.names, self.source.sources
         self.window: Window | None = self.source.window
+        self.planck: Planck | None = self.source.planck  # what the window's counts mean in kelvin
         self.notes = list(self.source.notes)
         self.num_classes = self._check_table()
         if not 0 <= cfg.cache_gib < math.inf:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from data.decoding import encode_png
 from data.folders import Item
 from data.inspection import Inspection, Options, decode_item
 from data.manifest import SPLITS, digest, dump, sha256
@@ -24,7 +25,6 @@ from data.materials import (
 from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import LabelConfig
 from data.synthetic import render_scene
-from data.transforms import encode_png
 from utils.labels import IGNORE
 
 SHARD_BYTES, SHARD_ROWS = 512 * 2**20, 2000
@@ -46,7 +46,7 @@ SYNTHETIC_COUNTS = 65535  # 16-bit counts of normalised radiance 1.0
 
 
 def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
-    """One row from files: bytes as they are, except a resized visible and semantic ids as PNG.
+    """One row from files: bytes as they are, except what was resized, converted or class ids.
 
     Raises: ValueError: a file is not what was inspected.
     """
@@ -55,8 +55,9 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
     if (sha256(visible), sha256(infrared)) != (found.visible_hash, found.infrared_hash):
         raise ValueError(f"{item.where()}: a file changed while the data set was prepared")
     semantic = None
-    if found.resized or item.semantic is not None:
+    if found.resized or found.converted or item.semantic is not None:
         pair = decode_item(item, options)
+        infrared = pair.stored_infrared
         visible = encode_png(pair.visible) if found.resized else visible
         semantic = None if pair.semantic is None else encode_png(pair.semantic)
     return _hashed(
