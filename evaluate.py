@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from assembly import checkpoints, features, protocol, report
-from assembly.rows import decomposed, model_rows, reference_rows
+from assembly.rows import codec_rows, decomposed, model_rows, reference_rows
 from assembly.scoring import Found, Scorer
 from baselines.training import BaselineConfig
 from configs.schema import USE_FLAGS, EvaluateConfig
@@ -43,7 +43,8 @@ def main() -> None:
     pairs, data = opened.pairs, opened.data
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     mean, note = training_mean(data, cfg.batch_size, needed=not cfg.test_data)
-    references, own = reference_rows(mean), model_rows(opened)
+    references = [*reference_rows(mean), *codec_rows(opened)]
+    own = model_rows(opened)
     boxes = boxes_of(cfg, pairs.cfg.path)
     scorer = Scorer(pairs.size, device, boxes, cfg.lpips)
     of_maps = None if isinstance(opened.trained, BaselineConfig) else Stage1Scores(pairs, device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from assembly.checkpoints import Opened
 from baselines.training import BaselineConfig
-from models.sampler import translate
+from models.sampler import predict_mean, translate
 from models.stage1 import Stage1Output
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -57,9 +57,31 @@ def model_rows(opened: Opened) -> list[Row]:
     rows = []
     if opened.stage1.fusion is not None:
         rows.append(Row("fused (stage 1)", lambda batch: fused(decomposed(opened, batch))))
-    if opened.translator:
+    if opened.translator and opened.trained.flow.mean_share == 0:
         rows.append(Row("ours", lambda batch: samples(opened, batch)))
+    elif opened.translator:
+        rows.append(Row("ours, a sample", lambda batch: samples(opened, batch)))
+        rows.append(Row("ours, the mean", lambda batch: mean(opened, batch)))
     return rows
+
+
+def codec_rows(opened: Opened) -> list[Row]:
+    """What the codec leaves of the true image, which no model behind it can exceed; none without
+    a codec."""
+    if not opened.translator or opened.trained.model.layout == "pixels":
+        return []
+    translator = opened.translator
+
+    def round_trip(batch: Batch) -> Tensor:
+        state = translator.encode(batch["visible"], batch["infrared"])
+        return translator.decode(state, batch["visible"].shape[-2:])
+
+    return [Row("codec round trip", round_trip, False)]
+
+
+def mean(opened: Opened, batch: Batch) -> Tensor:
+    """The mean prediction: one forward pass without noise."""
+    return predict_mean(opened.translator, batch["visible"])
 
 
 def grey(batch: Batch) -> Tensor:

@@ -342,7 +342,7 @@ def make_translator(
         )
         flux, vae = kind.load(cfg.flux_fill_id, dtype)
         codec = codecs.FluxCodec(vae)
-    return Translator(cfg, flux, kind(codec), prompt, stage1, path)
+    return Translator(cfg, flux, kind(codec, cfg.preset), prompt, stage1, path)
 
 
 def check(cfg: TranslatorConfig) -> None:

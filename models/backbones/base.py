@@ -54,15 +54,16 @@ class FluxRunner:
 class Backbone(nn.Module):
     """One transformer and one layout of its tokens.
 
-    Args: codec: images to latents and back; frozen.
+    Args:
+        codec: images to latents and back; frozen.
+        preset: the name of a random transformer's size.
     """
 
     in_channels = 384  # I, of the transformer that fits
-    out_channels = 64  # O
     panels = 1  # images side by side in the token grid, the infrared the last
     needs_trained_base = False  # it has layers around the transformer that learn with it
 
-    def __init__(self, codec: nn.Module):
+    def __init__(self, codec: nn.Module, preset: str | None = None):
         super().__init__()
         self.codec = codec.requires_grad_(False)
 
@@ -115,8 +116,7 @@ class Backbone(nn.Module):
     @classmethod
     def random(cls, preset: str, dtype: torch.dtype, device) -> nn.Module:
         """A transformer of this layout with random weights."""
-        channels = cls.in_channels, cls.out_channels
-        return fluxes.random_flux(preset, dtype, device, *channels, not cls.needs_trained_base)
+        return fluxes.random_flux(preset, dtype, device, cls.in_channels)
 
     @classmethod
     def load(cls, model_id: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:

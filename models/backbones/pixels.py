@@ -7,7 +7,7 @@ Convolutions cross the borders of tokens, so no grid of squares can appear, and 
 photograph's edges at full resolution. (A U-Net with a transformer at its lowest level, as in
 arXiv:2105.05233 and arXiv:2209.12152.)
 
-Dimension key:  B batch   H, W pixels   h, w tokens of 16 pixels
+Dimension key:  B batch   H, W pixels   h, w tokens of 16 pixels   I channels of a token
 """
 
 from itertools import pairwise
@@ -19,9 +19,11 @@ from torch.nn import functional as F
 from models.backbones.base import Backbone, Condition
 from models.codec import check_size
 from models.discriminator import ChannelNorm
+from models.flux import random_flux
 
-WIDTHS = (48, 64, 128, 256)  # channels at 1/1, 1/2, 1/4 and 1/8 of the size
-TOKEN_CHANNELS = 256
+# channels at 1/1, 1/2, 1/4 and 1/8 of the size, and of a token
+WIDTHS = {"demo": (16, 24, 48, 64, 128)}
+USUAL_WIDTHS = (48, 64, 128, 256, 256)
 SEEN_CHANNELS = 3 + 1 + 1 + 1 + 8  # photograph, noisy infrared, fused, intensity, context
 SCALES = (2, 4, 8, 16)  # pixels: noise of these sizes is added to that of single pixels
 
@@ -29,12 +31,16 @@ SCALES = (2, 4, 8, 16)  # pixels: noise of these sizes is added to that of singl
 class Pixels(Backbone):
     """The state is the infrared image itself, (B, H W, 1) in [-1, 1]."""
 
-    in_channels = out_channels = TOKEN_CHANNELS
     needs_trained_base = True
 
-    def __init__(self, codec: nn.Module):
+    def __init__(self, codec: nn.Module, preset: str | None = None):
         super().__init__(nn.Identity())
-        self.convolutions = Convolutions()
+        self.convolutions = Convolutions(WIDTHS.get(preset, USUAL_WIDTHS))
+
+    @classmethod
+    def random(cls, preset: str, dtype: torch.dtype, device) -> nn.Module:
+        width = WIDTHS.get(preset, USUAL_WIDTHS)[-1]
+        return random_flux(preset, dtype, device, width, width, zero_output=False)
 
     def state_shape(self, H: int, W: int) -> tuple[int, int]:
         check_size(H, W)
@@ -75,26 +81,26 @@ class Pixels(Backbone):
 class Convolutions(nn.Module):
     """What is around the transformer; the last layer starts at zero."""
 
-    def __init__(self):
+    def __init__(self, widths: tuple[int, ...]):
         super().__init__()
-        self.first = Block(SEEN_CHANNELS, WIDTHS[0])
-        self.down = nn.ModuleList(Block(a, b, stride=2) for a, b in pairwise(WIDTHS))
-        self.to_tokens = nn.Conv2d(WIDTHS[-1], TOKEN_CHANNELS, 3, stride=2, padding=1)
-        coarse_to_fine = (TOKEN_CHANNELS, *WIDTHS[::-1])
-        self.up = nn.ModuleList(Block(a + b, b) for a, b in pairwise(coarse_to_fine))
-        self.last = nn.Conv2d(WIDTHS[0], 1, 3, padding=1)
+        *of_maps, of_token = widths
+        self.first = Block(SEEN_CHANNELS, widths[0])
+        self.down = nn.ModuleList(Block(a, b, stride=2) for a, b in pairwise(of_maps))
+        self.to_tokens = nn.Conv2d(of_maps[-1], of_token, 3, stride=2, padding=1)
+        self.up = nn.ModuleList(Block(a + b, b) for a, b in pairwise(widths[::-1]))
+        self.last = nn.Conv2d(widths[0], 1, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def inward(self, x: Tensor) -> list[Tensor]:
-        """(B, 14, H, W) -> maps of 1/1 to 1/8 of the size, and tokens (B, 256, h, w)."""
+        """(B, 14, H, W) -> maps of 1/1 to 1/8 of the size, and tokens (B, I, h, w)."""
         maps = [self.first(x)]
         for down in self.down:
             maps.append(down(maps[-1]))
         return [*maps, self.to_tokens(maps[-1])]
 
     def outward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
-        """Tokens (B, 256, h, w) and the maps of `inward` -> (B, 1, H, W)."""
+        """Tokens (B, I, h, w) and the maps of `inward` -> (B, 1, H, W)."""
         for up, skip in zip(self.up, reversed(skips)):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = up(torch.cat([x, skip], dim=1))
