@@ -60,8 +60,8 @@ def model_rows(opened: Opened) -> list[Row]:
     if opened.translator and opened.trained.flow.mean_share == 0:
         rows.append(Row("ours", lambda batch: samples(opened, batch)))
     elif opened.translator:
-        rows.append(Row("ours, a sample", lambda batch: samples(opened, batch)))
-        rows.append(Row("ours, the mean", lambda batch: mean(opened, batch)))
+        rows.append(Row("sample", lambda batch: samples(opened, batch)))
+        rows.append(Row("mean", lambda batch: mean(opened, batch)))
     return rows
 
 
