@@ -197,7 +197,9 @@ def _scaled(
             use_fast_accum=True,
         )
     y = (a_NI.to(dtype) @ b_OI.to(dtype).t()).float() * a_scale_N1 * b_scale_O
-    return (y if bias_O is None else y + bias_O).to(dtype)
+    y = y if bias_O is None else y + bias_O
+    # not `.to(dtype)` of fp32 itself: torch 2.11, compiling, then loses the gradient of a Function
+    return y if dtype == torch.float32 else y.to(dtype)
 
 
 @cache

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.fast import (
+    compilation,
     fp8_blocks,
     fused_gemm,
     fused_matrices,
@@ -23,7 +24,6 @@ from models.fast import (
     train_blocks,
 )
 from models.fast.attention_kernel import choose_kernel
-from models.fast.compilation import keep_compiled_code
 from models.fast.frozen_matrix import multiplies_e4m3
 from models.flux import Prompt
 from models.shard import all_ranks, place
@@ -105,7 +105,7 @@ def build(
         _install_blocks(translator, cfg, device, mesh, adapters, plan)
         stage1.to(memory_format=torch.channels_last)
         if cfg.compile:
-            plan.add("compiled code", *keep_compiled_code())
+            plan.add("compiled code", *compilation.keep_compiled_code())
             stage1.compile(dynamic=False)
     else:
         place(translator.flux, device, mesh)
@@ -122,7 +122,8 @@ def _compile_trained(translator: Translator, compiled: bool, plan: Plan) -> None
     plan.add("FLUX blocks", "diffusers', patched" + (", compiled" if compiled else ""))
     if not compiled:
         return
-    torch._dynamo.config.recompile_limit = train_blocks.RECOMPILES
+    torch._dynamo.config.recompile_limit = compilation.RECOMPILES
+    plan.add("compiled code", *compilation.keep_compiled_code())
     for block in (*translator.flux.transformer_blocks, *translator.flux.single_transformer_blocks):
         block.compile(dynamic=False)
 
@@ -143,7 +144,7 @@ def speed_up_stage1(stage1: Stage1, fast: str, compiled: bool | None = None) -> 
     if compiled is not None:
         plan.add("its training step", "compiled" if compiled else "not compiled")
     if compiled:
-        plan.add("compiled code", *keep_compiled_code())
+        plan.add("compiled code", *compilation.keep_compiled_code())
     return plan
 
 
