@@ -1,7 +1,7 @@
 # make demo   the whole road on synthetic scenes, on a CPU, in about ten minutes
 # make compare DATA=datasets/mine   stage 1, U-Net, pix2pix and ours at equal seconds (ARGS="--seconds 60")
 # make report RUN=runs/train        tables, plots, best and worst images of a trained model in one HTML file
-# make test   every test          make lint   ruff: rules and format          make bench   the benchmarks, toy size
+# make test   every test          make lint   ruff: rules and format; mypy          make bench   the benchmarks, toy size
 # make test-oldest  some of the tests on the oldest torch, diffusers, ... that setup.py allows
 # make faults the long form of tests/faults: 20,000 damaged checkpoints, 50 kills a rank count
 
@@ -66,6 +66,7 @@ test-oldest:
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 bench: $(VENV)/installed
 	$(PY) benchmarks/step.py --preset demo --size 32 --device cpu

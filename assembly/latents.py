@@ -1,5 +1,7 @@
 """Fill the cache of latents with what a run lacks, before it trains."""
 
+from typing import Any
+
 from configs.schema import TrainConfig
 from data import latents
 from data.pairs import Pairs
@@ -25,7 +27,8 @@ def attach_latents(cfg: TrainConfig, model: Translator, sets: tuple[Pairs, ...],
     for names in dist.gather(latents.remove_damaged(folder, rank, world)):
         for name in names:
             dist.print0(f"data.latents: {folder / name} is damaged; its pairs are encoded again")
-    codec = f"{cfg.model.layout} {model.codec.identity()}"
+    model_codec: Any = model.codec
+    codec = f"{cfg.model.layout} {model_codec.identity()}"
     keys = [_keys(pairs, codec, cfg.data.num_workers) for pairs in sets]
     found = latents.find(folder)
     missing = {

@@ -86,7 +86,10 @@ def make_loss(cfg: TrainConfig, predict):
                 batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
             )
             maps, fused = out.stage1
-            consistency, terms = stage1_loss(*maps, fused, labels, batch["infrared"][:, :1])
+            intensity, material, context = maps
+            consistency, terms = stage1_loss(
+                intensity, material, context, fused, labels, batch["infrared"][:, :1]
+            )
             loss = loss + weight * consistency
             parts["consistency"] = consistency.detach()
             parts |= {f"stage1_{name}": value for name, value in terms.items()}

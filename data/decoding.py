@@ -43,8 +43,8 @@ def _open(data: bytes, where: str) -> Image.Image:
         )
     if width == 0 or height == 0:
         raise ValueError(f"{where}: empty image, {width} x {height}")
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise ValueError(f"{where}: {image.n_frames} frames in one file, expected 1")
+    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+        raise ValueError(f"{where}: {frames} frames in one file, expected 1")
     return image
 
 
@@ -87,7 +87,7 @@ def decode_visible(data: bytes, where: str) -> np.ndarray:
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode == "RGBA":
-        if image.getextrema()[3][0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             raise ValueError(f"{where}: the visible image is partly transparent; flatten it first")
         image = image.convert("RGB")
     if image.mode != "RGB":

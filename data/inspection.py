@@ -130,7 +130,7 @@ def inspect(task: tuple[Item, Options]) -> Inspection:
 
 def available() -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_workers(function: Callable, tasks: list, workers: int, block: int = 256) -> Iterator:

@@ -64,7 +64,7 @@ def _wrong_type(manifest: dict) -> str | None:
         return "'window' is not low, high and unit"
     for name in ("low", "high"):
         value = window.get(name)
-        if type(value) not in (int, float) or not abs(value) < MOST:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MOST:
             return f"'window' has no finite number '{name}'"
     if not isinstance(manifest["splits"], dict):
         return "'splits' is not a mapping"

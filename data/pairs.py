@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -166,7 +167,8 @@ class ParquetSource:
     def _find_window(self, cfg: DataConfig) -> Window | None:
         unit = self.rows.unit()
         if isinstance(cfg.window, list | tuple) and len(cfg.window) == 2:
-            return make_window(*cfg.window, unit)
+            low, high = cfg.window
+            return make_window(low, high, unit)
         if cfg.window == "per_image":
             return None
         if cfg.window != "auto":
@@ -283,6 +285,7 @@ class Pairs(torch.utils.data.Dataset):
             if self.window is None or (high >= self.window.low and low <= self.window.high):
                 return  # as a rule the first one
             outside.append(f"{self.where(index)} has {low:g} to {high:g}")
+        assert self.window is not None
         raise ValueError(
             f"no infrared value of {number} pairs lies inside the window {self.window.low:g} to"
             f" {self.window.high:g} (data.window, or that of the run in use): {outside[0]}"
@@ -336,8 +339,8 @@ class Pairs(torch.utils.data.Dataset):
             pair = resize(pair, self.size)
         else:
             pair = augment(pair, self.cfg.augment, rng, self.size)
-        sample = to_tensors(pair, self.window) | stored
-        return {**sample, "draw": index, "name": self.names[index], "source": self.sources[index]}
+        known = {"draw": index, "name": self.names[index], "source": self.sources[index]}
+        return cast(Sample, to_tensors(pair, self.window) | stored | known)
 
     def check(self, index: int) -> None:
         """Raises: ValueError: a pair is damaged, or not as it was written."""
@@ -350,7 +353,10 @@ class Pairs(torch.utils.data.Dataset):
         for flip in (0.0, 1.0):
             change = replace(self.cfg.augment, flip=flip)
             made.append(to_tensors(augment(self.pair(index), change, rng, self.size), self.window))
-        return tuple(torch.stack([one[key] for one in made]) for key in ("visible", "infrared"))
+        visible, infrared = (
+            torch.stack([one[key] for one in made]) for key in ("visible", "infrared")
+        )
+        return visible, infrared
 
     def fingerprint(self, index: int) -> str:
         """Hash of what `both_flips` is made from: the stored images, window and size."""

@@ -120,7 +120,7 @@ def _integrate(temperature_k: np.ndarray) -> np.ndarray:
 _TABLE_RADIANCE = _integrate(_TABLE_K)
 
 
-def band_radiance(temperature_k: np.ndarray) -> np.ndarray:
+def band_radiance(temperature_k: np.ndarray | float) -> np.ndarray:
     """Black-body radiance in the band, W / (m^2 sr), of temperatures between 180 and 420 K."""
     return np.interp(temperature_k, _TABLE_K, _TABLE_RADIANCE)
 
@@ -130,7 +130,7 @@ def band_temperature(radiance: np.ndarray) -> np.ndarray:
     return np.interp(radiance, _TABLE_RADIANCE, _TABLE_K)
 
 
-_LOW, _HIGH = (float(band_radiance(np.float64(t))) for t in WINDOW_K)
+_LOW, _HIGH = (float(band_radiance(t)) for t in WINDOW_K)
 
 
 def to_unit(radiance: np.ndarray) -> np.ndarray:

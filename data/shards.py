@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -173,7 +173,7 @@ class Rows:
         self.fs, self.files = found.fs, found.paths
         self.columns: list[Columns] = []
         self.metadata: list[pq.FileMetaData] = []
-        small = {key: [] for key in SMALL}
+        small: dict[str, list] = {key: [] for key in SMALL}
         file_ids, row_ids = [], []
         for file_id, path in enumerate(self.files):
             columns, metadata, table = self._read_small(path)
@@ -313,8 +313,8 @@ class RowReader:
         ]
         return max(sizes, default=0)
 
-    def read(self, i: int) -> dict[str, bytes | None]:
-        """Image bytes of row i by our column names. Raises: ValueError naming file and row."""
+    def read(self, i: int) -> dict[str, Any]:
+        """Image bytes or None, of row i by column. Raises: ValueError naming file and row."""
         if self.pid != os.getpid():
             self._reset()
         file_id, row = int(self.rows.file_ids[i]), int(self.rows.row_ids[i])

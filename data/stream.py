@@ -5,7 +5,7 @@ import math
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class _Draws(torch.utils.data.Dataset):
 
     def __init__(self, pairs: Pairs, seed: int, augment: bool):
         self.pairs, self.seed, self.augment = pairs, seed, augment
-        self.epoch, self.order = -1, None
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> Sample:
         epoch, place = divmod(position, len(self.pairs))
@@ -53,7 +53,8 @@ class _Batches:
 
 def collate(samples: list[Sample]) -> Batch:
     """Tensors stacked, the rest in lists."""
-    lists = {key: [sample[key] for sample in samples] for key in samples[0]}
+    plain = cast(list[dict[str, Any]], samples)
+    lists = {key: [sample[key] for sample in plain] for key in plain[0]}
     stacked = {
         key: torch.stack(values) if isinstance(values[0], torch.Tensor) else values
         for key, values in lists.items()

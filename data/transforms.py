@@ -91,7 +91,8 @@ def augment(
     y, x = int(top * (height - rows + 1)), int(left * (width - columns + 1))
     step = -1 if flip < cfg.flip else 1
     cut = np.s_[y : y + rows, x : x + columns]
-    pair = Pair(*(None if image is None else image[cut][:, ::step] for image in pair))
+    semantic = None if pair.semantic is None else pair.semantic[cut][:, ::step]
+    pair = Pair(pair.visible[cut][:, ::step], pair.infrared[cut][:, ::step], semantic)
     pair = pair if size is None else resize(pair, size)
     if cfg.brightness or cfg.contrast:
         levels = np.arange(256, dtype=np.float64)

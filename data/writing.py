@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +72,7 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
             **radiometry,
             "height": found.size[0],
             "width": found.size[1],
-            "classes": None if semantic is None else _count(pair.semantic),
+            "classes": None if pair.semantic is None else _count(pair.semantic),
         }
     )
 
@@ -149,7 +150,7 @@ class ShardWriter:
         self.folder, self.split = folder, split
         self.shards: list[dict] = []
         self.hashes: list[tuple[str, str, str]] = []
-        self.writer = None
+        self.writer: Any = None  # a ParquetWriter, while a shard is open
         self.rows: list[dict] = []
         self.group_bytes = self.shard_bytes = self.shard_rows = 0
 
@@ -245,7 +246,7 @@ def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = Fal
         balances = {split: Balance() for split in SPLITS}
         for row in rows:
             classes = row.pop("classes")
-            if table and classes is not None:
+            if lookup is not None and classes is not None:
                 balances[row["split"]].add(classes, lookup)
             writers[row["split"]].add(row)
         for split, writer in writers.items():
@@ -254,7 +255,11 @@ def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = Fal
                 raise ValueError(f"split '{split}' would be empty; each needs at least one pair")
         manifest = {
             **manifest,
-            "balance": {s: b.to_dict(table, lookup) for s, b in balances.items() if b.images},
+            "balance": {
+                s: b.to_dict(table, lookup)
+                for s, b in balances.items()
+                if b.images and lookup is not None
+            },
             "columns": SCHEMA.names,
             "splits": {
                 split: {

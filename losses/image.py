@@ -51,7 +51,7 @@ def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
 
 def gradient_error(error: Tensor) -> Tensor:
     """Mean absolute forward differences of an error image at three sizes: (B,)."""
-    total = 0.0
+    total = error.new_zeros(len(error))
     for scale in range(SCALES):
         if scale:
             error = F.avg_pool2d(error, 2)

@@ -42,9 +42,14 @@ TERMS = [f.name for f in fields(PretrainLossConfig) if f.name not in ("balance",
 class Labels(Protocol):
     """What the data prepares for every map."""
 
-    intensity: Tensor  # (B, 1, H, W) in [0, 1]
-    material: Tensor  # (B, H, W) int64, 255 where unknown
-    context: Tensor  # (B, C, H, W)
+    @property
+    def intensity(self) -> Tensor: ...  # (B, 1, H, W) in [0, 1]
+
+    @property
+    def material(self) -> Tensor: ...  # (B, H, W) int64, 255 where unknown
+
+    @property
+    def context(self) -> Tensor: ...  # (B, C, H, W)
 
 
 class MultiTaskPretrainLoss:

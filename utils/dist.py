@@ -60,7 +60,7 @@ def init(device: str = "auto", deterministic: bool = False) -> torch.device:
         torch.cuda.set_device(chosen)
     if deterministic and use_cuda:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
         torch.use_deterministic_algorithms(True)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch_dist.is_initialized():
         # rank 0 may be busy alone for long: a first compilation, a checkpoint on a slow disk
@@ -105,7 +105,7 @@ def all_reduce_mean(values: dict[str, Any], weight: float = 1.0) -> dict[str, fl
     A rank lacks a value if the name is absent or its number is NaN. Collective: call on all ranks.
     """
     own = {name: float(value) for name, value in values.items()}
-    found = {}
+    found: dict[str, list] = {}
     for share, share_weight in gather((own, float(weight))):
         for name, value in share.items():
             if value == value and share_weight > 0:  # not NaN
@@ -206,6 +206,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         return out.to(x.dtype)
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         share = self.momentum
         if share is None:

@@ -150,7 +150,8 @@ def fit(
     if training.steps or training.max_seconds:
         dist.print0(f"{what_ends(training)}; training.epochs does not count")
     run.start(state.step)
-    ddp, meter = distributed(model, device), Meter()
+    ddp: Any = distributed(model, device)
+    meter = Meter()
     autocast = partial(
         torch.autocast, device.type, torch.bfloat16, enabled=training.mixed_precision == "bf16"
     )

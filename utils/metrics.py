@@ -43,6 +43,7 @@ def ssim(predicted: Tensor, target: Tensor) -> Tensor:
     values = structural_similarity_index_measure(
         predicted, target, data_range=1.0, reduction="none"
     )
+    assert isinstance(values, Tensor)  # a pair only if asked for the picture
     return values.reshape(len(predicted))
 
 
@@ -107,8 +108,8 @@ def rank_correlation(predicted: Tensor, target: Tensor) -> Tensor:
     Is what is warmer there also warmer here? Blind to any monotone change of the grey levels.
     """
     predicted, target = _checked(predicted, target)
-    ranks = [torch.stack([_ranks(image.flatten()) for image in x]) for x in (predicted, target)]
-    return correlation.pearson(*ranks, CONSTANT).float()
+    a, b = (torch.stack([_ranks(image.flatten()) for image in x]) for x in (predicted, target))
+    return correlation.pearson(a, b, CONSTANT).float()
 
 
 def edge_sharpness(predicted: Tensor, target: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ def hot_spot_iou(predicted: Tensor, target: Tensor) -> Tensor:
     so a saturated image has more of them. 0 where an image is constant.
     """
     predicted, target = _checked(predicted, target)
-    hot, varied = [], True
+    hot, varied = [], torch.ones(len(target), dtype=torch.bool, device=target.device)
     for x in (predicted.flatten(1), target.flatten(1)):
         threshold = x.topk(max(1, round(HOTTEST * x.shape[1])), dim=1).values[:, -1:]
         hot.append(x >= threshold)

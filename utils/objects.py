@@ -133,7 +133,7 @@ def _pixels(box: Box, H: int, W: int) -> tuple[int, int, int, int]:
     """top, bottom, left, right of a box, inside the image."""
     y = [min(max(round(v * H), 0), H) for v in (box.top, box.bottom)]
     x = [min(max(round(v * W), 0), W) for v in (box.left, box.right)]
-    return *y, *x
+    return y[0], y[1], x[0], x[1]
 
 
 def _class_names(folder: Path) -> dict[int, str]:
@@ -145,8 +145,9 @@ def _class_names(folder: Path) -> dict[int, str]:
         if path.is_file():
             lines = [line.strip() for line in _lines(path) if line.strip()]
             numbered = [re.match(r"^(\d+)[\s:]+(.+)$", line) for line in lines]
-            if lines and all(numbered):
-                return {int(match[1]): match[2] for match in numbered}
+            found = [match for match in numbered if match]
+            if lines and len(found) == len(lines):
+                return {int(match[1]): match[2] for match in found}
             return dict(enumerate(lines))
     return {}
 

@@ -61,7 +61,7 @@ def make_optimizer(cfg: "FitConfig", trained: dict[str, nn.Parameter]) -> torch.
     return torch.optim.AdamW(
         [{"params": p, "weight_decay": decay, "scale": s} for (s, decay), p in groups.items()],
         lr=params.lr,
-        betas=tuple(params.betas),
+        betas=(params.betas[0], params.betas[1]),
         eps=params.eps,
         fused=next(iter(trained.values())).is_cuda,
     )

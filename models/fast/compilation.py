@@ -31,7 +31,7 @@ def compiled(function: Callable, backend: str | Callable) -> Callable:
     return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
 
 
-def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable:
+def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     """A backend of torch.compile: inductor, which reads rows once (row_choices.py)."""
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 

@@ -64,7 +64,7 @@ class _Heads(torch.autograd.Function):
         cos_Sd, sin_Sd, *flat = ctx.saved_tensors
         contiguous = [g.contiguous() for g in gradients]
         found = heads_backward(*contiguous, cos_Sd, sin_Sd, flat)
-        out = []
+        out: list[Tensor | None] = []
         for g, stream in zip(found, _streams(flat)):
             of_low, of_up = _of_adapters(g, stream.low, stream.up)
             out += HeadStream(g, of_low, of_up, None, None)
@@ -118,7 +118,8 @@ def _joint(cos_Sd: Tensor, flat: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     stream = _streams(flat)[0]
     y, d = stream.y, stream.norm_q.shape[0]
     shape = y.shape[0], cos_Sd.shape[0], y.shape[2] // (3 * d), d
-    return tuple(y.new_empty(shape) for _ in range(3))
+    q, k, v = (y.new_empty(shape) for _ in range(3))
+    return q, k, v
 
 
 class _Launch(NamedTuple):

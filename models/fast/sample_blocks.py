@@ -46,7 +46,7 @@ class SampleRunner(FluxRunner):
         self.measured = False
 
     def velocity(self, inputs: dict[str, Any], infrared_rows: int, prepared: Any) -> Tensor:
-        fits = None if self.measured else []
+        fits: list | None = None if self.measured else []
         self.measured = True
         more = dict(infrared_rows=infrared_rows, modulations=prepared, fits=fits)
         velocity = self.flux(**inputs, **more)[0]

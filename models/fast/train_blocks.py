@@ -124,7 +124,7 @@ def modulated(x: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return x * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
-def heads_of(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream]) -> list[Tensor]:
+def heads_of(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream]) -> tuple[Tensor, ...]:
     """q, k, v of all streams joined: (B, S, h, d), q and k normalised and turned."""
     products = [linear(x, w.qkv) for x, w in streams]
     if can_fuse(products[0], len(streams[0][1].norm_q_d)):
