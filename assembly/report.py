@@ -1,6 +1,7 @@
 """report.html: tables, plots, the best, median and worst images, objects that failed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def pictures(
     made = {}
     for index in indices:
         pair = opened.pairs.get(index)
-        batch = {**to_device(collate([pair]), device), "filler": False}
+        batch: Any = {**to_device(collate([pair]), device), "filler": False}
         marks = boxes.of(pair["source"], pair["name"]) if boxes else []
         images = [row.image(batch)[0] for row in rows]
         deviations = [x.std(0) for x in images if len(x) > 1]

@@ -51,13 +51,15 @@ def model_rows(opened: Opened) -> list[Row]:
     For a run of stage 1 without physics: no row.
     """
     if isinstance(opened.trained, BaselineConfig):
-        network, seed = opened.stage1, opened.trained.training.seed
+        network: Any = opened.stage1
+        seed = opened.trained.training.seed
         name = {"unet": "U-Net", "pix2pix": "pix2pix"}[opened.trained.model.baseline]
         return [Row(name, lambda batch: network.generate(batch["visible"], batch["draw"], seed))]
     rows = []
     if opened.stage1.fusion is not None:
         rows.append(Row("fused (stage 1)", lambda batch: fused(decomposed(opened, batch))))
-    if opened.translator and opened.trained.flow.mean_share == 0:
+    trained: Any = opened.trained
+    if opened.translator and trained.flow.mean_share == 0:
         rows.append(Row("ours", lambda batch: samples(opened, batch)))
     elif opened.translator:
         rows.append(Row("sample", lambda batch: samples(opened, batch)))
@@ -68,7 +70,8 @@ def model_rows(opened: Opened) -> list[Row]:
 def codec_rows(opened: Opened) -> list[Row]:
     """What the codec leaves of the true image, which no model behind it can exceed; none without
     a codec."""
-    if not opened.translator or opened.trained.model.layout == "pixels":
+    trained: Any = opened.trained
+    if not opened.translator or trained.model.layout == "pixels":
         return []
     translator = opened.translator
 
@@ -81,6 +84,7 @@ def codec_rows(opened: Opened) -> list[Row]:
 
 def mean(opened: Opened, batch: Batch) -> Tensor:
     """The mean prediction: one forward pass without noise."""
+    assert opened.translator is not None
     return predict_mean(opened.translator, batch["visible"])
 
 
@@ -90,6 +94,7 @@ def grey(batch: Batch) -> Tensor:
 
 
 def fused(seen: Stage1Output) -> Tensor:
+    assert seen.fused is not None
     return seen.fused.mean(1, keepdim=True).clamp(0, 1)
 
 
@@ -103,6 +108,7 @@ def decomposed(opened: Opened, batch: Batch) -> Stage1Output:
 
 def samples(opened: Opened, batch: Batch) -> Tensor:
     """(B, n, H, W): the samples that `translate` averages, one by one; of the mode `mean`, one."""
+    assert opened.translator is not None and opened.sampling is not None
     if opened.sampling.mode == "mean":
         return translate(opened.translator, batch["visible"], batch["draw"], opened.sampling)
     n, one = opened.sampling.samples, replace(opened.sampling, samples=1)

@@ -5,6 +5,7 @@ Dimension key:  B batch   H, W pixels   n samples of an image
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class Found:
 
     images: list[dict] = field(default_factory=list)  # one a method and pair
     boxes: list[dict] = field(default_factory=list)  # one a method and annotated object
-    pooled: dict[str, np.ndarray] = field(default_factory=dict)  # (N, C) by method and "truth"
+    pooled: dict[str, Any] = field(default_factory=dict)  # (N, C) by method and "truth"
     seconds: dict[str, float] = field(default_factory=dict)  # an image, by method
     absent: list[str] = field(default_factory=list)  # what could not be measured, in words
 
@@ -59,7 +60,8 @@ class Scorer:
                 self.network = features.ImageFeatures(device)
         except ValueError:
             self.absent.append(features.WITHOUT)
-        self.found, self.times = Found(), {}
+        self.found = Found()
+        self.times: dict[str, list[float]] = {}
 
     def score(self, rows: list[Row], batch: dict) -> None:
         """Measure every row of a batch; of one whose `filler` is true, only make the images."""
@@ -67,14 +69,14 @@ class Scorer:
         images = {row.name: self._timed(row, batch) for row in rows}
         if batch["filler"]:
             return
-        true_maps = self.network and self.network(true)
+        true_maps = self.network(true) if self.network else None
         self._keep_pooled("truth", true_maps, batch)
         for method, drawn in images.items():
             image = drawn.mean(1, keepdim=True)
             values = {name: f(image, true) for name, f in self.measures.items()}
             shift = alignment.displacement(image, true)
             values |= {"shift_x": shift[:, 0], "shift_y": shift[:, 1]}
-            if self.network:
+            if self.network and true_maps is not None:
                 maps = self.network(image)
                 values["feature_distance"] = features.distance(maps, true_maps)
                 self._keep_pooled(method, maps, batch)
@@ -121,7 +123,9 @@ class Scorer:
             self.found.images.append({"index": index, **where, "method": method, **numbers})
 
     def _keep_boxes(self, method: str, image: Tensor, true: Tensor, batch: dict) -> None:
-        for i, index in enumerate(batch["draw"]) if self.boxes else ():
+        if not self.boxes:
+            return
+        for i, index in enumerate(batch["draw"]):
             source, name = batch["source"][i], batch["name"][i]
             where = {"index": index, "source": source, "name": name, "method": method}
             where["light"] = objects.light_of(source, name)

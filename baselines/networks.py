@@ -35,9 +35,9 @@ class BaselineModelConfig:
             )
 
 
-def build(cfg: BaselineModelConfig) -> "Unet | Pix2Pix":
+def build(cfg: BaselineModelConfig) -> "Network":
     """The untrained network. Both have `generate`."""
-    return {"unet": Unet, "pix2pix": Pix2Pix}[cfg.baseline](cfg)
+    return Unet(cfg) if cfg.baseline == "unet" else Pix2Pix(cfg)
 
 
 class Unet(nn.Module):
@@ -51,6 +51,7 @@ class Unet(nn.Module):
         pairs = list(zip(widths[1:], widths))[::-1]
         self.up = nn.ModuleList(_two(deep + skip, skip) for deep, skip in pairs)
         self.last = nn.Conv2d(cfg.width, 1, 1)
+        assert self.last.bias is not None
         nn.init.constant_(self.last.bias, 0.5)
 
     def forward(self, visible: Tensor) -> Tensor:
@@ -181,6 +182,10 @@ def _padded(x: Tensor, multiple: int) -> Tensor:
 def _isola_start(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+Network = Unet | Pix2Pix

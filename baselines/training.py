@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from baselines.networks import BaselineModelConfig, build
+from baselines.networks import BaselineModelConfig, Network, build
 from configs.schema import FLAGS
 from data.pairs import DataConfig, Pairs, describe, open_pairs
 from data.stream import collate, evenly_spaced, sequential, stream
@@ -77,7 +77,7 @@ def train(
         images = batch["visible"], batch["infrared"][:, :1]
         return run_step(cfg, model, *(x.contiguous(memory_format=order) for x in images))
 
-    def eval_fn(model: nn.Module) -> dict:
+    def eval_fn(model: Network) -> dict:
         found = validate(model, val_set, training.batch_size, cfg.data.num_workers, device)
         return {**found, **(draw_scenes(cfg, model, val_set, run, device) if ranks[0] == 0 else {})}
 
@@ -88,7 +88,7 @@ def train(
     dist.print0(f"best model: {run.dir / 'best_model.pth'}")
 
 
-def validate(model: nn.Module, pairs: Pairs, batch_size: int, workers: int, device) -> dict:
+def validate(model: Network, pairs: Pairs, batch_size: int, workers: int, device) -> dict:
     """The mean of every measure over the pairs of all ranks. Collective."""
     sums = torch.zeros(len(MEASURES) + 1, dtype=torch.float64, device=device)
     for batch in sequential(pairs, batch_size, dist.rank(), dist.world_size(), workers):
@@ -101,7 +101,7 @@ def validate(model: nn.Module, pairs: Pairs, batch_size: int, workers: int, devi
     return {name: total / count for name, total in zip(MEASURES, totals)}
 
 
-def draw_scenes(cfg: BaselineConfig, model: nn.Module, pairs: Pairs, run: Run, device) -> dict:
+def draw_scenes(cfg: BaselineConfig, model: Network, pairs: Pairs, run: Run, device) -> dict:
     """A picture of a few validation scenes: {"scenes": (H, W, 3) uint8}; also written as a PNG."""
     if cfg.run.images < 1:
         return {}

@@ -150,7 +150,8 @@ def _numbers(image: Image.Image, data: bytes, where: str) -> np.ndarray:
     """The pixels as numbers, with the sign and the digits that PIL loses on the way."""
     array = np.array(image)
     if image.format == "TIFF":
-        bits, kind = tiff.layout(image.tag_v2.get)
+        tags = getattr(image, "tag_v2")  # noqa: B009 - of TIFF images alone
+        bits, kind = tiff.layout(tags.get)
         if kind == tiff.SIGNED and bits == 8:
             return array.view(np.int8)  # PIL reads them as 0 to 255
         if kind == tiff.UNSIGNED and bits == 32 and array.dtype == np.int32:

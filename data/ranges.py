@@ -77,13 +77,14 @@ def measure(infrared: np.ndarray, nodata: tuple[float, ...] = ()) -> Values:
         )
     kept = valid if valid.all() else valid & ~_grown(~valid)
     apart, kept = _set_apart(infrared, kept if kept.any() else valid)
-    tails = np.quantile(infrared[kept], [TAIL, 1 - TAIL], method="nearest")
+    low, high = np.quantile(infrared[kept], [TAIL, 1 - TAIL], method="nearest").tolist()
     rest = inside[~np.isin(inside, [value for value, _ in apart])] if apart else inside
     return Values(
         infrared.size,
         float(inside.min()),
         float(inside.max()),
-        *map(float, tails),
+        float(low),
+        float(high),
         tuple(apart),
         tuple(shares),
         np.quantile(rest, LEVELS, method="nearest").astype(np.float32),
@@ -187,7 +188,7 @@ def choose_window(
     """
     images = [(item.where(), one.dtype, one.values) for item, one in zip(items, found)]
     train = [image for image, split in zip(images, splits) if split == "train"]
-    notes, left_out = list(_name_constant(images)), {}
+    notes, left_out = list(_name_constant(images)), dict[float, float]()
     types = {dtype for _, dtype, _ in images}
     if window is not None:
         _check_given(images, window, unit, scale, offset)
@@ -224,7 +225,8 @@ def choose_window(
         "nodata": {f"{value:g}": share for value, share in nodata.items()},
     }
     notes += _dark_sources([i.source for i in items], [one.visible_highest for one in found])
-    return Choice(make_window(*low_high, unit), notes, facts)
+    low, high = low_high
+    return Choice(make_window(low, high, unit), notes, facts)
 
 
 def _check_given(images, window, unit: str, scale: float, offset: float) -> None:
@@ -314,9 +316,9 @@ def _leave_out(values: list[Values], low: float, high: float, say: Callable):
             continue
         left_out[value] = sum(total[value]) / len(values)
         where = "below" if value < low else "above"
-        share = f"{left_out[value]:.2%} of the training pixels, in {len(total[value])} images"
+        told = f"{left_out[value]:.2%} of the training pixels, in {len(total[value])} images"
         notes.append(
-            f"{say(value)} ({share}) lies far {where} all others and is left out of the window:"
+            f"{say(value)} ({told}) lies far {where} all others and is left out of the window:"
             f" --nodata or --window LOW HIGH decides"
         )
     if len(notes) > 3:

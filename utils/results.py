@@ -9,7 +9,7 @@ import io
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,11 +77,12 @@ def summarise(
         for name, (value, draws) in (resampled or {}).get(method, {}).items():
             values[method][name], spread[method][name] = value, draws
     order = {name: i for i, name in enumerate(COLUMNS)}
-    for found in (values, spread):
+    measured: tuple[dict[str, dict[str, Any]], ...] = (values, spread)
+    for found in measured:
         for method in methods:
             found[method] = dict(sorted(found[method].items(), key=lambda item: order[item[0]]))
     shifts = {m: _displacement([r for r in images if r["method"] == m]) for m in methods}
-    found = {
+    facts: dict[str, Any] = {
         "methods": values,
         "intervals": {
             m: {name: bootstrap.interval(x) for name, x in own.items()} for m, own in spread.items()
@@ -90,12 +91,12 @@ def summarise(
         "displacement": shifts,
         "objects": objects_by_group(boxes, indices, weights),
     }
-    return found | {"warnings": warnings(found, of_model)}
+    return facts | {"warnings": warnings(facts, of_model)}
 
 
 def differences(method: str, values: dict, spread: dict, images: int) -> dict:
     """{other method: {metric: difference, interval, verdict}} of `method` less the other."""
-    found = {}
+    found: dict[str, dict] = {}
     for other in (m for m in values if m != method):
         found[other] = {}
         for name, draws in spread[method].items():
@@ -119,7 +120,7 @@ def objects_by_group(boxes: list[dict], indices: list[int], weights: np.ndarray)
         names = {"all", box["kind"], box["light"], f"{box['kind']}, {box['light']}"}
         for name in names if box["light"] else {"all", box["kind"]}:
             groups.setdefault(name, []).append(box)
-    found = {}
+    found: dict[str, dict] = {}
     for name, members in sorted(groups.items(), key=lambda item: (item[0] != "all", item[0])):
         found[name] = {}
         for method in dict.fromkeys(box["method"] for box in members):
