@@ -7,12 +7,14 @@ import math
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 import torch.distributed.nn  # before there is a group: see `close`
 from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def rank() -> int:
@@ -171,7 +173,7 @@ def _collective_device() -> torch.device:
 # batch normalisation over all ranks
 
 
-def sync_batchnorm(model: nn.Module) -> nn.Module:
+def sync_batchnorm(model: Model) -> Model:
     """Let every BatchNorm of `model` normalise over the batches of all ranks together.
 
     Two ranks of batch b then equal one of 2b. One process: nothing changes. On GPUs this is
