@@ -353,9 +353,7 @@ class Pairs(torch.utils.data.Dataset):
         for flip in (0.0, 1.0):
             change = replace(self.cfg.augment, flip=flip)
             made.append(to_tensors(augment(self.pair(index), change, rng, self.size), self.window))
-        visible, infrared = (
-            torch.stack([one[key] for one in made]) for key in ("visible", "infrared")
-        )
+        visible, infrared = (torch.stack([x[k] for x in made]) for k in ("visible", "infrared"))
         return visible, infrared
 
     def fingerprint(self, index: int) -> str:

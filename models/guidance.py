@@ -18,16 +18,10 @@ from torch.nn import functional as F
 
 from models.attention import CastLinear, attend, rotate
 from models.codec import TOKEN
-from models.decomposition import DecompositionConfig
+from models.decomposition import DecompositionConfig as Maps
 
-MAP_CHANNELS = {
-    "intensity": 1,
-    "material": DecompositionConfig.num_materials,
-    "context": DecompositionConfig.num_context_channels,
-}
-WIDTH = 64
-HEADS = 8
-HEAD_WIDTH = 64
+MAP_CHANNELS = dict(intensity=1, material=Maps.num_materials, context=Maps.num_context_channels)
+WIDTH, HEADS, HEAD_WIDTH = 64, 8, 64
 ROTARY_BASE = 64.0  # wavelengths of 6 to 400 tokens: panels have 4 to 64 tokens a side
 LOCALITY = 2.0  # start of the q and k biases; 2 lets a place attend to itself and near neighbours
 
