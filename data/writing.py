@@ -55,12 +55,13 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
     visible, infrared = item.visible.read_bytes(), item.infrared.read_bytes()
     if (sha256(visible), sha256(infrared)) != (found.visible_hash, found.infrared_hash):
         raise ValueError(f"{item.where()}: a file changed while the data set was prepared")
-    semantic = None
+    semantic = classes = None
     if found.resized or found.converted or item.semantic is not None:
         pair = decode_item(item, options)
         infrared = pair.stored_infrared
         visible = encode_png(pair.visible) if found.resized else visible
-        semantic = None if pair.semantic is None else encode_png(pair.semantic)
+        if pair.semantic is not None:
+            semantic, classes = encode_png(pair.semantic), _count(pair.semantic)
     return _hashed(
         {
             "visible": visible,
@@ -72,7 +73,7 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
             **radiometry,
             "height": found.size[0],
             "width": found.size[1],
-            "classes": None if pair.semantic is None else _count(pair.semantic),
+            "classes": classes,
         }
     )
 
