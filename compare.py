@@ -26,6 +26,7 @@ from utils.run import entry
 
 ROOT = Path(__file__).resolve().parent
 REFERENCES = ("training mean", "grey", "inverted grey")  # the same in every run
+CEILING = "codec round trip"  # of a method, and no image that it makes
 NUMBERS = ("index", *results.COLUMNS, "shift_x", "shift_y", "contrast", "true_contrast", "auc")
 FLAGS = ("data_path", "output_dir", "seconds", "only", "seed", "device", "boxes", "train")
 
@@ -96,7 +97,7 @@ def write_table(cfg: CompareConfig) -> None:
     labels = list(dict.fromkeys(row["method"] for row in images))
     labels.sort(key=lambda x: x not in REFERENCES)
     images.sort(key=lambda row: labels.index(row["method"]))
-    own = [x for x in labels if x not in REFERENCES]
+    own = [x for x in labels if x.partition(": ")[2] not in ("", CEILING)]
     summary = results.summarise(images, boxes, own)
     summary["seeds"] = {x: over_seeds(found, x) for x in labels}
     doubt(summary)
@@ -158,7 +159,7 @@ def doubt(summary: dict) -> None:
 
 def seeds_table(summary: dict) -> list[str]:
     """Markdown: mean and standard deviation over the seeds' own means, of the model's rows."""
-    rows = {x: own for x, own in summary["seeds"].items() if x not in REFERENCES}
+    rows = {x: own for x, own in summary["seeds"].items() if x in summary["differences"]}
     names = [n for n in results.COLUMNS if any(n in own for own in rows.values())]
     titles = " | ".join(results.COLUMNS[n].title for n in names)
     lines = [f"| method | seeds | {titles} |", "|---" * (len(names) + 2) + "|"]

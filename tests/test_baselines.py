@@ -4,6 +4,9 @@ pytest tests/test_baselines.py
 """
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -102,6 +105,24 @@ def test_a_resumed_baseline_ends_bit_equal_to_the_uninterrupted_one(name, made, 
     ends = [checkpoint.load(f / "checkpoint_00000004.pth") for f in (tmp_path, tmp_path / "whole")]
     for part in ("model", "ema", "optimizer"):
         torch.testing.assert_close(ends[0][part], ends[1][part], rtol=0, atol=0)
+
+
+def test_two_ranks_train_both_networks_of_pix2pix_as_one_does(tmp_path):
+    plain = ["model.dropout=0", "training.schedule=constant", "training.steps=2"]
+    run("pix2pix", tmp_path / "one", *plain)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *torchrun, "baselines/pix2pix.py", *TINY, *plain]
+    command += ["training.batch_size=2", "--output_dir", str(tmp_path / "two")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    )
+    for a, b in zip(one, two):
+        names = [n for n in ("loss", "l1", "adversarial", "discriminator", "grad_norm") if n in a]
+        assert {n: b[n] for n in names} == pytest.approx({n: a[n] for n in names}, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -22,7 +22,7 @@ from assembly.scoring import Found, Scorer, uncertainty
 from tests import tiny_data
 from tests.conftest import ROOT, call_main
 from tests.test_measures import scenes
-from utils import results
+from utils import page, results
 from utils.objects import Boxes
 
 CPU = torch.device("cpu")
@@ -226,6 +226,19 @@ def test_the_report_is_one_file_whose_names_are_escaped(tmp_path):
     assert [x.split()[0] for x in found[3:6]] == ["Best", "Median", "Worst"]
     for data in re.findall(r"base64,([^\"]+)\"", text):
         assert Image.open(io.BytesIO(base64.b64decode(data))).size[0] > 300
+
+
+def test_every_part_of_a_page_escapes_what_it_is_given():
+    evil = "<img src=x>"
+    parts = [
+        page.heading(evil),
+        page.paragraph(evil),
+        page.picture(np.zeros((4, 4, 3), np.uint8), evil),
+    ]
+    parts.append(page.table([f"| {evil} | b |", "|---|---|", f"| {evil} | ahead |"]))
+    text = page.page(evil, parts)
+    assert evil not in text and text.count("&lt;img src=x&gt;") == 8
+    assert '<td class="ahead">ahead</td>' in text
 
 
 def test_the_report_shows_the_best_the_worst_and_objects_that_fail():
