@@ -741,3 +741,32 @@ def test_counts_are_refused_where_the_window_does_not_fit_16_bits(made, tmp_path
             "--output_dir",
             tmp_path / "out",
         )
+
+
+def test_generate_writes_every_format_and_keeps_folders(made, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    for name in ("a.png", "day/b.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tiny_data.visible(0)).save(photos / name)
+    (photos / "notes.txt").write_text("x")
+    (photos / "raw.DNG").write_bytes(b"II*\0")
+    parts = checkpoint.load(made / "train" / "best_model.pth")
+    parts["config"] |= {"window": [-20.0, 60.0], "unit": "celsius"}
+    model = tmp_path / "celsius.pth"
+    checkpoint.save(model, {k: v for k, v in parts.items() if k != "versions"})
+    argv = ["--checkpoint", model, "--image_path", photos, "--steps", "1", "--device", "cpu"]
+    argv += ["--recursive", "--output_dir"]
+    for kind in ("png16", "npy"):
+        with pytest.raises(ValueError, match=r"raw.DNG: camera raw \(DNG\) is not read"):
+            call("generate", *argv, tmp_path / kind, "--format", kind)
+    assert "left out: 1 file (notes.txt)" in capsys.readouterr().out
+    kelvin = np.load(tmp_path / "npy" / "day" / "b.npy")
+    assert kelvin.shape == (24, 32) and 253.15 <= kelvin.min() <= kelvin.max() <= 333.15
+    facts = json.loads((tmp_path / "png16" / "day" / "b.json").read_text())
+    numbers = np.asarray(Image.open(tmp_path / "png16" / "day" / "b.png"))
+    assert numbers.dtype == np.uint16 and facts["unit"] == "celsius"
+    celsius = numbers * facts["scale"] + facts["offset"]
+    assert np.abs(celsius + 273.15 - kelvin).max() <= facts["scale"] + 1e-4
+    assert not (tmp_path / "npy" / "raw.npy").exists() and (tmp_path / "npy" / "a.npy").exists()
+    with pytest.raises(ValueError, match="give one of them"):
+        call("generate", *argv, tmp_path / "x", "--format", "npy", "--counts")
