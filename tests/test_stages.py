@@ -245,9 +245,13 @@ def test_a_dry_run_refuses_what_the_run_would(made, tmp_path):
 
 def test_foreign_pairs_have_their_own_labels_and_notes(made, tmp_path, capsys):
     common = ["--checkpoint", made / "pretrain", "--device", "cpu", "--num_workers", "0"]
-    tiny_data.write(tmp_path / "set" / "a.parquet", tiny_data.rows(10))
+    rows = tiny_data.rows(10) | {"ir_unit": ["celsius"] * 10}
+    tiny_data.write(tmp_path / "set" / "a.parquet", rows)
     call("evaluate", *common, "--test_data", tmp_path / "set", "--output_dir", tmp_path / "out")
-    assert "split_fractions" in (tmp_path / "out" / "results.md").read_text()
+    said = (tmp_path / "out" / "results.md").read_text()
+    assert "split_fractions" in said and "| MAE K |" in said
+    for mean in json.loads((tmp_path / "out" / "results.json").read_text())["methods"].values():
+        assert mean["mae_kelvin"] == pytest.approx(255 * mean["mae"], rel=1e-4)  # 0 to 255 celsius
     call(
         "evaluate",
         "--checkpoint",
