@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import prepare
-from data import decoding, infrared_files, radiometry, ranges
+from data import decoding, image_values, infrared_files, radiometry
 from data.pairs import DataConfig, LabelConfig, open_pairs
 from data.transforms import make_window
 from tests import tiny_data as tiny
@@ -134,6 +134,8 @@ SPOILED = {
     "saturated in a third of the images": some(saturated),
     "border and saturation": both,
     "border close to the scene": lambda c, i: border(c, i, LOW - 300),
+    "zero border of scenes in few levels": lambda c, i: border(c // 300 * 300, i, 0),
+    "border below a wide scene": lambda c, i: border((c - LOW) * 4 + LOW, i, LOW - 3000),
 }
 
 
@@ -165,7 +167,8 @@ def test_values_apart_from_all_others_do_not_set_the_window_and_are_named(tmp_pa
     manifest = run(write_infrared(tmp_path, SPOILED[kind]))
     window, facts = manifest["window"], manifest["infrared"]
     told = capsys.readouterr().out
-    assert LOW <= window["low"] < LOW + 60 and HIGH - 60 < window["high"] <= HIGH
+    high = 4 * (HIGH - LOW) + LOW if "wide" in kind else HIGH
+    assert LOW <= window["low"] < LOW + 60 and high - 60 < window["high"] <= high
     assert "is left out of the window" in told and facts["left_out_of_window"]
     share = facts["train_pixels_outside_window"]
     expected = true_outside(tmp_path, window)
@@ -327,6 +330,19 @@ def test_swapped_bytes_are_noticed_and_named(tmp_path, dtype, which):
     assert run(tmp_path, "--window", -40000, 70000)  # the way out that the sentence names
 
 
+@pytest.mark.parametrize("wide", [1, 4])
+def test_swapped_bytes_of_flat_scenes_are_noticed_in_the_set(tmp_path, wide):
+    """Each image alone has too few levels to tell."""
+
+    def change(counts, i):
+        flat = np.repeat(np.repeat(counts[::12, ::16], 12, 0), 16, 1)
+        return np.rint((flat - LOW) * wide + LOW / 4).astype(np.uint16).byteswap()
+
+    write_infrared(tmp_path, change)
+    with pytest.raises(ValueError, match="20 of 20 infrared .* bytes .* swapped"):
+        run(tmp_path)
+
+
 @pytest.mark.parametrize("bits, said", [(8, ""), (10, "10-bit"), (12, "12-bit"), (14, "14-bit")])
 def test_visible_images_that_use_a_fraction_of_their_type_are_said(tmp_path, bits, said, capsys):
     tiny.folders(tmp_path, [f"s{i}" for i in range(12)])
@@ -343,7 +359,7 @@ def test_visible_images_that_use_a_fraction_of_their_type_are_said(tmp_path, bit
 def test_what_is_kept_of_an_image_is_small_whatever_its_size():
     for size in ((48, 64), (768, 1024)):
         counts = np.random.default_rng(0).integers(0, 65536, size, dtype=np.uint16)
-        assert len(pickle.dumps(ranges.measure(counts))) < 2000
+        assert len(pickle.dumps(image_values.measure(counts))) < 2000
 
 
 # ---------------------------------------------------------------------------- radiometry
