@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import prepare
-from data import decoding, image_values, infrared_files, radiometry
+from data import decoding, image_values, infrared_files, outputs, radiometry
 from data.pairs import DataConfig, LabelConfig, open_pairs
 from data.transforms import make_window
 from tests import tiny_data as tiny
@@ -618,3 +618,26 @@ def test_a_set_in_false_colour_is_prepared_through_its_palette_or_refused(tmp_pa
         assert np.array_equal(
             coloured(pairs.pair(k).infrared, "inferno"), coloured(expected, "inferno")
         )
+
+
+@pytest.mark.parametrize("kind", ["png16", "tiff"])
+def test_what_generate_writes_is_prepared_without_being_told_its_unit(tmp_path, kind):
+    """Counts of a camera: back to the count through the sidecar; as TIFF in kelvin."""
+    planck = radiometry.Planck(17000.0, 1430.0, 1.0, -6500.0, 0.0125)
+    window = make_window(LOW, HIGH)
+    tiny.folders(tmp_path, [f"s{i}" for i in range(12)], size=(48, 64))
+    for i in range(12):
+        (tmp_path / "infrared" / f"s{i}.png").unlink()
+        values = window.normalise(np.rint(thermal(i)))
+        to = outputs.make_format(kind, window, planck, whole=False)
+        for suffix, data in outputs.encode(values, to).items():
+            (tmp_path / "infrared" / f"s{i}{suffix}").write_bytes(data)
+    manifest = run(tmp_path)
+    pairs = opened(tmp_path)
+    assert manifest["window"]["unit"] == ("counts" if kind == "png16" else "kelvin")
+    for k, name in enumerate(pairs.names):
+        found, counts = pairs.pair(k).infrared, np.rint(thermal(int(name[1:])))
+        if kind == "png16":
+            assert pairs.planck == planck and np.array_equal(found, counts)
+        else:
+            assert pairs.planck is None and np.array_equal(np.rint(planck.to_counts(found)), counts)
