@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.image_values import APART, FEWEST, LEVELS, Values
+from data.radiometry import TEMPERATURES, to_kelvin
 from data.transforms import Window, make_window
 
 APART_IF_ORDINARY = 0.25  # as APART, for a value that nothing but the gap makes suspect
@@ -26,6 +27,7 @@ ALL_SWAPPED = 3  # the same of a whole set
 MANY = 32  # levels in use; with fewer, smoothness says nothing
 DEAD = 0.05  # of the usual span of an image; an image of less that lies apart is dead
 OUTLIERS = 0.1  # of the images may set a window alone and be named for it
+COLDEST, HOTTEST = 50.0, 5000.0  # kelvin; the sky and a furnace lie between
 DARK = 63  # of 255: the highest level of visible images that use a fraction of their type
 
 
@@ -103,6 +105,13 @@ def choose_window(
         },
         "nodata": {f"{value:g}": share for value, share in nodata.items()},
     }
+    if unit in TEMPERATURES:
+        coldest, hottest = (to_kelvin(x, unit) for x in low_high)
+        if coldest < COLDEST or hottest > HOTTEST:
+            notes.append(
+                f"{low_high[0]:g} to {low_high[1]:g} {unit} is no temperature of a scene: are these"
+                f" counts, which need --scale and --offset?"
+            )
     notes += _dark_sources([i.source for i in items], [one.visible_highest for one in found])
     return Choice(make_window(*low_high, unit), notes, facts)
 
@@ -263,7 +272,7 @@ def _dark_sources(sources: list[str], highest: list[int]) -> Iterator[str]:
     """A note for each source whose visible images use a fraction of their type."""
     for source in dict.fromkeys(sources):
         most = max(high for s, high in zip(sources, highest) if s == source)
-        if 0 < most <= DARK:
+        if most <= DARK:
             yield (
                 f"no visible image of '{source}' has a value above {most} of 255, as where"
                 f" {8 + most.bit_length()}-bit values are stored in 16 bits: they are read"

@@ -33,21 +33,23 @@ def opened(root, split="all"):
     return open_pairs(DataConfig(path=str(root / "out"), labels=labels), split)
 
 
-def wide_png_with_exif(counts: np.ndarray, orientation: int) -> bytes:
+def wide_png(colours: np.ndarray, orientation: int = 1) -> bytes:
+    """16-bit PNG of (H,W,3), which PIL does not write."""
+
     def chunk(kind, body):
         crc = struct.pack(">I", zlib.crc32(kind + body))
         return struct.pack(">I", len(body)) + kind + body + crc
 
     exif = Image.Exif()
     exif[0x112] = orientation
-    height, width = counts.shape
-    rows = (b"\0" + np.repeat(row[:, None], 3, 1).astype(">u2").tobytes() for row in counts)
+    height, width, _ = colours.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
     return b"".join(
         [
             b"\x89PNG\r\n\x1a\n",
             chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
             chunk(b"eXIf", exif.tobytes()[6:]),
-            chunk(b"IDAT", zlib.compress(b"".join(rows))),
+            chunk(b"IDAT", zlib.compress(rows)),
             chunk(b"IEND", b""),
         ]
     )
@@ -64,7 +66,7 @@ def test_sides_turned_by_exif_are_both_upright_in_the_set(tmp_path, orientation,
         visible.save(tmp_path / "visible" / f"{name}.png", exif=exif)
         counts = np.rot90(tiny.infrared(i, dtype=np.uint16), back)
         path = tmp_path / "infrared" / f"{name}.png"
-        path.write_bytes(wide_png_with_exif(counts, orientation))
+        path.write_bytes(wide_png(np.stack([counts] * 3, 2), orientation))
     run(tmp_path)
     pairs = opened(tmp_path)
     for k, name in enumerate(pairs.names):
@@ -232,6 +234,17 @@ def test_constant_images_however_many_do_not_set_the_window(tmp_path, dead, valu
     assert f"s{dead[0]}.png" in told
 
 
+def test_images_of_nearly_one_value_are_constant(tmp_path, capsys):
+    def change(counts, i):
+        dead = np.zeros_like(counts)
+        dead.flat[[5, 800, 2000, 3000]] = [1, 60000, 500, 40000]
+        return dead if i in (3, 9) else counts
+
+    manifest = run(write_infrared(tmp_path, change))
+    assert manifest["window"]["low"] >= LOW and manifest["window"]["high"] <= HIGH
+    assert "2 of 20 infrared images" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("level", [300, 60000])
 def test_dead_images_of_noise_do_not_set_the_window(tmp_path, level, capsys):
     def change(counts, i):
@@ -343,17 +356,18 @@ def test_swapped_bytes_of_flat_scenes_are_noticed_in_the_set(tmp_path, wide):
         run(tmp_path)
 
 
-@pytest.mark.parametrize("bits, said", [(8, ""), (10, "10-bit"), (12, "12-bit"), (14, "14-bit")])
-def test_visible_images_that_use_a_fraction_of_their_type_are_said(tmp_path, bits, said, capsys):
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_visible_images_that_use_a_fraction_of_their_type_are_said(tmp_path, bits, capsys):
     tiny.folders(tmp_path, [f"s{i}" for i in range(12)])
+    run(tmp_path, out="plain")
+    assert "too dark" not in capsys.readouterr().out
     for i in range(12):
-        visible = tiny.visible(i).astype(np.uint16)
-        visible = visible >> (16 - bits) if bits > 8 else visible  # what a reader keeps of 16 bits
-        path = tmp_path / "visible" / f"s{i}.png"
-        Image.fromarray(visible.astype(np.uint8)).save(path)
+        values = tiny.visible(i).astype(np.uint16) * 257 >> 16 - bits
+        (tmp_path / "visible" / f"s{i}.png").write_bytes(wide_png(values))
     run(tmp_path)
     told = capsys.readouterr().out
-    assert (f"{said} values are stored in 16 bits" in told) if said else "dark" not in told
+    assert (f"{bits}-bit values are stored in 16 bits" in told) == (bits < 16)
+    assert (f"{2 ** (16 - bits)} times too dark" in told) == (bits < 16)
 
 
 def test_what_is_kept_of_an_image_is_small_whatever_its_size():
@@ -510,6 +524,14 @@ def test_cameras_of_other_constants_need_a_temperature(tmp_path):
         run(tmp_path)
     assert not (tmp_path / "out").exists()
     assert run(tmp_path, "--unit", "celsius")["window"]["unit"] == "celsius"
+
+
+def test_counts_that_are_called_kelvin_are_said(tmp_path, capsys):
+    write_infrared(tmp_path, lambda c, i: c, 12)
+    run(tmp_path, "--unit", "kelvin")
+    assert "is no temperature of a scene" in capsys.readouterr().out
+    run(tmp_path, "--unit", "kelvin", "--scale", 0.0125, out="scaled")
+    assert "is no temperature of a scene" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("unit", ["kelvin", "celsius"])
