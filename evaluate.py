@@ -25,6 +25,7 @@ from baselines.training import BaselineConfig
 from configs.schema import USE_FLAGS, EvaluateConfig
 from data.pairs import open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
+from data.radiometry import kelvin_measures
 from data.stream import in_step, sequential
 from losses.pretrain import material_cross_entropy
 from utils import bootstrap, config, dist, metrics, results
@@ -47,6 +48,7 @@ def main() -> None:
     own = model_rows(opened)
     boxes = boxes_of(cfg, pairs.cfg.path)
     scorer = Scorer(pairs.size, device, boxes, cfg.lpips)
+    scorer.measures |= kelvin_measures(pairs.window, pairs.planck)
     of_maps = None if isinstance(opened.trained, BaselineConfig) else Stage1Scores(pairs, device)
     ranks, started = (dist.rank(), dist.world_size()), time.perf_counter()
     batches = in_step(pairs, cfg.batch_size, *ranks, cfg.num_workers, cfg.limit)

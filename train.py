@@ -45,7 +45,8 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
     for note in train_set.notes:
         dist.print0(f"data: {note}")
     if train_set.window:
-        cfg.window = [train_set.window.low, train_set.window.high]
+        cfg.window, cfg.unit = [*train_set.window[:2]], train_set.window.unit
+        cfg.planck = train_set.planck and [*train_set.planck]
     attach_latents(cfg, model, (train_set, val_set), device)
     ranks = dist.rank(), dist.world_size()
     training = cfg.training

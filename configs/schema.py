@@ -83,6 +83,8 @@ USE_FLAGS = {
         "num_workers",
         "image_path",
         "keep_aspect",
+        "recursive",
+        "format",
         "counts",
         "lpips",
         "boxes",
@@ -191,7 +193,10 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TranslatorTrainingConfig = field(default_factory=TranslatorTrainingConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(output_dir="runs/train"))
-    window: list[float] | None = None  # counts of infrared 0 and 1; filled from the data set
+    # filled from the data set: values of infrared 0 and 1, their unit, the camera's constants
+    window: list[float] | None = None
+    unit: str = "counts"
+    planck: list[float] | None = None
 
     def __post_init__(self):
         if self.model.discriminator != (self.flow.adversarial_weight > 0):
@@ -261,4 +266,15 @@ class GenerateConfig(ModelUseConfig):
     image_path: str = ""  # a photograph, or a folder of them
     output_dir: str = "generated"
     keep_aspect: bool = False  # sample at the photograph's aspect, not at the training size
-    counts: bool = False  # write 16-bit counts through the training data's window, not 8-bit grey
+    recursive: bool = False  # the folders below too; results keep their structure
+    # 8-bit grey; 16-bit PNG and .json of unit, scale and offset; kelvin as .npy; or a float TIFF
+    format: Literal["png8", "png16", "npy", "tiff"] = "png8"
+    counts: bool = False  # --format png16 that must be the training data's own whole counts
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.counts and self.format not in ("png8", "png16"):
+            raise ValueError(
+                f"--counts writes 16-bit PNG, --format {self.format} another: give one of them"
+            )
+        self.format = "png16" if self.counts else self.format

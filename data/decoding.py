@@ -17,6 +17,8 @@ GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
 # PIL knows many more, among them EPS, which it hands to Ghostscript: a program that it runs.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 PNG = b"\x89PNG\r\n\x1a\n"
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 INFRARED_MODES = ("L", "LA", "RGB", "RGBA", "I", "F")  # of PIL, and I;16 in its byte orders
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -25,8 +27,11 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we
 
 def _open(data: bytes, where: str) -> Image.Image:
     """Header only: sizes are checked here, pixels are decoded by `load`."""
+    formats = FORMATS
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+        formats = _heif(where)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
         raise ValueError(f"{where}: more than {MAX_PIXELS:,} pixels, not decoded") from None
     except Exception as error:  # PIL raises a dozen types on foreign bytes
@@ -46,6 +51,19 @@ def _open(data: bytes, where: str) -> Image.Image:
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
         raise ValueError(f"{where}: {frames} frames in one file, expected 1")
     return image
+
+
+def _heif(where: str) -> tuple[str, ...]:
+    """PIL's name of the format, which an optional package reads."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ValueError(
+            f"{where}: HEIC is read by the package pillow-heif, which is not installed"
+            f' (pip install ".[heic]"); or export JPEG'
+        ) from None
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 def _load(data: bytes, where: str) -> tuple[Image.Image, int]:

@@ -86,7 +86,7 @@ def given_radiometry(args, items: list) -> Radiometry:
     """
     if (args.unit, args.scale, args.offset) != (None, 1.0, 0.0):
         return Radiometry(args.unit or "counts", args.scale, args.offset)
-    found = [_beside(item.infrared) for item in items]
+    found = [facts_beside(item.infrared) for item in items]
     if not any(found):
         return Radiometry()
     for item, facts in zip(items, found):
@@ -110,7 +110,7 @@ def given_radiometry(args, items: list) -> Radiometry:
     return Radiometry(found[0]["unit"], scale, offset, planck)
 
 
-def _beside(path: Path) -> dict:
+def facts_beside(path: Path) -> dict:
     """Unit and scale from a file's sidecar or TIFF description; {} without."""
     sidecar = path.with_suffix(".json")
     try:
@@ -146,4 +146,7 @@ def agreed_radiometry(given: Radiometry, items: list, found: list) -> Radiometry
             raise ValueError(
                 f"{item.infrared} brings its own calibration; leave out --scale and --offset"
             )
-    return given if first is None else given._replace(planck=first)
+    if first is None:
+        return given
+    print("note: infrared is the raw counts in the radiometric JPEGs (--unit kelvin: temperatures)")
+    return given._replace(planck=first)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import ranges
+from data import image_values
 from data.decoding import decode_semantic, decode_visible, nodata_of
 from data.folders import Item, thumbnail
 from data.infrared_files import read_infrared
@@ -47,7 +47,7 @@ class Inspection(NamedTuple):
 
     size: tuple[int, int]
     dtype: str
-    values: ranges.Values
+    values: image_values.Values
     visible_highest: int
     visible_hash: str
     infrared_hash: str
@@ -109,7 +109,9 @@ def inspect(task: tuple[Item, Options]) -> Inspection:
     pair = decode_item(item, options)
     infrared = pair.infrared
     tag = nodata_of(pair.infrared_bytes)
-    values = ranges.measure(infrared, options.nodata if tag is None else (*options.nodata, tag))
+    values = image_values.measure(
+        infrared, options.nodata if tag is None else (*options.nodata, tag)
+    )
     seen = infrared
     if values.apart or values.nodata:  # borders of one shape would make all images look alike
         seen = np.clip(infrared.astype(np.float32), values.tail_low, values.tail_high)

@@ -253,9 +253,8 @@ def _agreed(manifests: list[dict], pick, what: str):
 class Pairs(torch.utils.data.Dataset):
     """One split, by index.
 
-    names, sources: one string a pair. planck: constants of the camera whose counts the window is
-    in, if known. window: maps counts to [0,1] and back (`restore`); None if
-    every image is stretched by itself.
+    names, sources: one string a pair. window: maps counts to [0,1] and back (`restore`); None if
+    every image is stretched by itself. planck: makes kelvin of counts; None if not known.
     """
 
     def __init__(self, cfg: DataConfig, split: str):
@@ -266,7 +265,7 @@ class Pairs(torch.utils.data.Dataset):
         self.source = SyntheticSource(cfg, split) if synthetic else ParquetSource(cfg, split)
         self.names, self.sources = self.source.names, self.source.sources
         self.window: Window | None = self.source.window
-        self.planck: Planck | None = self.source.planck  # what the window's counts mean in kelvin
+        self.planck: Planck | None = self.source.planck
         self.notes = list(self.source.notes)
         self.num_classes = self._check_table()
         if not 0 <= cfg.cache_gib < math.inf:

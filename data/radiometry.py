@@ -9,6 +9,8 @@ is flat from 8 to 14 um. The integral is tabulated once (64-point Gauss-Legendre
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -88,6 +90,17 @@ def mae_kelvin(x: Tensor, y: Tensor, restore, unit: str, planck: Planck | None =
         raise ValueError(f"images of {tuple(x.shape)} and {tuple(y.shape)} cannot be compared")
     a, b = (to_kelvin(restore(image), unit, planck) for image in (x, y))
     return (a - b).abs().flatten(1).mean(1).float()
+
+
+def kelvin_measures(window, planck: Planck | None) -> dict[str, Callable]:
+    """{"mae_kelvin": measure of two images in [0,1]} where a data set's window has a temperature.
+
+    window: a `Window`, or None where each image has its own.
+    """
+    if window is None or not kelvin_known(window.unit, planck):
+        return {}
+    meaning = {"restore": window.restore, "unit": window.unit, "planck": planck}
+    return {"mae_kelvin": partial(mae_kelvin, **meaning)}
 
 
 def _wide(values):

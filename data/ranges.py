@@ -16,40 +16,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.image_values import APART, FEWEST, LEVELS, Values
+from data.radiometry import TEMPERATURES, to_kelvin
 from data.transforms import Window, make_window
 
-TAIL = 1e-4  # of an image's pixels, at either end, may lie outside the window
-APART = 0.05  # gap to the other values, as a share of what these span
-APART_IF_ORDINARY = 0.25  # the same for a value that nothing but the gap makes suspect
-USUAL_GAPS = 4  # times the steps between other values
-FEWEST = 4  # pixels of one value that are more than chance
-REST = 0.01  # of the pixels must be left when values are set aside
-MOST_APART = 6  # values set aside in one image
-MARGIN = 3  # pixels around them, which interpolation or sharpening may have touched
+APART_IF_ORDINARY = 0.25  # as APART, for a value that nothing but the gap makes suspect
+USUAL_GAPS = 4  # times the steps between the data set's values: large where few levels are in use
 SWAPPED = 8  # times smoother with its two bytes swapped: an image in the wrong byte order
-MANY = 64  # different values; below, smoothness says nothing
+ALL_SWAPPED = 3  # the same of a whole set
+MANY = 32  # levels in use; with fewer, smoothness says nothing
 DEAD = 0.05  # of the usual span of an image; an image of less that lies apart is dead
 OUTLIERS = 0.1  # of the images may set a window alone and be named for it
+COLDEST, HOTTEST = 50.0, 5000.0  # kelvin; the sky and a furnace lie between
 DARK = 63  # of 255: the highest level of visible images that use a fraction of their type
-
-# Shares of an image's pixels at which its values are kept, close together at the ends.
-_ENDS = [0, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.02]
-LEVELS = np.array([*_ENDS, *np.linspace(0.04, 0.96, 47), *[1 - x for x in _ENDS[::-1]]])
-
-
-class Values(NamedTuple):
-    """What is kept of one infrared image; values as stored, shares of all its pixels."""
-
-    pixels: int
-    low: float  # without nodata, as all that follows
-    high: float
-    tail_low: float  # without the values in `apart` and the pixels around them
-    tail_high: float
-    apart: tuple[tuple[float, float], ...]  # (value, share)
-    nodata: tuple[tuple[float, float], ...]  # (value, share)
-    levels: np.ndarray  # (len(LEVELS),) float32, without the values in `apart`
-    constant: bool  # all pixels, or nearly all, have one value
-    swapped: bool
 
 
 class Choice(NamedTuple):
@@ -58,104 +37,6 @@ class Choice(NamedTuple):
     window: Window
     notes: list[str]
     facts: dict
-
-
-def measure(infrared: np.ndarray, nodata: tuple[float, ...] = ()) -> Values:
-    """(H,W) of any type to the numbers that `choose_window` needs."""
-    valid, shares = np.ones(infrared.shape, bool), []
-    for value in dict.fromkeys(nodata):
-        # float32 holds -3.4028234663852886e+38 of a nodata tag, but no longer all its digits
-        here = infrared == np.asarray(value, infrared.dtype if infrared.dtype.kind == "f" else None)
-        shares.append((float(value), float(here.mean())))
-        valid &= ~here
-    inside = infrared if valid.all() else infrared[valid]
-    if not inside.size:  # nothing but nodata: as useless as a constant image
-        value = float(infrared.flat[0])
-        levels = np.full(len(LEVELS), value, np.float32)
-        return Values(
-            infrared.size, value, value, value, value, (), tuple(shares), levels, True, False
-        )
-    kept = valid if valid.all() else valid & ~_grown(~valid)
-    apart, kept = _set_apart(infrared, kept if kept.any() else valid)
-    low, high = np.quantile(infrared[kept], [TAIL, 1 - TAIL], method="nearest").tolist()
-    rest = inside[~np.isin(inside, [value for value, _ in apart])] if apart else inside
-    return Values(
-        infrared.size,
-        float(inside.min()),
-        float(inside.max()),
-        float(low),
-        float(high),
-        tuple(apart),
-        tuple(shares),
-        np.quantile(rest, LEVELS, method="nearest").astype(np.float32),
-        float((inside == np.median(inside)).mean()) > 1 - REST,
-        _bytes_look_swapped(infrared),
-    )
-
-
-def _set_apart(image: np.ndarray, kept: np.ndarray) -> tuple[list[tuple[float, float]], np.ndarray]:
-    """(value, share) of the end values apart from the others, and the pixels that are left."""
-    found: list[tuple[float, float]] = []
-    sides = [np.min, np.max]
-    while sides and len(found) < MOST_APART:
-        side = sides.pop(0)
-        end = side(image[kept])
-        here = kept & (image == end)
-        count = int(here.sum())
-        if count < TAIL * image.size:
-            continue
-        left = kept & ~_grown(here)
-        if left.sum() < REST * image.size:
-            continue
-        low, high = np.quantile(image[left], [TAIL, 1 - TAIL], method="nearest").astype(float)
-        gap = low - float(end) if side is np.min else float(end) - high
-        needed = (APART if count >= FEWEST else 1.0) * (high - low)
-        if high > low and gap > max(needed, USUAL_GAPS * _usual_gap(image[left])):
-            found.append((float(end), count / image.size))
-            kept, sides = left, [np.min, np.max]  # another may have hidden behind it
-    return found, kept
-
-
-def _usual_gap(values: np.ndarray) -> float:
-    """What nine of ten neighbouring values differ by at most: large where few levels are in use."""
-    return float(np.quantile(np.diff(np.unique(values).astype(np.float64)), 0.9))
-
-
-def _grown(mask: np.ndarray) -> np.ndarray:
-    """The mask and all pixels up to MARGIN beside, above or below it."""
-    grown = mask
-    for axis in (0, 1):
-        grown = np.moveaxis(grown, axis, 0)
-        wider = grown.copy()
-        for step in range(1, MARGIN + 1):
-            wider[step:] |= grown[:-step]
-            wider[:-step] |= grown[step:]
-        grown = np.moveaxis(wider, 0, axis)
-    return grown
-
-
-def _bytes_look_swapped(image: np.ndarray) -> bool:
-    """Whether neighbouring pixels agree far better if each 16-bit count has its bytes swapped."""
-    if image.dtype == np.float32 and image.min() >= -(2**15) and image.max() < 2**15:
-        counts = image.astype(np.int16)
-        if (counts != image).any():
-            return False
-    elif image.dtype == np.uint16:
-        counts = image
-    else:
-        return False
-    counts = counts[:: max(1, len(counts) // 128)]
-    for half in (counts & 0xFF, counts >> 8):
-        if (half == half[0, 0]).all():
-            return False  # 8 bits in 16, at either end: both orders are smooth
-    if len(np.unique(counts)) < MANY:
-        return False
-    swapped = counts.byteswap()
-    rough, smooth = (np.abs(np.diff(x.astype(np.int32), axis=1)).mean() for x in (counts, swapped))
-    return bool(SWAPPED * smooth < rough)
-
-
-# ---------------------------------------------------------------------------- all images together
 
 
 def given_window(words: list[str], scale: float, offset: float) -> tuple[float, float] | None:
@@ -188,7 +69,7 @@ def choose_window(
     """
     images = [(item.where(), one.dtype, one.values) for item, one in zip(items, found)]
     train = [image for image, split in zip(images, splits) if split == "train"]
-    notes, left_out = list(_name_constant(images)), dict[float, float]()
+    notes, left_out = list(_name_constant(images)), {}
     types = {dtype for _, dtype, _ in images}
     if window is not None:
         _check_given(images, window, unit, scale, offset)
@@ -224,9 +105,15 @@ def choose_window(
         },
         "nodata": {f"{value:g}": share for value, share in nodata.items()},
     }
+    if unit in TEMPERATURES:
+        coldest, hottest = (to_kelvin(x, unit) for x in low_high)
+        if coldest < COLDEST or hottest > HOTTEST:
+            notes.append(
+                f"{low_high[0]:g} to {low_high[1]:g} {unit} is no temperature of a scene: are these"
+                f" counts, which need --scale and --offset?"
+            )
     notes += _dark_sources([i.source for i in items], [one.visible_highest for one in found])
-    low, high = low_high
-    return Choice(make_window(low, high, unit), notes, facts)
+    return Choice(make_window(*low_high, unit), notes, facts)
 
 
 def _check_given(images, window, unit: str, scale: float, offset: float) -> None:
@@ -241,13 +128,23 @@ def _check_given(images, window, unit: str, scale: float, offset: float) -> None
 
 
 def _refuse_swapped(images) -> None:
-    swapped = [name for name, _, values in images if values.swapped]
+    swapped = [name for name, _, v in images if _looks_swapped([v], SWAPPED)]
+    if not swapped and _looks_swapped([v for _, _, v in images], ALL_SWAPPED):
+        swapped = [name for name, *_ in images]
     if swapped:
         raise ValueError(
             f"{_names(swapped, len(images))} look as if the two bytes of every count were swapped:"
-            f" neighbouring pixels agree over {SWAPPED} times better the other way round; save them"
+            f" neighbouring pixels agree far better the other way round; save them"
             f" in the other byte order, or give --window LOW HIGH if they are right"
         )
+
+
+def _looks_swapped(values: list[Values], times: float) -> bool:
+    """Whether neighbouring pixels agree so many times better with swapped bytes."""
+    rough, smooth = np.sum([v.roughness for v in values], axis=0)
+    if rough <= times * smooth or smooth == 0:
+        return False
+    return len(np.unique(np.concatenate([v.levels for v in values]))) >= MANY
 
 
 def _name_constant(images) -> Iterator[str]:
@@ -304,21 +201,22 @@ def _leave_out(values: list[Values], low: float, high: float, say: Callable):
             total.setdefault(value, []).append(share)
             if share * image.pixels < FEWEST:
                 few.add(value)
+    seen = np.unique(np.concatenate([v.levels for v in values])).astype(np.float64)
+    step = USUAL_GAPS * float(np.quantile(np.diff(seen), 0.9)) if len(seen) > 1 else 0.0
     left_out, notes = {}, []
     for value in sorted(total, key=lambda x: max(low - x, x - high)):  # the nearest first
         gap = max(low - value, value - high)
         often = len(total[value]) > 1 and 2 * len(total[value]) >= len(values)
         suspect = value <= 0 or often or np.log2(value + 1) in range(10, 33)  # the end of a type
-        if (value in few and not often) or gap <= (APART if suspect else APART_IF_ORDINARY) * (
-            high - low
-        ):
+        needed = (APART if suspect else APART_IF_ORDINARY) * (high - low)
+        if (value in few and not often) or gap <= max(needed, step):
             low, high = min(low, value), max(high, value)
             continue
         left_out[value] = sum(total[value]) / len(values)
         where = "below" if value < low else "above"
-        told = f"{left_out[value]:.2%} of the training pixels, in {len(total[value])} images"
+        share = f"{left_out[value]:.2%} of the training pixels, in {len(total[value])} images"
         notes.append(
-            f"{say(value)} ({told}) lies far {where} all others and is left out of the window:"
+            f"{say(value)} ({share}) lies far {where} all others and is left out of the window:"
             f" --nodata or --window LOW HIGH decides"
         )
     if len(notes) > 3:
@@ -374,7 +272,7 @@ def _dark_sources(sources: list[str], highest: list[int]) -> Iterator[str]:
     """A note for each source whose visible images use a fraction of their type."""
     for source in dict.fromkeys(sources):
         most = max(high for s, high in zip(sources, highest) if s == source)
-        if 0 < most <= DARK:
+        if most <= DARK:
             yield (
                 f"no visible image of '{source}' has a value above {most} of 255, as where"
                 f" {8 + most.bit_length()}-bit values are stored in 16 bits: they are read"

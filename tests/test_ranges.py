@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import prepare
-from data import decoding, infrared_files, radiometry, ranges
+from data import decoding, image_values, infrared_files, outputs, radiometry
 from data.pairs import DataConfig, LabelConfig, open_pairs
 from data.transforms import make_window
 from tests import tiny_data as tiny
@@ -33,21 +33,23 @@ def opened(root, split="all"):
     return open_pairs(DataConfig(path=str(root / "out"), labels=labels), split)
 
 
-def wide_png_with_exif(counts: np.ndarray, orientation: int) -> bytes:
+def wide_png(colours: np.ndarray, orientation: int = 1) -> bytes:
+    """16-bit PNG of (H,W,3), which PIL does not write."""
+
     def chunk(kind, body):
         crc = struct.pack(">I", zlib.crc32(kind + body))
         return struct.pack(">I", len(body)) + kind + body + crc
 
     exif = Image.Exif()
     exif[0x112] = orientation
-    height, width = counts.shape
-    rows = (b"\0" + np.repeat(row[:, None], 3, 1).astype(">u2").tobytes() for row in counts)
+    height, width, _ = colours.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
     return b"".join(
         [
             b"\x89PNG\r\n\x1a\n",
             chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
             chunk(b"eXIf", exif.tobytes()[6:]),
-            chunk(b"IDAT", zlib.compress(b"".join(rows))),
+            chunk(b"IDAT", zlib.compress(rows)),
             chunk(b"IEND", b""),
         ]
     )
@@ -64,7 +66,7 @@ def test_sides_turned_by_exif_are_both_upright_in_the_set(tmp_path, orientation,
         visible.save(tmp_path / "visible" / f"{name}.png", exif=exif)
         counts = np.rot90(tiny.infrared(i, dtype=np.uint16), back)
         path = tmp_path / "infrared" / f"{name}.png"
-        path.write_bytes(wide_png_with_exif(counts, orientation))
+        path.write_bytes(wide_png(np.stack([counts] * 3, 2), orientation))
     run(tmp_path)
     pairs = opened(tmp_path)
     for k, name in enumerate(pairs.names):
@@ -134,6 +136,8 @@ SPOILED = {
     "saturated in a third of the images": some(saturated),
     "border and saturation": both,
     "border close to the scene": lambda c, i: border(c, i, LOW - 300),
+    "zero border of scenes in few levels": lambda c, i: border(c // 300 * 300, i, 0),
+    "border below a wide scene": lambda c, i: border((c - LOW) * 4 + LOW, i, LOW - 3000),
 }
 
 
@@ -165,7 +169,8 @@ def test_values_apart_from_all_others_do_not_set_the_window_and_are_named(tmp_pa
     manifest = run(write_infrared(tmp_path, SPOILED[kind]))
     window, facts = manifest["window"], manifest["infrared"]
     told = capsys.readouterr().out
-    assert LOW <= window["low"] < LOW + 60 and HIGH - 60 < window["high"] <= HIGH
+    high = 4 * (HIGH - LOW) + LOW if "wide" in kind else HIGH
+    assert LOW <= window["low"] < LOW + 60 and high - 60 < window["high"] <= high
     assert "is left out of the window" in told and facts["left_out_of_window"]
     share = facts["train_pixels_outside_window"]
     expected = true_outside(tmp_path, window)
@@ -227,6 +232,17 @@ def test_constant_images_however_many_do_not_set_the_window(tmp_path, dead, valu
     told = capsys.readouterr().out
     assert f"note: {len(dead)} of 20 infrared images (" in told and "are constant" in told
     assert f"s{dead[0]}.png" in told
+
+
+def test_images_of_nearly_one_value_are_constant(tmp_path, capsys):
+    def change(counts, i):
+        dead = np.zeros_like(counts)
+        dead.flat[[5, 800, 2000, 3000]] = [1, 60000, 500, 40000]
+        return dead if i in (3, 9) else counts
+
+    manifest = run(write_infrared(tmp_path, change))
+    assert manifest["window"]["low"] >= LOW and manifest["window"]["high"] <= HIGH
+    assert "2 of 20 infrared images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("level", [300, 60000])
@@ -327,23 +343,37 @@ def test_swapped_bytes_are_noticed_and_named(tmp_path, dtype, which):
     assert run(tmp_path, "--window", -40000, 70000)  # the way out that the sentence names
 
 
-@pytest.mark.parametrize("bits, said", [(8, ""), (10, "10-bit"), (12, "12-bit"), (14, "14-bit")])
-def test_visible_images_that_use_a_fraction_of_their_type_are_said(tmp_path, bits, said, capsys):
+@pytest.mark.parametrize("wide", [1, 4])
+def test_swapped_bytes_of_flat_scenes_are_noticed_in_the_set(tmp_path, wide):
+    """Each image alone has too few levels to tell."""
+
+    def change(counts, i):
+        flat = np.repeat(np.repeat(counts[::12, ::16], 12, 0), 16, 1)
+        return np.rint((flat - LOW) * wide + LOW / 4).astype(np.uint16).byteswap()
+
+    write_infrared(tmp_path, change)
+    with pytest.raises(ValueError, match="20 of 20 infrared .* bytes .* swapped"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_visible_images_that_use_a_fraction_of_their_type_are_said(tmp_path, bits, capsys):
     tiny.folders(tmp_path, [f"s{i}" for i in range(12)])
+    run(tmp_path, out="plain")
+    assert "too dark" not in capsys.readouterr().out
     for i in range(12):
-        visible = tiny.visible(i).astype(np.uint16)
-        visible = visible >> (16 - bits) if bits > 8 else visible  # what a reader keeps of 16 bits
-        path = tmp_path / "visible" / f"s{i}.png"
-        Image.fromarray(visible.astype(np.uint8)).save(path)
+        values = tiny.visible(i).astype(np.uint16) * 257 >> 16 - bits
+        (tmp_path / "visible" / f"s{i}.png").write_bytes(wide_png(values))
     run(tmp_path)
     told = capsys.readouterr().out
-    assert (f"{said} values are stored in 16 bits" in told) if said else "dark" not in told
+    assert (f"{bits}-bit values are stored in 16 bits" in told) == (bits < 16)
+    assert (f"{2 ** (16 - bits)} times too dark" in told) == (bits < 16)
 
 
 def test_what_is_kept_of_an_image_is_small_whatever_its_size():
     for size in ((48, 64), (768, 1024)):
         counts = np.random.default_rng(0).integers(0, 65536, size, dtype=np.uint16)
-        assert len(pickle.dumps(ranges.measure(counts))) < 2000
+        assert len(pickle.dumps(image_values.measure(counts))) < 2000
 
 
 # ---------------------------------------------------------------------------- radiometry
@@ -496,6 +526,14 @@ def test_cameras_of_other_constants_need_a_temperature(tmp_path):
     assert run(tmp_path, "--unit", "celsius")["window"]["unit"] == "celsius"
 
 
+def test_counts_that_are_called_kelvin_are_said(tmp_path, capsys):
+    write_infrared(tmp_path, lambda c, i: c, 12)
+    run(tmp_path, "--unit", "kelvin")
+    assert "is no temperature of a scene" in capsys.readouterr().out
+    run(tmp_path, "--unit", "kelvin", "--scale", 0.0125, out="scaled")
+    assert "is no temperature of a scene" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("unit", ["kelvin", "celsius"])
 def test_npy_of_temperatures_keeps_its_unit(tmp_path, unit):
     write_infrared(tmp_path, lambda c, i: c / 80 - (273.15 if unit == "celsius" else 0), 12, "f4")
@@ -602,3 +640,26 @@ def test_a_set_in_false_colour_is_prepared_through_its_palette_or_refused(tmp_pa
         assert np.array_equal(
             coloured(pairs.pair(k).infrared, "inferno"), coloured(expected, "inferno")
         )
+
+
+@pytest.mark.parametrize("kind", ["png16", "tiff"])
+def test_what_generate_writes_is_prepared_without_being_told_its_unit(tmp_path, kind):
+    """Counts of a camera: back to the count through the sidecar; as TIFF in kelvin."""
+    planck = radiometry.Planck(17000.0, 1430.0, 1.0, -6500.0, 0.0125)
+    window = make_window(LOW, HIGH)
+    tiny.folders(tmp_path, [f"s{i}" for i in range(12)], size=(48, 64))
+    for i in range(12):
+        (tmp_path / "infrared" / f"s{i}.png").unlink()
+        values = window.normalise(np.rint(thermal(i)))
+        to = outputs.make_format(kind, window, planck, whole=False)
+        for suffix, data in outputs.encode(values, to).items():
+            (tmp_path / "infrared" / f"s{i}{suffix}").write_bytes(data)
+    manifest = run(tmp_path)
+    pairs = opened(tmp_path)
+    assert manifest["window"]["unit"] == ("counts" if kind == "png16" else "kelvin")
+    for k, name in enumerate(pairs.names):
+        found, counts = pairs.pair(k).infrared, np.rint(thermal(int(name[1:])))
+        if kind == "png16":
+            assert pairs.planck == planck and np.array_equal(found, counts)
+        else:
+            assert pairs.planck is None and np.array_equal(np.rint(planck.to_counts(found)), counts)

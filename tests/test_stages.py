@@ -245,9 +245,13 @@ def test_a_dry_run_refuses_what_the_run_would(made, tmp_path):
 
 def test_foreign_pairs_have_their_own_labels_and_notes(made, tmp_path, capsys):
     common = ["--checkpoint", made / "pretrain", "--device", "cpu", "--num_workers", "0"]
-    tiny_data.write(tmp_path / "set" / "a.parquet", tiny_data.rows(10))
+    rows = tiny_data.rows(10) | {"ir_unit": ["celsius"] * 10}
+    tiny_data.write(tmp_path / "set" / "a.parquet", rows)
     call("evaluate", *common, "--test_data", tmp_path / "set", "--output_dir", tmp_path / "out")
-    assert "split_fractions" in (tmp_path / "out" / "results.md").read_text()
+    said = (tmp_path / "out" / "results.md").read_text()
+    assert "split_fractions" in said and "| MAE K |" in said
+    for mean in json.loads((tmp_path / "out" / "results.json").read_text())["methods"].values():
+        assert mean["mae_kelvin"] == pytest.approx(255 * mean["mae"], rel=1e-4)  # 0 to 255 celsius
     call(
         "evaluate",
         "--checkpoint",
@@ -741,3 +745,32 @@ def test_counts_are_refused_where_the_window_does_not_fit_16_bits(made, tmp_path
             "--output_dir",
             tmp_path / "out",
         )
+
+
+def test_generate_writes_every_format_and_keeps_folders(made, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    for name in ("a.png", "day/b.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tiny_data.visible(0)).save(photos / name)
+    (photos / "notes.txt").write_text("x")
+    (photos / "raw.DNG").write_bytes(b"II*\0")
+    parts = checkpoint.load(made / "train" / "best_model.pth")
+    parts["config"] |= {"window": [-20.0, 60.0], "unit": "celsius"}
+    model = tmp_path / "celsius.pth"
+    checkpoint.save(model, {k: v for k, v in parts.items() if k != "versions"})
+    argv = ["--checkpoint", model, "--image_path", photos, "--steps", "1", "--device", "cpu"]
+    argv += ["--recursive", "--output_dir"]
+    for kind in ("png16", "npy"):
+        with pytest.raises(ValueError, match=r"raw.DNG: camera raw \(DNG\) is not read"):
+            call("generate", *argv, tmp_path / kind, "--format", kind)
+    assert "left out: 1 file (notes.txt)" in capsys.readouterr().out
+    kelvin = np.load(tmp_path / "npy" / "day" / "b.npy")
+    assert kelvin.shape == (24, 32) and 253.15 <= kelvin.min() <= kelvin.max() <= 333.15
+    facts = json.loads((tmp_path / "png16" / "day" / "b.json").read_text())
+    numbers = np.asarray(Image.open(tmp_path / "png16" / "day" / "b.png"))
+    assert numbers.dtype == np.uint16 and facts["unit"] == "celsius"
+    celsius = numbers * facts["scale"] + facts["offset"]
+    assert np.abs(celsius + 273.15 - kelvin).max() <= facts["scale"] + 1e-4
+    assert not (tmp_path / "npy" / "raw.npy").exists() and (tmp_path / "npy" / "a.npy").exists()
+    with pytest.raises(ValueError, match="give one of them"):
+        call("generate", *argv, tmp_path / "x", "--format", "npy", "--counts")

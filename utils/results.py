@@ -31,6 +31,7 @@ COLUMNS = {
     "ssim": Column("SSIM", 1),
     "ms_ssim": Column("MS-SSIM", 1),
     "mae": Column("MAE", -1),
+    "mae_kelvin": Column("MAE K", -1, 2),
     "rank": Column("rank corr.", 1),
     "edge_sharpness": Column("edge sharpness", 1),
     "hot_spot_iou": Column("hot-spot IoU", 1),
