@@ -202,7 +202,7 @@ def load_any(
 
 def sampling_of(trained: SamplingConfig, use: ModelUseConfig) -> SamplingConfig:
     """How the run sampled, with what the user asked for instead."""
-    names = ("mode", "steps", "guidance_scale", "shift", "samples", "seed")
+    names = ("mode", "steps", "guidance_scale", "shift", "samples", "mirror", "seed")
     asked = {name: getattr(use, name) for name in names}
     return replace(trained, **{name: x for name, x in asked.items() if x is not None})
 

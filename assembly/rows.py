@@ -12,7 +12,7 @@ from torch import Tensor
 
 from assembly.checkpoints import Opened
 from baselines.training import BaselineConfig
-from models.sampler import predict_mean, translate
+from models.sampler import translate
 from models.stage1 import Stage1Output
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -83,9 +83,10 @@ def codec_rows(opened: Opened) -> list[Row]:
 
 
 def mean(opened: Opened, batch: Batch) -> Tensor:
-    """The mean prediction: one forward pass without noise."""
-    assert opened.translator is not None
-    return predict_mean(opened.translator, batch["visible"])
+    """The mean prediction: one forward pass without noise, or two where the run mirrors."""
+    assert opened.translator is not None and opened.sampling is not None
+    cfg = replace(opened.sampling, mode="mean")
+    return translate(opened.translator, batch["visible"], batch["draw"], cfg)
 
 
 def grey(batch: Batch) -> Tensor:
@@ -111,7 +112,7 @@ def samples(opened: Opened, batch: Batch) -> Tensor:
     assert opened.translator is not None and opened.sampling is not None
     if opened.sampling.mode == "mean":
         return translate(opened.translator, batch["visible"], batch["draw"], opened.sampling)
-    n, one = opened.sampling.samples, replace(opened.sampling, samples=1)
+    n, one = opened.sampling.samples, replace(opened.sampling, samples=1, mirror=False)
     keys = [[draw * n + k for draw in batch["draw"]] for k in range(n)]
     found = [translate(opened.translator, batch["visible"], key, one) for key in keys]
     return torch.cat(found, 1)

@@ -47,7 +47,7 @@ from models.fast.plan import build
 from models.lora import LoraConfig
 from models.sampler import SamplingConfig, sample
 from models.stage1 import Stage1
-from models.translator import Translator, TranslatorConfig
+from models.translator import PathConfig, Translator, TranslatorConfig
 
 probed = cache(choose_kernel)  # once a shape: starting the probe takes seconds
 WARM_STEPS = 3
@@ -119,6 +119,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=list(WAYS),
         help="ways whose sampler is timed too, batch 4",
     )
+    parser.add_argument("--layout", default="diptych", choices=["diptych", "channels"])
+    parser.add_argument("--start", default="noise", choices=["noise", "fused"])
+    parser.add_argument("--sampling_steps", type=int, default=SAMPLING_STEPS)
     parser.add_argument("--learn", type=int, default=0, help="only compare losses, n steps")
     parser.add_argument("--out", help="JSON file to write")
     return parser.parse_args(argv)
@@ -139,7 +142,7 @@ def peer_rows(args, way: str, device: torch.device, gemm: float):
     )
     flux.enable_gradient_checkpointing()
     optimizer = make_optimizer(flux)
-    flops = step_flops(flux, args.size, args.text[0])
+    flops = step_flops(flux, 2 * (args.size // codecs.TOKEN) ** 2 + args.text[0])
     # diffusers' own attention crashes with torch 2.11's cuDNN backward (models/attention.py)
     torch.backends.cuda.enable_cudnn_sdp(False)
     for batch in (1, 4):
@@ -179,15 +182,18 @@ def peer_batch(flux, batch: int, size: int, text: int, device) -> tuple[dict, to
 
 def our_rows(args, way: str, device: torch.device, gemm: float):
     """This project's step, every part of it."""
-    cfg = TranslatorConfig(preset=args.preset, text_tokens=max(args.text), **WAYS[way])
+    cfg = TranslatorConfig(
+        preset=args.preset, layout=args.layout, text_tokens=max(args.text), **WAYS[way]
+    )
+    path = PathConfig(start=args.start)
     if device.type == "cpu":
         cfg.compile = False
     if args.preset != "full-random":
         cfg.inject = INJECT_SMALL
     stage1 = Stage1(DecompositionConfig())
-    translator = build(cfg, stage1, device=device)[0].train()
+    translator = build(cfg, stage1, device=device, path=path)[0].train()
     heads = translator.flux.config.num_attention_heads
-    tokens = 2 * (args.size // codecs.TOKEN) ** 2 + max(args.text)
+    tokens = len(translator.backbone.ids(args.size, args.size)) + max(args.text)
     probed(device, max(args.batches), tokens, heads, translator.flux.inner_dim // heads)
     optimizer = make_optimizer(translator)
     batches, texts = args.batches, args.text
@@ -207,8 +213,8 @@ def our_rows(args, way: str, device: torch.device, gemm: float):
         prompt = fluxes.random_prompt(translator.flux, texts[0])
         del translator, optimizer, step
         release(device)
-        sampler = build(cfg, stage1, prompt, device, adapters)[0]
-        yield sampling_row(sampler, way, texts[0], args.size, gemm, device)
+        sampler = build(cfg, stage1, prompt, device, adapters, path)[0]
+        yield sampling_row(sampler, way, texts[0], args, gemm, device)
 
 
 def our_step(translator: Translator, optimizer, batch: int, size: int, device) -> Callable:
@@ -231,14 +237,16 @@ def our_step(translator: Translator, optimizer, batch: int, size: int, device) -
     return step
 
 
-def sampling_row(translator, way, text, size, gemm, device, batch: int = 4) -> Row:
+def sampling_row(translator, way, text, args, gemm, device, batch: int = 4) -> Row:
     """Seconds an image of the whole sampler, and forward's TFLOP/s."""
     translator.eval()
+    size = args.size
     visible = torch.rand(batch, 3, size, size, device=device)
     noise = torch.randn(batch, *translator.backbone.state_shape(size, size), device=device)
-    steps = SAMPLING_STEPS if device.type == "cuda" else 2
+    steps = args.sampling_steps if device.type == "cuda" else 2
     sample(translator, visible, noise, SamplingConfig(steps=2))  # compile
-    flops = steps * step_flops(translator.flux, size, text, forward=True)
+    tokens = len(translator.backbone.ids(size, size)) + text
+    flops = steps * step_flops(translator.flux, tokens, forward=True)
     row = measure(
         lambda: sample(translator, visible, noise, SamplingConfig(steps=steps)),
         f"{way} sample",
@@ -329,9 +337,9 @@ def gemm_rate(device: torch.device, n: int) -> float:
     return 2 * n**3 * 20 / (time.perf_counter() - start) / 1e12
 
 
-def step_flops(flux, size: int, text: int, forward: bool = False) -> float:
-    """Translator.step_flops for a bare frozen transformer."""
-    D, S = flux.inner_dim, 2 * (size // codecs.TOKEN) ** 2 + text
+def step_flops(flux, tokens: int, forward: bool = False) -> float:
+    """Translator.step_flops for a bare frozen transformer and all its tokens."""
+    D, S = flux.inner_dim, tokens
     blocks = len(flux.transformer_blocks) + len(flux.single_transformer_blocks)
     linear, attention = 24 * D * D * S * blocks, 4 * S * S * D * blocks
     return linear + attention if forward else 2 * linear + 3 * attention

@@ -76,6 +76,7 @@ USE_FLAGS = {
         "guidance_scale",
         "shift",
         "samples",
+        "mirror",
         "seed",
         "test_data",
         "split",
@@ -228,6 +229,7 @@ class ModelUseConfig:
     guidance_scale: float | None = None
     shift: float | None = None
     samples: int | None = None  # average so many samples an image
+    mirror: bool | None = None  # average with what the mirror image gives
     seed: int | None = None
 
     def __post_init__(self):

@@ -28,9 +28,9 @@ MEAN = [-4.7, *[0.0] * 9, 0.1, 0.0, 0.0, -0.17, 0.0, 0.0]
 
 
 class DctCodec(nn.Module):
-    """Orthonormal 8x8 block DCT of three orthonormal colour axes, keeping 10 + 3 + 3 coefficients.
+    """Orthonormal 8x8 block DCT of three orthonormal colour axes, keeping 10 + 3 + 3 coefficients:
+    a training-free codec with the latent shape of the FLUX autoencoder.
 
-    Needs no training and no download; it has the latent shape of the FLUX autoencoder.
     Source: Ahmed, Natarajan, Rao 1974 (the transform); colour axes as in Ohta et al. 1980.
     """
 

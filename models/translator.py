@@ -4,7 +4,7 @@
     noisy     = (1 - t) data + t end
     velocity  = FLUX(tokens(noisy, visible), t, prompt, guidance(decomposition(visible)))
 
-What a state is and how it becomes tokens is the backbone's (models/backbones).
+What a state is and how it becomes tokens: models/backbones.
 
 Dimension key:  B batch   S, C places and channels of a state   M text tokens
                 H, W pixels of one panel
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import codec as codecs
 from models import flux as fluxes
 from models.backbones import LAYOUTS, Backbone
-from models.backbones.base import Condition, FluxRunner
+from models.backbones.base import Condition, FluxRunner, PathConfig
 from models.decomposition import DecompositionConfig, Maps
 from models.discriminator import Discriminator, Verdict
 from models.guidance import Guidance, SemanticGuidance
@@ -29,20 +29,6 @@ from models.stage1 import Stage1, Stage1Output
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MEAN_GUIDANCE = 0.0  # the guidance scale that asks for the mean; samples have 1 and more
 EARLIEST = 1e-3  # no time before it is divided by
-
-
-@dataclass(kw_only=True)
-class PathConfig:
-    """Where the flow starts, at t = 1; the model samples from where it was trained."""
-
-    # noise: standard normal noise. fused: stage 1's infrared image plus sigma times noise; the
-    # network then predicts the clean image, from which the velocity follows
-    start: Literal["noise", "fused"] = "noise"
-    sigma: float = 0.1  # of start=fused
-
-    def __post_init__(self):
-        if not 0 <= self.sigma < 100:
-            raise ValueError(f"flow.sigma must lie in [0, 100), got {self.sigma}")
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,8 @@ Dimension key:  B batch   H, W pixels of one panel   S, C places and channels of
                 N image tokens   I, O channels of a token, in and out
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,20 @@ from models import flux as fluxes
 from models.codec import TOKEN
 from models.guidance import Guidance, SemanticGuidance
 from models.stage1 import Stage1Output
+
+
+@dataclass(kw_only=True)
+class PathConfig:
+    """Where the flow starts, at t = 1; the model samples from where it was trained."""
+
+    # noise: standard normal noise. fused: stage 1's infrared image plus sigma times noise; the
+    # network then predicts the clean image, from which the velocity follows
+    start: Literal["noise", "fused"] = "noise"
+    sigma: float = 0.1  # of start=fused
+
+    def __post_init__(self):
+        if not 0 <= self.sigma < 100:
+            raise ValueError(f"flow.sigma must lie in [0, 100), got {self.sigma}")
 
 
 class Condition(NamedTuple):
