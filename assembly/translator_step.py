@@ -69,6 +69,15 @@ def make_loss(cfg: TrainConfig, predict):
             "training.lambda_decomposition_consistency > 0 has no effect on a frozen"
             " decomposition; use finetune.py or --no_freeze_decomposition"
         )
+    if cfg.model.discriminator != (cfg.flow.adversarial_weight > 0):
+        raise ValueError(
+            "model.discriminator and flow.adversarial_weight > 0 go together, got"
+            f" {cfg.model.discriminator} and {cfg.flow.adversarial_weight}"
+        )
+    if cfg.flow.adversarial_weight and cfg.flow.mean_share == 1:
+        raise ValueError(
+            "flow.mean_share is 1: no sample is left for flow.adversarial_weight to sharpen"
+        )
     if cfg.loss.balance:
         raise ValueError(
             "loss.balance needs the frequency of each material, which only pretrain.py"

@@ -200,11 +200,6 @@ class TrainConfig:
     planck: list[float] | None = None
 
     def __post_init__(self):
-        if self.model.discriminator != (self.flow.adversarial_weight > 0):
-            raise ValueError(
-                "model.discriminator and flow.adversarial_weight > 0 go together, got"
-                f" {self.model.discriminator} and {self.flow.adversarial_weight}"
-            )
         _check_best(self.training, OF_VELOCITY + (OF_SAMPLES if self.run.images else []))
 
 

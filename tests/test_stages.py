@@ -49,8 +49,19 @@ TINY = [
 KINDS = {"pretrain": PretrainConfig, "train": TrainConfig, "finetune": FinetuneConfig}
 STAGE = {
     "pretrain": ["--config", "configs/demo/pretrain.yaml", "model.width=8"],
-    "train": ["--config", "configs/demo/train.yaml", "sampling.steps=2"],
-    "finetune": ["--config", "configs/demo/finetune.yaml", "sampling.steps=2"],
+    "train": [
+        "--config",
+        "configs/demo/train.yaml",
+        "sampling.steps=2",
+        "model.discriminator=true",
+        "flow.adversarial_weight=0.1",
+    ],
+    "finetune": [
+        "--config",
+        "configs/demo/finetune.yaml",
+        "sampling.steps=2",
+        "flow.adversarial_weight=0.1",
+    ],
 }
 
 
@@ -76,7 +87,7 @@ def call(script: str, *argv: str) -> None:
         os.chdir(folder)
 
 
-@pytest.mark.parametrize("folder", ["configs", "configs/demo", "configs/small"])
+@pytest.mark.parametrize("folder", ["configs", "configs/demo", "configs/small", "configs/real"])
 def test_stage_3_holds_the_maps_to_the_labels_of_stage_1(folder):
     read = [
         config.load(kind, ["--config", str(ROOT / folder / f"{stage}.yaml")])
