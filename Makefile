@@ -48,8 +48,8 @@ test: $(VENV)/installed
 faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 FAULTS=20000 KILLS=50 $(PY) -m pytest -q tests/faults
 
-# uv takes the lower bounds of setup.py as they are. One test is left out: in bf16 diffusers 0.35.1
-# rounds in another place than our attention.
+# uv takes the lower bounds of setup.py as they are. One test is left out: in bf16 our attention
+# and that of diffusers 0.35.1 differ in the last bits (LOG.md).
 OLDEST := .venv-oldest
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)

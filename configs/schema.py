@@ -7,7 +7,7 @@ from data.materials import NUM_MATERIALS
 from data.pairs import DataConfig
 from data.pseudo_labels import CONTEXT_CHANNELS
 from losses.flow import TIME_BINS
-from losses.pretrain import FUSED_TERMS, TERMS, PretrainLossConfig
+from losses.pretrain import FUSED_TERMS, IF_WEIGHTED, TERMS, PretrainLossConfig
 from models.decomposition import DecompositionConfig
 from models.sampler import SamplingConfig
 from models.translator import PathConfig, TranslatorConfig
@@ -130,7 +130,8 @@ class PretrainConfig:
                 "model.num_materials and model.num_context_channels must be those of"
                 f" the labels, {labelled}, got {found}"
             )
-        _check_best(self.training, OF_MAPS + (OF_FUSED if self.physics else []))
+        weighted = [f"val_{name}" for name in IF_WEIGHTED if getattr(self.loss, name)]
+        _check_best(self.training, OF_MAPS + (OF_FUSED + weighted if self.physics else []))
 
 
 @dataclass(kw_only=True)

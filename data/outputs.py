@@ -62,6 +62,7 @@ def encode(values: np.ndarray, to: Format) -> dict[str, bytes]:
     values = np.clip(np.asarray(values, np.float64), 0, 1)
     if to.kind == "png8":
         return {".png": encode_png(np.rint(values * 255).astype(np.uint8))}
+    assert to.window is not None  # every other kind has one
     low, high, unit = to.window
     exact = values * (high - low) + low
     if to.kind == "png16":

@@ -69,7 +69,7 @@ def choose_window(
     """
     images = [(item.where(), one.dtype, one.values) for item, one in zip(items, found)]
     train = [image for image, split in zip(images, splits) if split == "train"]
-    notes, left_out = list(_name_constant(images)), {}
+    notes, left_out = list(_name_constant(images)), dict[float, float]()
     types = {dtype for _, dtype, _ in images}
     if window is not None:
         _check_given(images, window, unit, scale, offset)
@@ -113,7 +113,7 @@ def choose_window(
                 f" counts, which need --scale and --offset?"
             )
     notes += _dark_sources([i.source for i in items], [one.visible_highest for one in found])
-    return Choice(make_window(*low_high, unit), notes, facts)
+    return Choice(make_window(low_high[0], low_high[1], unit), notes, facts)
 
 
 def _check_given(images, window, unit: str, scale: float, offset: float) -> None:
@@ -214,9 +214,9 @@ def _leave_out(values: list[Values], low: float, high: float, say: Callable):
             continue
         left_out[value] = sum(total[value]) / len(values)
         where = "below" if value < low else "above"
-        share = f"{left_out[value]:.2%} of the training pixels, in {len(total[value])} images"
+        told = f"{left_out[value]:.2%} of the training pixels, in {len(total[value])} images"
         notes.append(
-            f"{say(value)} ({share}) lies far {where} all others and is left out of the window:"
+            f"{say(value)} ({told}) lies far {where} all others and is left out of the window:"
             f" --nodata or --window LOW HIGH decides"
         )
     if len(notes) > 3:

@@ -36,7 +36,9 @@ class PretrainLossConfig:
 
 # names of the terms: those of the maps, and those of the fused image, which not every run has
 FUSED_TERMS = ("physics", "reconstruction")
-TERMS = [f.name for f in fields(PretrainLossConfig) if f.name not in ("balance", *FUSED_TERMS)]
+IF_WEIGHTED = ("image",)  # of the fused image too, where its weight is not 0
+_OTHERS = ("balance", *FUSED_TERMS, *IF_WEIGHTED)
+TERMS = [f.name for f in fields(PretrainLossConfig) if f.name not in _OTHERS]
 
 
 class Labels(Protocol):
