@@ -54,6 +54,7 @@ STAGE = {
         "configs/demo/train.yaml",
         "sampling.steps=2",
         "model.discriminator=true",
+        "model.lora_config.r=4",
         "flow.adversarial_weight=0.1",
     ],
     "finetune": [
@@ -187,8 +188,8 @@ def test_a_stage_trains_what_it_should_and_writes_a_full_record(stage, made):
         moved
         == {
             "pretrain": {"decomposition", "fusion"},
-            "train": {"flux", "guidance"},
-            "finetune": {"flux", "guidance", "stage1"},
+            "train": {"flux", "guidance", "backbone", "discriminator"},
+            "finetune": {"flux", "guidance", "backbone", "discriminator", "stage1"},
         }[stage]
     )
 
@@ -245,7 +246,8 @@ def test_a_changed_seed_and_a_random_frozen_flux_are_said(made, tmp_path, capsys
     (tmp_path / "run" / "checkpoint_00000004.pth").unlink()
     call("pretrain", *arguments("pretrain", tmp_path / "run", made, "training.seed=5"))
     assert "training.seed was 0, is now 5" in capsys.readouterr().out
-    call("train", *arguments("train", tmp_path / "x", made, "model.train_base=false", "--dry_run"))
+    other = "model.train_base=false", "model.layout=diptych", "--dry_run"
+    call("train", *arguments("train", tmp_path / "x", made, *other))
     assert "with model.train_base=false nothing is learnt" in capsys.readouterr().out
 
 
@@ -332,7 +334,7 @@ def test_evaluation_writes_every_row_for_a_checkpoint_of_any_stage(stage, made, 
     )
     results = json.loads((tmp_path / "results.json").read_text())
     rows = ["training mean", "grey", "inverted grey", "fused (stage 1)"]
-    assert list(results["methods"]) == rows + (["ours"] if stage == "finetune" else [])
+    assert list(results["methods"]) == rows + (["sample", "mean"] if stage == "finetune" else [])
     assert results["split"] == "test" and results["pairs"] == 4
     table = list(csv.DictReader((tmp_path / "per_image.csv").open()))
     assert len(table) == 4 * len(results["methods"])
@@ -578,7 +580,11 @@ BAD = [
     ("train", ["data.path=missing_folder"], "missing_folder"),
     ("train", ["data.size=40"], "multiples of 16"),
     ("train", ["model.inject={9: [intensity]}"], "block 9"),
-    ("train", ["model.preset=null", "model.flux_fill_id=missing_flux"], "model.flux_fill_id"),
+    (
+        "train",
+        ["model.preset=null", "model.layout=channels", "model.flux_fill_id=missing_flux"],
+        "model.flux_fill_id",
+    ),
     ("pretrain", ["data.synthetic_scenes={train: 4, val: 0, test: 1}"], "val"),
     ("pretrain", ["model.pretrained=missing.pth"], "missing.pth"),
     ("finetune", ["--checkpoint", "missing.pth"], "missing.pth"),
@@ -661,12 +667,15 @@ def test_an_edited_export_is_one_sentence(made, tmp_path):
 
 def test_a_random_frozen_flux_keeps_its_seed(made, tmp_path):
     parts = checkpoint.load(made / "train" / "best_model.pth")
-    parts["config"]["model"] |= {"train_base": False}
+    frozen = {"train_base": False, "layout": "diptych", "discriminator": False}
+    parts["config"]["model"] |= frozen
+    gone = ("flux.", "backbone.", "discriminator.")
     parts["model"] = {
-        n: x for n, x in parts["model"].items() if not n.startswith("flux.") or ".lora_" in n
+        n: x for n, x in parts["model"].items() if not n.startswith(gone) or ".lora_" in n
     }
     checkpoint.save(tmp_path / "frozen.pth", {k: v for k, v in parts.items() if k != "versions"})
     argv = arguments("finetune", tmp_path / "run", made, "--checkpoint", tmp_path / "frozen.pth")
+    argv += ["flow.adversarial_weight=0"]
     with pytest.raises(ValueError, match=r"frozen FLUX.*set training.seed=0 \(it is 7\)"):
         call("finetune", *argv, "training.seed=7")
     call("finetune", *argv, "training.steps=1")
