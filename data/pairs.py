@@ -159,7 +159,9 @@ class ParquetSource:
             self.notes.append(
                 "no hashes (prepare.py writes them): images that are in two splits are not found"
             )
-        stored = _agreed(self.manifests, lambda m: m.get("planck"), "Planck constants")
+        facts = [self.rows.facts()] if cfg.window == "auto" and not self.manifests else []
+        self.stored = [*self.manifests, *facts]
+        stored = _agreed(self.stored, lambda m: m.get("planck"), "Planck constants")
         self.planck = make_planck(stored, f"data.path {cfg.path}") if stored else None
         self.only_8_bit = False  # whether the window is a guess that suits no other type
         self.window = self._find_window(cfg)
@@ -181,12 +183,11 @@ class ParquetSource:
                 f"data.path {cfg.path}: {len(self.manifests)} of {len(folders)} folders have a"
                 " manifest, so what the others' counts mean is unknown; set data.window"
             )
-        stored = _agreed(self.manifests, lambda m: m["window"], "window")
+        stored = _agreed(self.stored, lambda m: m.get("window"), "window")
         if stored is not None:
             if stored["unit"] != unit:
                 raise ValueError(
-                    f"data.path {cfg.path}: the manifest's window is in {stored['unit']}, the "
-                    f"rows are in {unit}"
+                    f"data.path {cfg.path}: the window is in {stored['unit']}, the rows in {unit}"
                 )
             return make_window(stored["low"], stored["high"], unit)
         first = self.pair(0).infrared

@@ -105,15 +105,20 @@ def choose_window(
         },
         "nodata": {f"{value:g}": share for value, share in nodata.items()},
     }
-    if unit in TEMPERATURES:
-        coldest, hottest = (to_kelvin(x, unit) for x in low_high)
-        if coldest < COLDEST or hottest > HOTTEST:
-            notes.append(
-                f"{low_high[0]:g} to {low_high[1]:g} {unit} is no temperature of a scene: are these"
-                f" counts, which need --scale and --offset?"
-            )
+    notes += _no_temperature(*low_high, unit)
     notes += _dark_sources([i.source for i in items], [one.visible_highest for one in found])
     return Choice(make_window(low_high[0], low_high[1], unit), notes, facts)
+
+
+def _no_temperature(low: float, high: float, unit: str) -> Iterator[str]:
+    """A note where a window in a unit of temperature is none of a scene."""
+    if unit not in TEMPERATURES:
+        return
+    if to_kelvin(low, unit) < COLDEST or to_kelvin(high, unit) > HOTTEST:
+        yield (
+            f"{low:g} to {high:g} {unit} is no temperature of a scene: are these counts, which"
+            f" need --scale and --offset?"
+        )
 
 
 def _check_given(images, window, unit: str, scale: float, offset: float) -> None:

@@ -1,6 +1,7 @@
 """Parquet files of encoded pairs: find them, know their rows and splits, read one row fast."""
 
 import fnmatch
+import json
 import math
 import os
 import posixpath
@@ -267,6 +268,25 @@ class Rows:
                         f"the same {what} is in {self.splits[other]} ({self.where(other)}) and in "
                         f"{split} ({self.where(i)}); splits must be disjoint"
                     )
+
+    def facts(self) -> dict:
+        """Window and Planck constants that prepare.py wrote into every file, {} without them.
+
+        Raises: ValueError: files differ, or their window is none.
+        """
+        found = [(file.metadata or {}).get(mf.KEY.encode(), b"{}") for file in self.metadata]
+        for path, text in zip(self.files, found):
+            if text != found[0]:
+                raise ValueError(f"{path}: another window than {self.files[0]}; set data.window")
+        try:
+            facts = json.loads(found[0])
+        except (ValueError, RecursionError):
+            facts = {}
+        if not isinstance(facts, dict) or "window" not in facts:
+            return {}
+        if wrong := mf.wrong_window(facts["window"]):
+            raise ValueError(f"{self.files[0]}: {wrong}; set data.window")
+        return facts
 
     def unit(self) -> str:
         """The one unit of the infrared values. Raises: ValueError: rows differ."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from data import manifest as mf
 from data.decoding import encode_png
 from data.folders import Item
 from data.inspection import Inspection, Options, decode_item
@@ -147,8 +149,10 @@ class Balance:
 class ShardWriter:
     """Shards split-00000.parquet, ... of one split: a group of rows in memory, never more."""
 
-    def __init__(self, folder: Path, split: str):
+    def __init__(self, folder: Path, split: str, facts: dict):
         self.folder, self.split = folder, split
+        # the window goes with the rows, should they be moved without their manifest
+        self.schema = SCHEMA.with_metadata({mf.KEY: json.dumps(facts)})
         self.shards: list[dict] = []
         self.hashes: list[tuple[str, str, str]] = []
         self.writer: Any = None  # a ParquetWriter, while a shard is open
@@ -175,7 +179,7 @@ class ShardWriter:
             # Images are compressed already; dictionaries and statistics of them are waste.
             self.writer = pq.ParquetWriter(
                 self.path,
-                SCHEMA,
+                self.schema,
                 compression="none",
                 use_dictionary=False,
                 write_statistics=["name", "source", "split"],
@@ -243,7 +247,8 @@ def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = Fal
     table = manifest["table"]
     lookup = material_table(table).numpy() if table else None
     with new_folder(out, overwrite) as folder:
-        writers = {split: ShardWriter(folder, split) for split in SPLITS}
+        facts = {key: manifest[key] for key in ("window", "planck") if manifest.get(key)}
+        writers = {split: ShardWriter(folder, split, facts) for split in SPLITS}
         balances = {split: Balance() for split in SPLITS}
         for row in rows:
             classes = row.pop("classes")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pickle
+import shutil
 import struct
 import zlib
 
@@ -663,3 +664,19 @@ def test_what_generate_writes_is_prepared_without_being_told_its_unit(tmp_path, 
             assert pairs.planck == planck and np.array_equal(found, counts)
         else:
             assert pairs.planck is None and np.array_equal(np.rint(planck.to_counts(found)), counts)
+
+
+def test_window_and_constants_go_with_the_rows_without_their_manifest(tmp_path):
+    write_cameras(tmp_path, [(17000.0, 1430.0, 1.0, -6500, 0.0125)] * 10)
+    manifest = run(tmp_path)
+    before = opened(tmp_path)
+    (tmp_path / "out" / "manifest.json").unlink()
+    pairs = opened(tmp_path)
+    assert pairs.window == before.window == tuple(manifest["window"].values())
+    assert pairs.planck == before.planck and pairs.planck.O == -6500
+    (tmp_path / "b").mkdir()
+    run(write_infrared(tmp_path / "b", lambda c, i: c - 500), "--source", "b", out="set")
+    shard = tmp_path / "b" / "set" / "train-00000.parquet"
+    shutil.copy(shard, tmp_path / "out" / "train-00001.parquet")
+    with pytest.raises(ValueError, match="another window than .*set data.window"):
+        opened(tmp_path)
