@@ -88,17 +88,18 @@ def write_table(cfg: CompareConfig) -> None:
     if len({x["protocol"]["id"] for x in found.values()}) > 1:
         ids = ", ".join(f"{n} {s}: {x['protocol']['id']}" for (n, s), x in found.items())
         raise ValueError(f"the runs were measured on different pairs or sizes ({ids})")
-    images, boxes, seconds = [], [], {}
+    images, boxes, seconds, displaced = [], [], {}, {}
     for (name, _), folder in done.items():
         for rows, file in ((images, "per_image.csv"), (boxes, "per_object.csv")):
             rows += [{**row, "method": label(name, row["method"])} for row in read(folder / file)]
-        times = read_json(folder / "results.json")["run"]["seconds_an_image"]
-        seconds |= {label(name, method): x for method, x in times.items()}
+        whole = read_json(folder / "results.json")
+        seconds |= {label(name, m): x for m, x in whole["run"]["seconds_an_image"].items()}
+        displaced |= {label(name, m): x for m, x in whole["displacement"].items()}
     labels = list(dict.fromkeys(row["method"] for row in images))
     labels.sort(key=lambda x: x not in REFERENCES)
     images.sort(key=lambda row: labels.index(row["method"]))
     own = [x for x in labels if x.partition(": ")[2] not in ("", CEILING)]
-    summary = results.summarise(images, boxes, own)
+    summary = results.summarise(images, boxes, own, displaced)
     summary["seeds"] = {x: over_seeds(found, x) for x in labels}
     doubt(summary)
     count = {name: sum(n == name for n, _ in done) for name in cfg.methods}

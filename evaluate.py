@@ -153,7 +153,7 @@ def write(cfg: EvaluateConfig, found: Found, facts: dict, own: list[str]) -> dic
                 features.kernel_distance(found.pooled[method], truth, w) for w in (None, weights)
             )
             sets[method] = {"kid_like": tuple(values)}
-    summary = results.summarise(found.images, found.boxes, own, sets)
+    summary = results.summarise(found.images, found.boxes, own, found.displacement, sets)
     run, stage1, (H, W) = facts["run"], facts["stage1"], facts["size"]
     lines = results.table(summary, run["seconds_an_image"])
     lines += ["", f"{facts['pairs']} pairs of `{facts['data']}` ({facts['split']}), {H} x {W},"]

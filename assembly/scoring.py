@@ -25,6 +25,7 @@ class Found:
     images: list[dict] = field(default_factory=list)  # one a method and pair
     boxes: list[dict] = field(default_factory=list)  # one a method and annotated object
     pooled: dict[str, Any] = field(default_factory=dict)  # (N, C) by method and "truth"
+    displacement: dict[str, dict] = field(default_factory=dict)  # of the whole set, by method
     seconds: dict[str, float] = field(default_factory=dict)  # an image, by method
     absent: list[str] = field(default_factory=list)  # what could not be measured, in words
 
@@ -62,6 +63,7 @@ class Scorer:
             self.absent.append(features.WITHOUT)
         self.found = Found()
         self.times: dict[str, list[float]] = {}
+        self.surfaces: dict[str, Tensor] = {}  # sums over images, see alignment.surfaces
 
     def score(self, rows: list[Row], batch: dict) -> None:
         """Measure every row of a batch; of one whose `filler` is true, only make the images."""
@@ -74,6 +76,8 @@ class Scorer:
         for method, drawn in images.items():
             image = drawn.mean(1, keepdim=True)
             values = {name: f(image, true) for name, f in self.measures.items()}
+            agreement = alignment.surfaces(image, true).sum(0).cpu()
+            self.surfaces[method] = self.surfaces.get(method, 0) + agreement
             shift = alignment.displacement(image, true)
             values |= {"shift_x": shift[:, 0], "shift_y": shift[:, 1]}
             if self.network and true_maps is not None:
@@ -88,9 +92,15 @@ class Scorer:
     def result(self) -> Found:
         """All ranks' measures, equal on all of them. Collective."""
         shares = dist.gather((self.found, self.times))
+        surfaces = dist.gather(self.surfaces)
         all_found = Found(absent=self.absent)
         times = shares[0][1]
         all_found.seconds = {name: float(np.median(x)) for name, x in times.items()}
+        for method in surfaces[0]:
+            whole = sum(own[method] for own in surfaces if method in own)
+            x, y = alignment.peak(whole).tolist()
+            clear = alignment.clearness(whole)
+            all_found.displacement[method] = {"x": x, "y": y, "clearness": clear}
         for name in ("images", "boxes"):
             items = [item for found, _ in shares for item in getattr(found, name)]
             setattr(all_found, name, sorted(items, key=lambda item: item["index"]))

@@ -48,7 +48,8 @@ def summarised(true, boxes=None, **images):
     for batch in batches(true):
         scorer.score(rows, batch)
     found = scorer.result()
-    return results.summarise(found.images, found.boxes, [r.name for r in rows if r.of_model]), found
+    own = [row.name for row in rows if row.of_model]
+    return results.summarise(found.images, found.boxes, own, found.displacement), found
 
 
 def test_a_planted_shift_is_reported_within_a_third_of_a_pixel():
@@ -60,7 +61,10 @@ def test_a_planted_shift_is_reported_within_a_third_of_a_pixel():
     assert found["displacement"]["ours"]["x"] == pytest.approx(2.0, abs=0.3)
     assert found["displacement"]["ours"]["y"] == pytest.approx(0.0, abs=0.3)
     (text,) = found["warnings"]
-    assert text.startswith("the edges of ours lie 2.") and " px right of and 0." in text
+    assert (
+        re.match(r"the edges of ours lie (1\.[89]|2\.[012]) px", text)
+        and " px right of and 0." in text
+    )
     assert summarised(true, ours=noisy)[0]["warnings"] == []
 
 

@@ -15,12 +15,24 @@ from torch import Tensor
 PASSED = 0.12  # standard deviation of the low pass, in cycles a pixel
 FARTHEST = 16  # pixels that are searched
 WARN_ABOVE = 0.5  # pixels of displacement, over a whole set, that are worth a warning
+CLEAR = 10.0  # of `clearness`: two images that share nothing reach about 6
 
 
 def displacement(predicted: Tensor, target: Tensor) -> Tensor:
     """(B, 2): x and y in pixels by which the edges of `predicted` lie right of and below the true.
 
     Args: predicted, target: (B, 1, H, W). NaN where an image has no edges.
+    """
+    found = surfaces(predicted, target)
+    known = found.flatten(1).amax(1) > 0
+    return torch.where(known[:, None], torch.stack([peak(x) for x in found]), math.nan).float()
+
+
+def surfaces(predicted: Tensor, target: Tensor) -> Tensor:
+    """How well the edges agree at each displacement: (B, h, w) fp64, no displacement in the middle.
+
+    Of one scale, so that they can be summed over a set: one image alone often has no clear peak.
+    All zeros where an image has no edges. Raises: ValueError: shapes, or sides below 8.
     """
     H, W = target.shape[-2:]
     if predicted.shape != target.shape or min(H, W) < 8:
@@ -36,9 +48,24 @@ def displacement(predicted: Tensor, target: Tensor) -> Tensor:
     low_pass = torch.exp(-(fx**2 + fy**2) / (2 * PASSED**2))
     cross = low_pass * cross / cross.abs().clamp(min=1e-12)
     surface = torch.fft.fftshift(torch.fft.irfft2(cross, s=(H, W)), dim=(-2, -1))
-    shifts = torch.stack([_peak(x) for x in surface])
+    ry, rx = (min(FARTHEST, n // 2 - 2) + 1 for n in (H, W))  # one more, for the parabola
+    near = surface[..., H // 2 - ry : H // 2 + ry + 1, W // 2 - rx : W // 2 + rx + 1]
     known = torch.stack([x.flatten(1).amax(1) > 1e-6 for x in edges]).all(0)
-    return torch.where(known[:, None], shifts, math.nan).float()
+    return torch.where(known[:, None, None], near, 0.0)
+
+
+def peak(surface: Tensor) -> Tensor:
+    """(2,): x and y in pixels of the highest value of (h, w), to a fraction of a pixel."""
+    h, w = surface.shape
+    y, x = divmod(int(surface[1:-1, 1:-1].argmax()), w - 2)
+    across, down = surface[y + 1, x : x + 3], surface[y : y + 3, x + 1]
+    return torch.stack([x + 1 - w // 2 + _vertex(across), y + 1 - h // 2 + _vertex(down)])
+
+
+def clearness(surface: Tensor) -> float:
+    """How far the peak stands out, in median deviations of the surface."""
+    above = surface - surface.median()
+    return (above.max() / above.abs().median().clamp(min=1e-12)).item()
 
 
 def _edges(image: Tensor) -> Tensor:
@@ -49,17 +76,6 @@ def _edges(image: Tensor) -> Tensor:
     H, W = steep.shape[-2:]
     windows = [torch.hann_window(n, periodic=False, dtype=x.dtype, device=x.device) for n in (H, W)]
     return (steep - steep.mean((-2, -1), keepdim=True)) * windows[0][:, None] * windows[1]
-
-
-def _peak(surface: Tensor) -> Tensor:
-    """(2,) x and y of the highest value near the centre of (H, W), between pixels."""
-    H, W = surface.shape
-    ry, rx = min(FARTHEST, H // 2 - 2), min(FARTHEST, W // 2 - 2)
-    near = surface[H // 2 - ry : H // 2 + ry + 1, W // 2 - rx : W // 2 + rx + 1]
-    y, x = divmod(int(near.argmax()), near.shape[1])
-    y, x = y - ry + H // 2, x - rx + W // 2
-    across, down = surface[y, x - 1 : x + 2], surface[y - 1 : y + 2, x]
-    return torch.stack([x - W // 2 + _vertex(across), y - H // 2 + _vertex(down)])
 
 
 def _vertex(three: Tensor) -> Tensor:

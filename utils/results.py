@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils import bootstrap, files
-from utils.alignment import WARN_ABOVE
+from utils.alignment import CLEAR, WARN_ABOVE
 
-AGREE = 1.0  # pixels from the median displacement within which an image agrees with it
 INVERTED_BELOW = -0.1  # mean rank correlation of an image that shows warm as cold
 
 
@@ -55,7 +54,11 @@ class Sums(NamedTuple):
 
 
 def summarise(
-    images: list[dict], boxes: list[dict], of_model: list[str], resampled: dict | None = None
+    images: list[dict],
+    boxes: list[dict],
+    of_model: list[str],
+    displacement: dict[str, dict],
+    resampled: dict | None = None,
 ) -> dict:
     """Everything a table says of the rows of `images` and `boxes`, as plain values.
 
@@ -63,6 +66,7 @@ def summarise(
         images: dicts of index, method and one number a metric; every method has the same indices.
         boxes: dicts of index, method, kind, light, contrast, true_contrast and auc.
         of_model: methods that are compared with all others, and warned about.
+        displacement: method -> x, y, clearness, of all its images together.
         resampled: method -> metric -> (value, its value in every resample), of measures of sets.
     """
     methods = list(dict.fromkeys(row["method"] for row in images))
@@ -82,14 +86,13 @@ def summarise(
     for found in measured:
         for method in methods:
             found[method] = dict(sorted(found[method].items(), key=lambda item: order[item[0]]))
-    shifts = {m: _displacement([r for r in images if r["method"] == m]) for m in methods}
     facts: dict[str, Any] = {
         "methods": values,
         "intervals": {
             m: {name: bootstrap.interval(x) for name, x in own.items()} for m, own in spread.items()
         },
         "differences": {m: differences(m, values, spread, len(indices)) for m in of_model},
-        "displacement": shifts,
+        "displacement": displacement,
         "objects": objects_by_group(boxes, indices, weights),
     }
     return facts | {"warnings": warnings(facts, of_model)}
@@ -150,12 +153,12 @@ def warnings(found: dict, of_model: list[str]) -> list[str]:
                 f" ({interval[0]:.2f} to {interval[1]:.2f}), it shows warm things as cold; look at"
                 " the palette or the window of the data that it was trained on"
             )
-        x, y, agree = found["displacement"][method].values()
-        if math.hypot(x, y) > WARN_ABOVE and agree >= 0.5:
+        x, y, clear = found["displacement"][method].values()
+        if math.hypot(x, y) > WARN_ABOVE and clear >= CLEAR:
             sides = f"{abs(x):.1f} px {'right of' if x > 0 else 'left of'} and {abs(y):.1f} px"
             said.append(
                 f"the edges of {method} lie {sides} {'below' if y > 0 else 'above'} the true ones"
-                " (median over images); are the pairs aligned?"
+                " (all images together); are the pairs aligned?"
             )
     return said
 
@@ -190,20 +193,6 @@ def _of_boxes(boxes: list[dict], method: str, indices: list[int]) -> dict[str, S
         ):
             tables[name][:, i] += value, count
     return {name: Sums(*table) for name, table in tables.items() if table[1].any()}
-
-
-def _displacement(rows: list[dict]) -> dict[str, float]:
-    """Median displacement over images in pixels, and the share of images within AGREE of it.
-
-    Images without clear edges scatter: of a poor generator few agree, and the median means little.
-    """
-    both = np.array([[row["shift_x"], row["shift_y"]] for row in rows])
-    both = both[~np.isnan(both).any(1)]
-    if not len(both):
-        return {"x": 0.0, "y": 0.0, "agree": 0.0}
-    x, y = np.median(both, axis=0)
-    agree = (np.hypot(both[:, 0] - x, both[:, 1] - y) <= AGREE).mean()
-    return {"x": float(x), "y": float(y), "agree": float(agree)}
 
 
 # as text
