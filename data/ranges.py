@@ -88,12 +88,9 @@ def choose_window(
             train, lambda value: f"the value {value * scale + offset:g} {unit}"
         )
         notes += more
-    low_high = [low * scale + offset, high * scale + offset]
     below, above = _outside([v for _, _, v in train], low, high)
-    nodata: dict[float, float] = {}
-    for _, _, values in images:
-        for value, share in values.nodata:
-            nodata[value] = nodata.get(value, 0.0) + share / len(images)
+    low, high = low * scale + offset, high * scale + offset
+    nodata = _nodata_shares(images)
     notes += [f"no infrared image has the value {x:g}" for x, y in nodata.items() if not y]
     facts = {
         "types": sorted(types),
@@ -105,9 +102,18 @@ def choose_window(
         },
         "nodata": {f"{value:g}": share for value, share in nodata.items()},
     }
-    notes += _no_temperature(*low_high, unit)
+    notes += _no_temperature(low, high, unit)
     notes += _dark_sources([i.source for i in items], [one.visible_highest for one in found])
-    return Choice(make_window(low_high[0], low_high[1], unit), notes, facts)
+    return Choice(make_window(low, high, unit), notes, facts)
+
+
+def _nodata_shares(images) -> dict[float, float]:
+    """Value of nodata -> share of all pixels that have it."""
+    found: dict[float, float] = {}
+    for _, _, values in images:
+        for value, share in values.nodata:
+            found[value] = found.get(value, 0.0) + share / len(images)
+    return found
 
 
 def _no_temperature(low: float, high: float, unit: str) -> Iterator[str]:
