@@ -14,10 +14,10 @@ import argparse
 import shlex
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from data import folders, inspection, writing
+from data import splits as splitting
 from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
 from data.pairs import SCENES_PER_SPLIT
@@ -37,6 +37,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--table", default="", help=f"what class ids mean: {', '.join(TABLES)} (default: palette)")
     add("--splits", type=Path, help="JSON {train: [names], val: .., test: ..} or {source: {..}}")
     add("--sequences", default="auto", help="auto, off, or a pattern: group 1 is the sequence")
+    text = "auto: folders named train, val, test (any depth) are the splits; off"
+    add("--split_folders", choices=("auto", "off"), default="auto", help=text)
+    text = "of train, val and test where no folder or file says them"
+    add("--split_fractions", type=float, nargs=3, default=folders.FRACTIONS, help=text)
+    text = "fixed camera or one video: cut each source into N blocks of time, near-equal or not"
+    add("--time_blocks", type=int, default=0, metavar="N", help=text)
+    text = "pairs left out where one split follows another in --time_blocks"
+    add("--gap", type=int, default=0, metavar="M", help=text)
     text = "endings of the names that differ between the folders: --suffixes=_rgb,_ir,"
     add("--suffixes", default=",,", metavar="VISIBLE,INFRARED,SEMANTIC", help=text)
     text = "values that become 0 and 1; auto: 0 255 for 8 bit, else from the train split"
@@ -113,35 +121,12 @@ def find_items(args: argparse.Namespace) -> list[folders.Item]:
     return items
 
 
-def choose_splits(args, given, items, found) -> tuple[list[str], int]:
-    """One split an item, and the number of near-duplicate pairs that a given file separates."""
-    links = folders.similar_pairs(
-        np.stack([f.visible_thumbnail for f in found]),
-        np.stack([f.infrared_thumbnail for f in found]),
-    )
-    hashes = [(f.visible_hash, f.infrared_hash) for f in found]
-    folders.refuse_identical(items, hashes)
-    if given:
-        splits, notes = given
-        folders.check_contents(items, splits, hashes)
-        torn = [(i, j) for i, j in links if splits[i] != splits[j]]
-        notes += [
-            f"near-duplicates {items[i].name} ({splits[i]}), {items[j].name} ({splits[j]})"
-            for i, j in torn[:3]
-        ]
-        for note in notes:
-            print(f"note: {note}")
-        return splits, len(torn)
-    first: dict[str, int] = {}
-    for i, pair in enumerate(hashes):
-        links += [(first.setdefault(value, i), i) for value in pair]
-    groups = folders.group(items, links, args.sequences)
-    return folders.default_splits(items, groups), 0
-
-
 def prepare_folders(args: argparse.Namespace) -> dict:
     window = inspection.given_window(args.window, args.scale, args.offset)
-    folders.check_rule(args.sequences)
+    rule = splitting.Rule(
+        args.sequences, args.split_folders, tuple(args.split_fractions), args.time_blocks, args.gap
+    )
+    splitting.check_rule(rule)
     args.table = args.table or args.palette
     items = find_items(args)
     given = args.splits and folders.read_splits(args.splits, items, args.allow_unmatched)
@@ -149,7 +134,11 @@ def prepare_folders(args: argparse.Namespace) -> dict:
     tasks = [(item, options) for item in items]
     looked = inspection.in_workers(inspection.inspect, tasks, args.num_workers)
     found = list(tqdm(looked, total=len(tasks), desc="check", unit="pair"))
-    splits, torn = choose_splits(args, given, items, found)
+    splits, torn, notes = splitting.choose(rule, given, items, found)
+    for note in [*notes, *inspection.aspect_notes(items, found)]:
+        print(f"note: {note}")
+    kept = [i for i, split in enumerate(splits) if split]
+    items, found, splits = ([x[i] for i in kept] for x in (items, found, splits))
     window = inspection.find_window(found, splits, window, args.unit, args.scale, args.offset)
     alone = inspection.sets_window_alone(found, splits)
     if alone is not None and args.window == ["auto"]:

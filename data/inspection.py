@@ -21,6 +21,7 @@ from data.transforms import (
 
 # Auto window: all but this share of the pixels of every training image, on either side.
 TAIL = 1e-4
+ASPECT = 0.02  # a change of width to height that a resize may make without a note
 
 
 class Options(NamedTuple):
@@ -40,6 +41,7 @@ class Decoded(NamedTuple):
     infrared: np.ndarray
     semantic: np.ndarray | None
     resized: bool
+    visible_size: tuple[int, int]  # before a resize
 
 
 class Inspection(NamedTuple):
@@ -56,6 +58,7 @@ class Inspection(NamedTuple):
     visible_thumbnail: np.ndarray
     infrared_thumbnail: np.ndarray
     resized: bool
+    visible_size: tuple[int, int]
 
 
 def decode_item(item: Item, options: Options) -> Decoded:
@@ -76,6 +79,11 @@ def decode_item(item: Item, options: Options) -> Decoded:
             raise ValueError(
                 f"{where}: visible is {original[1]} x {original[0]} but infrared is {wanted[1]} x "
                 f"{wanted[0]} pixels; --resize_visible resizes the visible if the view is the same"
+                + (
+                    f" (it is hardly: {aspect_text(original, wanted)})"
+                    if squeezed(original, wanted)
+                    else ""
+                )
             )
         visible = resize_visible(visible, wanted)
         if semantic is not None and semantic.shape == original:
@@ -87,7 +95,7 @@ def decode_item(item: Item, options: Options) -> Decoded:
             f"{item.semantic}: semantic is {semantic.shape[1]} x {semantic.shape[0]} but infrared "
             f"is {wanted[1]} x {wanted[0]} pixels"
         )
-    return Decoded(visible_bytes, infrared_bytes, visible, infrared, semantic, resized)
+    return Decoded(visible_bytes, infrared_bytes, visible, infrared, semantic, resized, original)
 
 
 def _check_ids(semantic: np.ndarray, table: str, where: str) -> None:
@@ -99,6 +107,35 @@ def _check_ids(semantic: np.ndarray, table: str, where: str) -> None:
             f"{where}: class id {int(outside[0])} ({outside.size} pixels) is outside the "
             f"{len(TABLES[table])} classes of '{table}'"
         )
+
+
+def squeezed(original: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    """Whether a resize changes the aspect by more than ASPECT and by more than a pixel's worth."""
+    ratio = original[1] * wanted[0] / (original[0] * wanted[1])
+    pixel = 1 / min(*original, *wanted)
+    return max(ratio, 1 / ratio) - 1 > max(ASPECT, pixel)
+
+
+def aspect_text(original: tuple[int, int], wanted: tuple[int, int]) -> str:
+    """Both sides' width to height, as 1.78:1 and 1.25:1."""
+    first, second = (f"{width / height:.2f}:1" for height, width in (original, wanted))
+    return f"the visible is {first} wide, the infrared {second}"
+
+
+def aspect_notes(items: list[Item], found: list[Inspection]) -> list[str]:
+    """One note a source on the visible images whose aspect --resize_visible changed."""
+    notes = []
+    for source in dict.fromkeys(item.source for item in items):
+        own = [i for i, item in enumerate(items) if item.source == source]
+        bad = [i for i in own if squeezed(found[i].visible_size, found[i].size)]
+        if bad:
+            text = aspect_text(found[bad[0]].visible_size, found[bad[0]].size)
+            notes.append(
+                f"--resize_visible squeezed {len(bad)} of {len(own)} visible images of source "
+                f"'{source}' ({text}; first: {items[bad[0]].name}): the view is hardly the same; "
+                f"crop the wider side before"
+            )
+    return notes
 
 
 def inspect(task: tuple[Item, Options]) -> Inspection:
@@ -119,6 +156,7 @@ def inspect(task: tuple[Item, Options]) -> Inspection:
         thumbnail(pair.visible),
         thumbnail(infrared),
         pair.resized,
+        pair.visible_size,
     )
 
 
