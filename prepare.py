@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import folders, inspection, writing
+from data import folders, inspection, layouts, writing
 from data import splits as splitting
 from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
@@ -29,6 +29,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    text = "folder of a whole set, such as LLVIP as it is downloaded, in place of --visible ..."
+    add("--folder", type=Path, help=text)
+    text = f"how --folder is laid out: auto, {', '.join(layouts.LAYOUTS)}"
+    add("--layout", default="auto", help=text)
     add("--visible", type=Path, action="append", default=[], help="folder of RGB images (repeat)")
     add("--infrared", type=Path, action="append", default=[], help="folder of infrared images")
     add("--semantic", action="append", default=[], help="folder of class images, or 'none'")
@@ -92,6 +96,14 @@ def prepare_synthetic(args: argparse.Namespace) -> dict:
 
 def find_items(args: argparse.Namespace) -> list[folders.Item]:
     """Matched pairs of all sources. Raises: ValueError: arguments or names that do not pair up."""
+    if args.folder:
+        source = (args.source or ["pairs"])[0]
+        if args.visible or args.infrared or args.semantic or len(args.source) > 1:
+            raise ValueError("--folder is a whole set: leave out --visible, --infrared, --semantic")
+        name, items, notes = layouts.find(source, args.folder, args.layout, args.allow_unmatched)
+        for note in [f"{args.folder} is in the layout '{name}'", *notes]:
+            print(f"note: {note}")
+        return items
     count = len(args.visible)
     if args.suffixes.count(",") != 2:
         raise ValueError(f"--suffixes takes three endings with commas, got {args.suffixes!r}")
