@@ -29,8 +29,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    text = "folder of a whole set, such as LLVIP as it is downloaded, in place of --visible ..."
-    add("--folder", type=Path, help=text)
+    add("--folder", type=Path, help="a whole set as downloaded, in place of --visible ...")
     text = f"how --folder is laid out: auto, {', '.join(layouts.LAYOUTS)}"
     add("--layout", default="auto", help=text)
     add("--visible", type=Path, action="append", default=[], help="folder of RGB images (repeat)")
@@ -63,6 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of rendered scenes")
     add("--out", type=Path, help="folder to write, such as datasets/mine")
     add("--check", metavar="PATH", help="only decode a prepared data set and compare its hashes")
+    add("--report", type=Path, help="HTML page that --check writes: shifts and the worst pairs")
     add("--overwrite", action="store_true", help="replace a data set that is there")
     add("--num_workers", type=int, default=inspection.available(), help="processes that decode")
     return parser.parse_args(argv)
@@ -176,7 +176,7 @@ def prepare_folders(args: argparse.Namespace) -> dict:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.check:
-        return writing.check(args.check)
+        return writing.check(args.check, args.report)
     if args.out is None:
         raise ValueError("say where to write (--out datasets/mine) or what to --check")
     writing.check_out(args.out, args.overwrite)
