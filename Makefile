@@ -1,29 +1,32 @@
 # make demo   the whole road on synthetic scenes, on a CPU, in about ten minutes
-# make test   every test          make lint   ruff: rules and format          make bench   the benchmarks, toy size
+# make compare DATA=datasets/mine   stage 1, U-Net, pix2pix and ours at equal seconds (ARGS="--seconds 60")
+# make report RUN=runs/train        tables, plots, best and worst images of a trained model in one HTML file
+# make test   every test          make lint   ruff: rules and format; mypy          make bench   the benchmarks, toy size
+# make test-oldest  some of the tests on the oldest torch, diffusers, ... that setup.py allows
 # make faults the long form of tests/faults: 20,000 damaged checkpoints, 50 kills a rank count
 
 PYTHON ?= python3
 VENV   := .venv
-RUN    := $(VENV)/bin/python
+PY     := $(VENV)/bin/python
 OUT    ?= runs/demo
 
-.PHONY: demo test faults lint bench clean
+.PHONY: demo compare report test test-oldest faults lint bench clean
 
 $(VENV)/installed: setup.py
 	@echo "installing the dependencies into $(VENV): a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check ".[dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check ".[dev]"
 	touch $@
 
 demo: $(VENV)/installed
-	$(RUN) prepare.py --synthetic 700 --size 64 --seed 0 --out $(OUT)/scenes --overwrite
-	$(RUN) pretrain.py --config configs/demo/pretrain.yaml --data_path $(OUT)/scenes --output_dir $(OUT)/pretrain
-	$(RUN) train.py --config configs/demo/train.yaml --data_path $(OUT)/scenes \
+	$(PY) prepare.py --synthetic 700 --size 64 --seed 0 --out $(OUT)/scenes --overwrite
+	$(PY) pretrain.py --config configs/demo/pretrain.yaml --data_path $(OUT)/scenes --output_dir $(OUT)/pretrain
+	$(PY) train.py --config configs/demo/train.yaml --data_path $(OUT)/scenes \
 	  --decomposition_checkpoint $(OUT)/pretrain/best_model.pth --output_dir $(OUT)/train
-	$(RUN) finetune.py --config configs/demo/finetune.yaml --data_path $(OUT)/scenes \
+	$(PY) finetune.py --config configs/demo/finetune.yaml --data_path $(OUT)/scenes \
 	  --checkpoint $(OUT)/train/best_model.pth --output_dir $(OUT)/finetune
-	$(RUN) evaluate.py --checkpoint $(OUT)/finetune/best_model.pth --output_dir $(OUT)/results
-	$(RUN) visualize.py --checkpoint $(OUT)/finetune/best_model.pth --output_dir $(OUT)/panels
+	$(PY) evaluate.py --checkpoint $(OUT)/finetune/best_model.pth --output_dir $(OUT)/results
+	$(PY) visualize.py --checkpoint $(OUT)/finetune/best_model.pth --output_dir $(OUT)/panels
 	@echo; cat $(OUT)/results/results.md; echo
 	@echo "data        $(OUT)/scenes"
 	@echo "checkpoints $(OUT)/pretrain $(OUT)/train $(OUT)/finetune"
@@ -31,19 +34,43 @@ demo: $(VENV)/installed
 	@echo "panels      $(OUT)/panels/*.png"
 	@echo "curves      $(VENV)/bin/tensorboard --logdir $(OUT)"
 
+compare: $(VENV)/installed
+	@test -n "$(DATA)" || { echo "name the pairs: make compare DATA=datasets/mine" >&2; exit 2; }
+	$(PY) compare.py --data_path $(DATA) $(ARGS)
+
+report: $(VENV)/installed
+	@test -n "$(RUN)" || { echo "name the run: make report RUN=runs/train" >&2; exit 2; }
+	$(PY) evaluate.py --checkpoint $(RUN) --output_dir $(RUN)/report --report $(ARGS)
+
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --durations=10
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --durations=10
 
 faults: $(VENV)/installed
-	OMP_NUM_THREADS=1 FAULTS=20000 KILLS=50 $(RUN) -m pytest -q tests/faults
+	OMP_NUM_THREADS=1 FAULTS=20000 KILLS=50 $(PY) -m pytest -q tests/faults
+
+# uv takes the lower bounds of setup.py as they are. One test is left out: in bf16 our attention
+# and that of diffusers 0.35.1 differ in the last bits (LOG.md).
+OLDEST := .venv-oldest
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct \
+	  -r setup.py --extra dev
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile \
+	  tests/test_backbones.py tests/test_codec.py tests/test_compilation.py tests/test_config.py \
+	  tests/test_decomposition.py tests/test_flux.py tests/test_lora.py tests/test_losses_pretrain.py \
+	  tests/test_metrics.py tests/test_pairs.py tests/test_plan.py tests/test_train_blocks.py \
+	  tests/test_translator.py \
+	  --deselect "tests/test_flux.py::test_our_attention_is_upstreams_attention[dtype1]"
 
 lint: $(VENV)/installed
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 bench: $(VENV)/installed
-	$(RUN) benchmarks/step.py --preset demo --size 32 --device cpu
-	$(RUN) benchmarks/loader.py --size 64 --scenes 16 --batches 8 --workers 0 1 --step_seconds 0.05
+	$(PY) benchmarks/step.py --preset demo --size 32 --device cpu
+	$(PY) benchmarks/loader.py --size 64 --scenes 16 --batches 8 --workers 0 1 --step_seconds 0.05
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache runs/demo

@@ -2,43 +2,37 @@
 
     python evaluate.py --checkpoint runs/train/best_model.pth
     python evaluate.py --checkpoint runs/train/export --test_data datasets/other --split all
+    python evaluate.py --checkpoint runs/unet/best_model.pth --boxes msrs/boxes --report
 
-Rows: training mean (per pixel; where its pairs are not at hand, a note), grey, inverted grey,
-stage 1's fused image, and ours; --lpips adds a column. Writes results.md, results.json and
-per_image.csv to --output_dir. Takes a checkpoint of any stage.
+Rows: training mean (per pixel; where its pairs are not at hand, a note), grey, inverted grey, and
+what the checkpoint makes: stage 1's fused image, ours, or a baseline's. docs/evaluation.md says
+what is measured. Writes results.md, results.json, per_image.csv (and per_object.csv, report.html)
+to --output_dir. Takes a checkpoint of any stage.
 """
 
-import csv
-import io
-import json
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from assembly import checkpoints
+from assembly import checkpoints, features, protocol, report
+from assembly.rows import codec_rows, decomposed, model_rows, reference_rows
+from assembly.scoring import Found, Scorer
+from baselines.training import BaselineConfig
 from configs.schema import USE_FLAGS, EvaluateConfig
 from data.pairs import open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
+from data.radiometry import kelvin_measures
 from data.stream import in_step, sequential
 from losses.pretrain import material_cross_entropy
-from models.sampler import translate
-from utils import config, dist, files, metrics
+from utils import bootstrap, config, dist, metrics, results
 from utils.loop import to_device
+from utils.objects import Boxes
 from utils.run import code_version, entry
 
-METRICS = {
-    "psnr": ("PSNR dB", metrics.psnr),
-    "ssim": ("SSIM", metrics.ssim),
-    "mae": ("MAE", metrics.mae),
-    "rank": ("rank corr.", metrics.rank_correlation),
-}
-TITLES = {name: title for name, (title, _) in METRICS.items()} | {"lpips": "LPIPS"}
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 MEAN_IMAGES = 400  # at most so many training images, evenly spaced, go into the training mean
 
 
@@ -46,49 +40,59 @@ MEAN_IMAGES = 400  # at most so many training images, evenly spaced, go into the
 def main() -> None:
     cfg = config.load(EvaluateConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
-    stage1, translator, _, data, pairs, sampling = checkpoints.open_all(cfg, device)
+    opened = checkpoints.open_all(cfg, device)
+    pairs, data = opened.pairs, opened.data
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     mean, note = training_mean(data, cfg.batch_size, needed=not cfg.test_data)
-    note = "; ".join([*pairs.notes, *([note] if note else [])])
-    luma = torch.tensor(LUMA, device=device).view(1, 3, 1, 1)
-    scores, rows, started = Stage1Scores(pairs.cfg.labels, device), [], time.perf_counter()
-    measures = {name: f for name, (_, f) in METRICS.items()}
-    if cfg.lpips:
-        measures["lpips"] = metrics.Lpips(device)
-
-    ranks = dist.rank(), dist.world_size()
+    references = [*reference_rows(mean), *codec_rows(opened)]
+    own = model_rows(opened)
+    boxes = boxes_of(cfg, pairs.cfg.path)
+    scorer = Scorer(pairs.size, device, boxes, cfg.lpips)
+    scorer.measures |= kelvin_measures(pairs.window, pairs.planck)
+    of_maps = None if isinstance(opened.trained, BaselineConfig) else Stage1Scores(pairs, device)
+    ranks, started = (dist.rank(), dist.world_size()), time.perf_counter()
     batches = in_step(pairs, cfg.batch_size, *ranks, cfg.num_workers, cfg.limit)
     for batch in tqdm(batches, desc=f"evaluate {cfg.split}", unit="batch", disable=ranks[0] > 0):
         batch = to_device(batch, device)
-        visible, infrared = batch["visible"], batch["infrared"][:, :1]
-        grey = (visible * luma).sum(1, keepdim=True).clamp(0, 1)
-        seen = translator.decompose(visible) if translator else stage1(visible)
-        images = {} if mean is None else {"training mean": mean.to(device).expand_as(infrared)}
-        images |= {"grey": grey, "inverted grey": 1 - grey}
-        if seen.fused is not None:
-            images["fused (stage 1)"] = seen.fused.mean(1, keepdim=True).clamp(0, 1)
-        if translator:
-            images["ours"] = translate(translator, visible, batch["draw"], sampling)
-        if batch["filler"]:
-            continue
-        rows += score(images, infrared, batch, measures)
-        scores.update(seen.maps, batch)
-    rows = [row for share in dist.gather(rows) for row in share]
+        scorer.score([*references, *own], batch)
+        if of_maps:
+            of_maps.update(decomposed(opened, batch).maps, batch)
+    found, maps = scorer.result(), of_maps.result() if of_maps else None
+    chosen, cells = {}, {}
+    if cfg.report and own:
+        chosen = report.picks(found, own[-1].name)
+        wanted = sorted({index for indices in chosen.values() for index in indices})
+        cells = report.pictures(opened, own, wanted, device, boxes)
+    if not dist.is_main():
+        return
+    notes = [*pairs.notes, *([note] if note else []), *found.absent]
     facts = {
         "checkpoint": cfg.checkpoint,
         "data": cfg.test_data or data.path,
         "split": cfg.split,
-        "pairs": sum(row["method"] == "grey" for row in rows),
+        "pairs": len(found.images) // len([*references, *own]),
         "size": list(pairs.size),
-        "seconds": round(time.perf_counter() - started, 1),
-        "device": str(device),
-        "sampling": sampling and asdict(sampling),
-        "commit": code_version()[0],
-        "stage1": scores.result(),
-        "note": note,
+        "protocol": protocol.describe(cfg, opened),
+        "stage1": maps,
+        "note": "; ".join(notes),
+        "run": {
+            "seconds": round(time.perf_counter() - started, 1),
+            "seconds_an_image": found.seconds,
+            "device": str(device),
+            "commit": code_version()[0],
+        },
     }
-    if dist.is_main():
-        write(Path(cfg.output_dir), rows, facts)
+    names = [row.name for row in own]
+    whole = write(cfg, found, facts, names)
+    if cfg.report:
+        path = report.write(Path(cfg.output_dir), whole, found, chosen, cells, names)
+        print(f"report: {path}")
+
+
+def boxes_of(cfg: EvaluateConfig, path: str) -> Boxes | None:
+    """The boxes that were asked for, else those beside the data, if any."""
+    beside = Path(path) / "boxes"
+    return Boxes(cfg.boxes or beside) if cfg.boxes or beside.is_dir() else None
 
 
 def training_mean(data, batch_size: int, needed: bool) -> tuple[Tensor | None, str]:
@@ -109,25 +113,16 @@ def training_mean(data, batch_size: int, needed: bool) -> tuple[Tensor | None, s
     return (total / count).float(), ""
 
 
-def score(images: dict[str, Tensor], infrared: Tensor, batch: dict, measures: dict) -> list[dict]:
-    """One row a method and image."""
-    rows = []
-    for method, image in images.items():
-        values = {name: f(image, infrared).tolist() for name, f in measures.items()}
-        for i, (name, source) in enumerate(zip(batch["name"], batch["source"])):
-            numbers = {metric: x[i] for metric, x in values.items()}
-            rows.append({"source": source, "name": name, "method": method, **numbers})
-    return rows
-
-
 class Stage1Scores:
     """How well stage 1's maps agree with the labels: accuracy, mIoU, cross-entropy, Pearson."""
 
-    def __init__(self, labels, device):
-        self.labels, self.matrix = labels, metrics.ConfusionMatrix(32, device)
+    def __init__(self, pairs, device):
+        self.labels, self.matrix = pairs.cfg.labels, metrics.ConfusionMatrix(32, device)
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
 
     def update(self, maps, batch: dict) -> None:
+        if batch["filler"]:
+            return
         infrared = batch["infrared"][:, :1]
         labels = prepare_pseudo_labels(batch["visible"], infrared, batch["semantic"], self.labels)
         self.matrix.update(maps.material.argmax(1), labels.material)
@@ -148,42 +143,39 @@ class Stage1Scores:
         }
 
 
-def write(folder: Path, rows: list[dict], facts: dict) -> None:
-    """Write and print the table."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    names = [name for name in TITLES if name in rows[0]]
-    means = {}
-    for m in methods:
-        own = [row for row in rows if row["method"] == m]
-        means[m] = {name: sum(row[name] for row in own) / facts["pairs"] for name in names}
-    lines = [f"| method | {' | '.join(TITLES[name] for name in names)} |"]
-    lines += ["|---" * (len(names) + 1) + "|"]
-    for method, values in means.items():
-        numbers = (f"{x:.2f}" if name == "psnr" else f"{x:.3f}" for name, x in values.items())
-        lines.append(f"| {method} | {' | '.join(numbers)} |")
-    stage1, H, W = facts["stage1"], *facts["size"]
+def write(cfg: EvaluateConfig, found: Found, facts: dict, own: list[str]) -> dict:
+    """Write and print the tables; what results.json holds."""
+    truth, sets = found.pooled.get("truth"), {}
+    if truth is not None and len(truth) > 1:
+        weights = bootstrap.weights(len(truth))
+        for method in (name for name in found.pooled if name != "truth"):
+            values = (
+                features.kernel_distance(found.pooled[method], truth, w) for w in (None, weights)
+            )
+            sets[method] = {"kid_like": tuple(values)}
+    summary = results.summarise(found.images, found.boxes, own, found.displacement, sets)
+    run, stage1, (H, W) = facts["run"], facts["stage1"], facts["size"]
+    lines = results.table(summary, run["seconds_an_image"])
     lines += ["", f"{facts['pairs']} pairs of `{facts['data']}` ({facts['split']}), {H} x {W},"]
-    lines[-1] += f" {facts['seconds']} s on {facts['device']}; checkpoint `{facts['checkpoint']}`"
-    if facts["sampling"]:
-        lines.append("; ".join(f"{k} {v}" for k, v in facts["sampling"].items()))
-    lines += [*filter(None, [facts["note"]]), materials_sentence(stage1)]
-    lines.append(f"Pearson(intensity, infrared) {stage1['pearson_intensity']:.3f}")
+    lines[-1] += f" {run['seconds']} s on {run['device']}; checkpoint `{facts['checkpoint']}`;"
+    lines[-1] += f" protocol {facts['protocol']['id']}; ± half of the 95 % interval over images"
+    if sampler := facts["protocol"]["sampler"]:
+        lines.append("; ".join(f"{k} {v}" for k, v in sampler.items()))
+    lines += [f"WARNING: {text}" for text in summary["warnings"]]
+    lines += [*filter(None, [facts["note"]])]
+    if stage1:
+        lines += [materials_sentence(stage1)]
+        lines.append(f"Pearson(intensity, infrared) {stage1['pearson_intensity']:.3f}")
+    if own:
+        lines += ["", *results.verdict_table(summary, own[-1])]
+    if summary["objects"]:
+        shown = [name for name in summary["methods"] if name in ("training mean", *own)]
+        lines += ["", *results.object_table(summary, shown)]
     text = "\n".join(lines) + "\n"
-    numbers = json.dumps(finite({"methods": means, **facts}), indent=1) + "\n"
-    table = csv.DictWriter(each := io.StringIO(newline=""), list(rows[0]))
-    table.writeheader()
-    table.writerows(rows)
-    files.write_whole(folder / "per_image.csv", each.getvalue())
-    files.write_whole(folder / "results.json", numbers)
-    files.write_whole(folder / "results.md", text)
-    print(text + f"written to {folder}: results.md, results.json, per_image.csv")
-
-
-def finite(value):
-    """The same nested values with None for NaN and infinity, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: finite(x) for key, x in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    whole = {**summary, **facts}
+    results.write(Path(cfg.output_dir), found.images, found.boxes, whole, text)
+    print(text + f"written to {cfg.output_dir}: results.md, results.json, per_image.csv")
+    return whole
 
 
 def materials_sentence(stage1: dict) -> str:

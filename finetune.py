@@ -10,10 +10,9 @@ meaningful. The architecture is that of the checkpoint. To resume, run the same 
 from dataclasses import is_dataclass
 
 from assembly import checkpoints
-from configs.schema import FLAGS, FinetuneConfig, TrainConfig
+from configs.schema import FLAGS, HOW_IT_RUNS, FinetuneConfig, TrainConfig
 from train import train
 from utils import config, dist
-from utils.progress import HOW_IT_RUNS
 from utils.run import entry
 
 
@@ -34,6 +33,8 @@ def refuse_what_is_fixed(
                 )
 
     compare(given.get("model") or {}, cfg.model, trained.model, "model")
+    of_path = {k: v for k, v in (given.get("flow") or {}).items() if k in ("start", "sigma")}
+    compare(of_path, cfg.flow, trained.flow, "flow")
     drawn = trained.model.preset and not trained.model.train_base
     if drawn and cfg.training.seed != trained.training.seed:
         raise ValueError(
@@ -53,6 +54,8 @@ def main() -> None:
     chosen = {name: value for name, value in chosen.items() if value is not None}
     model, trained, plan = checkpoints.load_translator(cfg.checkpoint, device, **chosen)
     refuse_what_is_fixed(cfg, given, trained, names)
+    for name in ("start", "sigma"):
+        setattr(cfg.flow, name, getattr(trained.flow, name))
     cfg.model = trained.model
     train(cfg, model, plan, device)
 

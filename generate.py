@@ -1,7 +1,8 @@
-"""Infrared images for photographs: a file or a folder in, PNGs of the same names and sizes out.
+"""Infrared images for photographs: a file or a folder in, images of the same names and sizes out.
 
     python generate.py --checkpoint runs/train/export --image_path photo.jpg
     python generate.py --checkpoint runs/train/export --image_path photos/ --output_dir infrared/
+    python generate.py --checkpoint runs/train/export --image_path photos/ --recursive --format npy
 
 Each photograph is resized to the training size, translated, and the result resized back to its own;
 with --keep_aspect, to as many pixels in its own shape, one at a time.
@@ -12,61 +13,57 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from assembly import checkpoints
 from configs.schema import USE_FLAGS, GenerateConfig
+from data import outputs
+from data.decoding import decode_visible
 from data.pairs import make_window
-from data.transforms import FORMATS, decode_visible, encode_png, resize_visible
+from data.photographs import find_photographs, refuse_raw
+from data.radiometry import Planck
+from data.transforms import resize_visible
 from models.codec import TOKEN
 from models.sampler import translate
 from utils import config, dist
 from utils.files import write_whole
 from utils.run import entry
 
-FEW = 250  # grey levels; a window in degrees or in [0, 1] has no use for whole numbers
-SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-
 
 @torch.no_grad()
 def main() -> None:
     cfg = config.load(GenerateConfig, flags=USE_FLAGS)
-    paths = find_photographs(cfg.image_path)
     folder = Path(cfg.output_dir)
-    check_output(folder, paths)
+    paths, names, notes = find_photographs(cfg.image_path, cfg.recursive, folder)
+    check_output(folder, paths, names, outputs.SUFFIXES[cfg.format])
     device = dist.init(cfg.device)
-    translator, trained, plan = checkpoints.load_translator(cfg.checkpoint, device, sampling=True)
+    for note in notes:
+        dist.print0(f"note: {note}")
+    translator, trained, plan = checkpoints.load_translator(
+        cfg.checkpoint, device, sampling=True, sample_fast=cfg.fast
+    )
     dist.print0(plan)
     translator.eval()
     sampling = checkpoints.sampling_of(trained.sampling, cfg)
-    if cfg.counts and not trained.window:
-        raise ValueError(
-            "--counts needs the window of the training data, and this run has none"
-            " (data.window=per_image)"
-        )
-    window = make_window(*trained.window) if cfg.counts else make_window(0, 255)
-    if window.low < 0 or window.high > 65535 or window.high - window.low < FEW:
-        raise ValueError(
-            "--counts writes whole numbers from 0 to 65535, too few or too coarse for"
-            f" the training data's window {window.low:g} to {window.high:g}"
-        )
+    window = trained.window and make_window(*trained.window, trained.unit)
+    planck = trained.planck and Planck(*trained.planck)
+    to = outputs.make_format(cfg.format, window, planck, whole=cfg.counts)
     folder.mkdir(parents=True, exist_ok=True)
 
     faults: list[str] = []
     batches = share(len(paths), 1 if cfg.keep_aspect else cfg.batch_size)
     progress = tqdm(total=len(paths), desc="generate", unit="image", disable=not dist.is_main())
     for batch in batches:
-        photographs = [(paths[i % len(paths)], *read(paths[i % len(paths)])) for i in batch]
+        photographs = [read(paths[i % len(paths)]) for i in batch]
         size = trained.data.height_width()
         if cfg.keep_aspect:
-            ((_, only, _),) = photographs
+            ((only, _),) = photographs
             size = same_area(size, only.shape[0] / only.shape[1])
-        visible = np.stack([resize_visible(x, size) for _, x, _ in photographs])
+        visible = np.stack([resize_visible(x, size) for x, _ in photographs])
         visible = torch.from_numpy(visible).to(device).permute(0, 3, 1, 2).float() / 255
         made = translate(translator, visible, batch, sampling)
-        for draw, (path, photograph, fault), infrared in zip(batch, photographs, made):
+        for draw, (photograph, fault), infrared in zip(batch, photographs, made):
             if draw >= len(paths):
                 continue
             if fault:
@@ -75,9 +72,10 @@ def main() -> None:
             infrared = F.interpolate(
                 infrared[None], photograph.shape[:2], mode="bicubic", antialias=True
             ).clamp(0, 1)
-            values = window.restore(infrared[0, 0].cpu().numpy())
-            image = np.rint(values).astype(np.uint16 if cfg.counts else np.uint8)
-            write_whole(folder / f"{path.stem}.png", encode_png(image))
+            target = folder / names[draw]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for suffix, data in outputs.encode(infrared[0, 0].cpu().numpy(), to).items():
+                write_whole(target.with_name(target.name + suffix), data)
         progress.update(min(len(batch) * dist.world_size(), len(paths) - progress.n))
     progress.close()
     faults = [fault for each in dist.gather(faults) for fault in each]
@@ -103,6 +101,7 @@ def share(count: int, batch_size: int) -> list[list[int]]:
 def read(path: Path) -> tuple[np.ndarray, str | None]:
     """A photograph; or black, and what is wrong with the file: the others are made nevertheless."""
     try:
+        refuse_raw(path)
         return decode_visible(path.read_bytes(), str(path)), None
     except Exception as error:  # PIL raises a dozen types on foreign bytes
         if not isinstance(error, (ValueError, OSError)) or str(path) not in str(error):
@@ -110,30 +109,10 @@ def read(path: Path) -> tuple[np.ndarray, str | None]:
         return np.zeros((TOKEN, TOKEN, 3), np.uint8), str(error)
 
 
-def find_photographs(where: str) -> list[Path]:
-    """The image files of a path. Raises: ValueError: none, or two that would get one name."""
-    path = Path(where)
-    if not where or not path.exists():
-        raise ValueError(f"--image_path {where!r}: no such file or folder")
-    paths = (
-        [path]
-        if path.is_file()
-        else sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
-    )
-    if not paths:
-        raise ValueError(f"--image_path {where}: no image files in this folder")
-    seen: dict[str, Path] = {}
-    for p in paths:
-        if p.stem in seen:
-            raise ValueError(f"{seen[p.stem].name} and {p.name} would both become {p.stem}.png")
-        seen[p.stem] = p
-    return paths
-
-
-def check_output(folder: Path, paths: list[Path]) -> None:
+def check_output(folder: Path, paths: list[Path], names: list[Path], suffix: str) -> None:
     """Raises: ValueError: an image would be written over a photograph."""
-    for p in paths:
-        if (target := folder / f"{p.stem}.png").exists() and target.samefile(p):
+    for p, name in zip(paths, names):
+        if (target := folder / f"{name}{suffix}").exists() and target.samefile(p):
             raise ValueError(f"{p} would be overwritten; choose another --output_dir")
 
 

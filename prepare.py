@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import folders, inspection, layouts, writing
+from data import folders, infrared_files, inspection, layouts, ranges, writing
 from data import splits as splitting
 from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
@@ -36,7 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--infrared", type=Path, action="append", default=[], help="folder of infrared images")
     add("--semantic", action="append", default=[], help="folder of class images, or 'none'")
     add("--source", action="append", default=[], help="name of this pair of folders")
-    add("--palette", default="", help=f"colours of coloured class images: {', '.join(PALETTES)}")
+    add("--palette", default="", help=f"{', '.join(PALETTES)} (of class images); jet (of infrared)")
     add("--table", default="", help=f"what class ids mean: {', '.join(TABLES)} (default: palette)")
     add("--splits", type=Path, help="JSON {train: [names], val: .., test: ..} or {source: {..}}")
     add("--sequences", default="auto", help="auto, off, or a pattern: group 1 is the sequence")
@@ -52,7 +52,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--suffixes", default=",,", metavar="VISIBLE,INFRARED,SEMANTIC", help=text)
     text = "values that become 0 and 1; auto: 0 255 for 8 bit, else from the train split"
     add("--window", nargs="+", default=["auto"], metavar="LOW HIGH", help=text)
-    add("--unit", default="counts", help="unit of count * scale + offset, such as kelvin")
+    add("--nodata", type=float, action="append", default=[], help="infrared value that is none")
+    add("--unit", help="of count * scale + offset (counts); radiometric JPEGs are converted")
     add("--scale", type=float, default=1.0, help="unit per count")
     add("--offset", type=float, default=0.0, help="unit at count 0")
     add("--resize_visible", action="store_true", help="visible to the infrared's size")
@@ -134,40 +135,36 @@ def find_items(args: argparse.Namespace) -> list[folders.Item]:
 
 
 def prepare_folders(args: argparse.Namespace) -> dict:
-    window = inspection.given_window(args.window, args.scale, args.offset)
-    rule = splitting.Rule(
-        args.sequences, args.split_folders, tuple(args.split_fractions), args.time_blocks, args.gap
-    )
-    splitting.check_rule(rule)
+    window = ranges.given_window(args.window, args.scale, args.offset)
+    rule = splitting.rule_of(args)
+    args.palette, colours = infrared_files.split_palettes(args.palette)
     args.table = args.table or args.palette
     items = find_items(args)
+    meaning = infrared_files.given_radiometry(args, items)
     given = args.splits and folders.read_splits(args.splits, items, args.allow_unmatched)
-    options = inspection.Options(args.resize_visible, args.palette, args.table)
+    wanted = tuple(args.nodata), colours, meaning.unit
+    options = inspection.Options(args.resize_visible, args.palette, args.table, *wanted)
     tasks = [(item, options) for item in items]
     looked = inspection.in_workers(inspection.inspect, tasks, args.num_workers)
     found = list(tqdm(looked, total=len(tasks), desc="check", unit="pair"))
     splits, torn, notes = splitting.choose(rule, given, items, found)
-    for note in [*notes, *inspection.aspect_notes(items, found)]:
-        print(f"note: {note}")
+    notes += inspection.aspect_notes(items, found)
     kept = [i for i, split in enumerate(splits) if split]
     items, found, splits = ([x[i] for i in kept] for x in (items, found, splits))
-    window = inspection.find_window(found, splits, window, args.unit, args.scale, args.offset)
-    alone = inspection.sets_window_alone(found, splits)
-    if alone is not None and args.window == ["auto"]:
-        text = "alone makes the window more than twice as wide; are its values right?"
-        print(f"note: {items[alone].where()} {text} --window LOW HIGH decides")
-    radiometry = {"ir_unit": args.unit, "ir_scale": None, "ir_offset": None}
-    if (args.scale, args.offset) != (1.0, 0.0):
-        radiometry |= {"ir_scale": args.scale, "ir_offset": args.offset}
+    meaning = infrared_files.agreed_radiometry(meaning, items, found)
+    choice = ranges.choose_window(items, found, splits, window, *meaning[:3])
+    for note in [*notes, *choice.notes]:
+        print(f"note: {note}")
     manifest = {
-        "window": window._asdict(),
+        "window": choice.window._asdict(),
         "table": args.table or None,
-        "infrared": inspection.summary(found, args.scale, args.offset),
+        "infrared": choice.facts,
+        "planck": meaning.planck and meaning.planck._asdict(),
         "sizes": inspection.sizes(found),
         "sources": {s: sum(i.source == s for i in items) for s in {i.source: 0 for i in items}},
         "near_duplicates_in_two_splits": torn,
     }
-    tasks = [(*each, options, radiometry) for each in zip(items, found, splits)]
+    tasks = [(*each, options, meaning.columns()) for each in zip(items, found, splits)]
     rows = inspection.in_workers(writing.folder_row, tasks, args.num_workers)
     rows = tqdm(rows, total=len(tasks), desc="write", unit="pair")
     return writing.write(args.out, rows, manifest, args.overwrite)
@@ -185,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     window = manifest["window"]
     print(f"pairs    {pairs}")
     print(f"sizes    {', '.join(f'{s} ({n})' for s, n in list(manifest['sizes'].items())[:5])}")
-    print(f"window   {window['low']:g} to {window['high']:g} {window['unit']}")
+    print(f"window   {ranges.describe(window, manifest.get('infrared'))}")
     for split, found in manifest["balance"].items():
         top = [f"{m} {share['pixels']:.1%}" for m, share in found["materials"].items()][:5]
         print(f"labels   {split}: {found['images']} images, pixels {', '.join(top)}, ...")

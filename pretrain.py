@@ -15,7 +15,7 @@ import torch
 
 from assembly.stage1_step import stage1_step
 from configs.schema import FLAGS, PretrainConfig
-from data.materials import IGNORE, MATERIALS, material_colors
+from data.materials import MATERIALS, material_colors
 from data.pairs import describe, open_pairs
 from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import collate, evenly_spaced, sequential, stream
@@ -24,17 +24,12 @@ from models.fast.plan import speed_up_stage1
 from models.stage1 import Stage1
 from utils import config, dist, metrics, panels
 from utils.dryrun import dry_run
+from utils.labels import IGNORE
 from utils.loop import fit, to_device
 from utils.run import Run, entry
 from utils.scenes import scene_cells, scene_figure
 
 NEAR_CHANCE = 0.9  # a cross-entropy above this share of ln(materials) has learnt next to nothing
-
-# what is measured of the intensity and of the fused image, both against the infrared; rank and
-# edge_sharpness also compare runs whose intensity has another scale
-HEAT = {"pearson": metrics.pearson, "rank": metrics.rank_correlation}
-HEAT["edge_sharpness"] = metrics.edge_sharpness
-FUSED = {"psnr": metrics.psnr, "ssim": metrics.ssim, "fused_edge_sharpness": metrics.edge_sharpness}
 
 
 def main() -> None:
@@ -115,11 +110,11 @@ def validate(cfg: PretrainConfig, model: Stage1, objective, batches, device) -> 
         maps, fused = model(visible)
         total, parts = objective(*maps, fused, labels, infrared)
         confusion.update(maps.material.argmax(dim=1), labels.material)
-        heat = {name: f(maps.intensity, infrared) for name, f in HEAT.items()}
+        heat = {name: f(maps.intensity, infrared) for name, f in metrics.OF_INTENSITY.items()}
         found = {"loss": total, **parts, **heat}
         if fused is not None:
             image = fused.mean(dim=1, keepdim=True).clamp(0, 1)
-            found |= {name: f(image, infrared) for name, f in FUSED.items()}
+            found |= {name: f(image, infrared) for name, f in metrics.OF_FUSED.items()}
         labelled = parts["labelled"].item() * len(visible)
         for name, value in found.items():
             count = labelled if name == "material_ce" else len(visible)

@@ -12,17 +12,15 @@ import torch
 
 from assembly import checkpoints
 from assembly.latents import attach_latents
+from assembly.translator_step import make_loss, make_predict
 from configs.schema import FLAGS, TrainConfig
 from data.materials import MATERIALS, material_colors
 from data.pairs import Pairs, describe, open_pairs
-from data.pseudo_labels import prepare_pseudo_labels
 from data.stream import collate, evenly_spaced, in_step, stream
 from losses import flow
-from losses.pretrain import MultiTaskPretrainLoss
 from models.bundle import save_bundle
-from models.codec import in_infrared_panel, tokens_shape
 from models.fast.plan import Plan, choose_attention
-from models.sampler import noise_for, translate
+from models.sampler import translate
 from models.translator import Translator
 from utils import checkpoint, config, dist, metrics
 from utils.dryrun import dry_run
@@ -47,7 +45,8 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
     for note in train_set.notes:
         dist.print0(f"data: {note}")
     if train_set.window:
-        cfg.window = [train_set.window.low, train_set.window.high]
+        cfg.window, cfg.unit = [*train_set.window[:2]], train_set.window.unit
+        cfg.planck = train_set.planck and [*train_set.planck]
     attach_latents(cfg, model, (train_set, val_set), device)
     ranks = dist.rank(), dist.world_size()
     training = cfg.training
@@ -58,13 +57,17 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
         )
 
     # objective
-    tokens = tokens_shape(*train_set.size)[0] + cfg.model.text_tokens
+    tokens = len(model.backbone.ids(*train_set.size)) + cfg.model.text_tokens
     choose_attention(plan, model, training.batch_size, tokens)
     dist.print0(plan)
     predict = make_predict(cfg, model, train_set.size, device)
     loss_fn = make_loss(cfg, predict)
 
     # validation: the same samples, times and noise every time
+    # a small model is compiled for the batches of training alone: others would be compiled anew
+    stance = "force_eager" if cfg.model.train_base else "default"
+
+    @torch.compiler.set_stance(stance)
     def eval_fn(model):
         bins = torch.zeros(2, flow.TIME_BINS, device=device)
         total = torch.zeros(2, device=device)
@@ -85,67 +88,6 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
     flops = model.step_flops(*train_set.size)
     fit(cfg, model, loss_fn, batches, run, eval_fn, samples=len(train_set), sample_flops=flops)
     export(cfg, model, run)
-
-
-def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], device):
-    """predict(model, batch, group, seed) -> loss (B,), t (B,), prediction; the model may be DDP's.
-
-    Times and noise are functions of (seed, draw), so that ranks, accumulation and resuming agree.
-    """
-    shape, infrared_N = tokens_shape(*size), in_infrared_panel(*size, device)
-    round_time, infrared_only = model.round_time, cfg.flow.visible_weight == 0
-
-    def predict(model, batch: dict, group: int, seed: int):
-        draws = batch["draw"]
-        times = flow.sample_times(draws, group, seed, cfg.flow.mean, cfg.flow.std, cfg.flow.shift)
-        t = round_time(times.to(device, non_blocking=True))
-        noise = noise_for(draws, shape, seed, device)
-        encoded = (batch["latents"], batch["masked"]) if "latents" in batch else None
-        out = model(batch["visible"], batch["infrared"], noise, t, encoded, infrared_only)
-        error = flow.velocity_error(out.velocity, out.data, noise)
-        return flow.flow_loss(error, infrared_N, cfg.flow.visible_weight), t, out
-
-    return predict
-
-
-def make_loss(cfg: TrainConfig, predict):
-    """The loss of a step: the velocity error, and in stage 3 stage 1's loss on the maps."""
-    training, weight = cfg.training, cfg.training.lambda_decomposition_consistency
-    if weight and cfg.model.freeze_decomposition:
-        raise ValueError(
-            "training.lambda_decomposition_consistency > 0 has no effect on a frozen"
-            " decomposition; use finetune.py or --no_freeze_decomposition"
-        )
-    if cfg.loss.balance:
-        raise ValueError(
-            "loss.balance needs the frequency of each material, which only pretrain.py"
-            " counts; leave it 0 here"
-        )
-    group = training.batch_size * training.gradient_accumulation_steps * dist.world_size()
-    stage1_loss = MultiTaskPretrainLoss(cfg.loss)
-
-    def loss_fn(model, batch: dict):
-        loss_B, t, out = predict(model, batch, group, training.seed)
-        loss = training.lambda_generation * loss_B.mean()
-        parts = {"generation": loss_B.detach().mean(), **by_time(loss_B, t)}
-        if not cfg.model.freeze_decomposition:  # of weight 0 too: DDP needs all that is trained
-            labels = prepare_pseudo_labels(
-                batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
-            )
-            maps, fused = out.stage1
-            consistency, terms = stage1_loss(*maps, fused, labels, batch["infrared"][:, :1])
-            loss = loss + weight * consistency
-            parts["consistency"] = consistency.detach()
-            parts |= {f"stage1_{name}": value for name, value in terms.items()}
-        return loss, parts
-
-    return loss_fn
-
-
-def by_time(loss_B: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The mean loss in ten bins of t; NaN (which the log leaves out) in bins without a sample."""
-    sums, counts = flow.loss_by_time_bin(loss_B, t)
-    return {f"loss_t{i}": x for i, x in enumerate(sums / counts)}
 
 
 def draw_scenes(cfg: TrainConfig, model: Translator, pairs: Pairs, device) -> dict:

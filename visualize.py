@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from assembly import checkpoints
+from baselines.training import BaselineConfig
 from configs.schema import USE_FLAGS, HeldOutConfig
 from data.materials import MATERIALS, emissivity_prior, material_colors
 from data.pseudo_labels import NONE, QUANTIZED, prepare_pseudo_labels
@@ -39,6 +40,11 @@ def main() -> None:
     cfg = config.load(HeldOutConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
     opened = checkpoints.open_all(cfg, device)
+    if isinstance(opened.trained, BaselineConfig):
+        raise ValueError(
+            f"{cfg.checkpoint} is a baseline's, which has no maps to draw; evaluate.py --report"
+            " shows its images"
+        )
     for note in opened.pairs.notes:
         dist.print0(f"data: {note}")
     folder = Path(cfg.output_dir)

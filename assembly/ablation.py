@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from configs.schema import (
     FLAGS,
@@ -107,7 +108,7 @@ def command_of(
     arguments = [*file, *chosen.overrides, *common, *changes.get(stage, [])]
     arguments = [filled(text) for text in arguments]
     try:
-        loaded = config.load(kind, arguments, flags, default)
+        loaded: Any = config.load(kind, arguments, flags, default)
     except (ValueError, OSError) as error:
         raise ValueError(f"variant {variant}, stage {stage}: {error}") from error
     if trains and loaded.training.seed != seed:

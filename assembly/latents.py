@@ -1,10 +1,11 @@
 """Fill the cache of latents with what a run lacks, before it trains."""
 
+from typing import Any
+
 from configs.schema import TrainConfig
 from data import latents
 from data.pairs import Pairs
 from data.stream import in_workers
-from models.codec import tokens_shape
 from models.translator import Translator
 from utils import dist
 from utils.loop import progress_bar
@@ -26,13 +27,14 @@ def attach_latents(cfg: TrainConfig, model: Translator, sets: tuple[Pairs, ...],
     for names in dist.gather(latents.remove_damaged(folder, rank, world)):
         for name in names:
             dist.print0(f"data.latents: {folder / name} is damaged; its pairs are encoded again")
-    codec = model.codec.identity()
+    model_codec: Any = model.codec
+    codec = f"{cfg.model.layout} {model_codec.identity()}"
     keys = [_keys(pairs, codec, cfg.data.num_workers) for pairs in sets]
     found = latents.find(folder)
     missing = {
         key: (s, i) for s, own in enumerate(keys) for i, key in enumerate(own) if key not in found
     }
-    latents.check_room(folder, len(missing), tokens_shape(*sets[0].size))
+    latents.check_room(folder, len(missing), model.backbone.state_shape(*sets[0].size))
     dist.barrier()  # nobody writes before everybody has looked
     if missing:
         dist.print0(f"data.latents: encoding {len(missing)} pairs into {folder}")
@@ -63,6 +65,6 @@ def _build(shards, missing, model, sets, folder, device, num_workers: int) -> No
             entries = {}
             for key in shard:
                 visible, infrared = (x.to(device) for x in next(samples))
-                entries[key] = model.encode(visible, infrared).cpu(), model.encode(visible).cpu()
+                entries[key] = model.encode(visible, infrared).cpu(), model.known(visible).cpu()
                 bar.update()
             latents.write_shard(folder, entries)

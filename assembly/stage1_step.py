@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from data.batch import Batch
 from data.pseudo_labels import LabelConfig, prepare_pseudo_labels
 from losses.pretrain import MultiTaskPretrainLoss
 
@@ -37,19 +39,20 @@ def stage1_step(
     def step(model: nn.Module, visible: Tensor, infrared: Tensor, semantic: Tensor):
         wanted = prepare_pseudo_labels(visible, infrared, semantic, labels)
         maps, fused = model(visible)
-        return objective(*maps, fused, wanted, infrared[:, :1])
+        intensity, material, context = maps
+        return objective(intensity, material, context, fused, wanted, infrared[:, :1])
 
     plain, calls = step, itertools.count()
     if compiled:
-        options = OPTIONS | ({"triton.cudagraphs": True} if replayed else {})
+        options: dict[str, Any] = OPTIONS | ({"triton.cudagraphs": True} if replayed else {})
         step = torch.compile(step, dynamic=False, options=options)
 
-    def loss_fn(model: nn.Module, batch: dict):
+    def loss_fn(model: nn.Module, batch: Batch):
         images = batch["visible"], batch["infrared"], batch["semantic"]
         due = compiled and next(calls) % COMPARE_EVERY == 0
         expected = _without_a_trace(plain, model, images) if due else None
         loss, parts = step(model, *images)
-        if due:
+        if expected is not None:
             _compare(loss.item(), expected.item())
         if replayed:  # the next replay writes over what this one returned
             loss, parts = loss.clone(), {name: part.clone() for name, part in parts.items()}

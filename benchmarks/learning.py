@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional as F
 
 from losses import flow
-from models import codec as codecs
 from models.decomposition import DecompositionConfig
 from models.fast import fused_gemm, fused_matrices, train_blocks
 from models.fast.plan import build
@@ -71,12 +70,12 @@ def train(model: Translator, steps: int, device: str, lr: float, task: int) -> t
     """Loss of every step; data, noise and times are functions of the step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr)
-    panel = codecs.in_infrared_panel(SIZE, SIZE, device)
+    panel = model.backbone.painted(SIZE, SIZE, device)
     losses = []
     for step in range(steps):
         generator = torch.Generator().manual_seed(1000 * task + step)
         visible, infrared = (x.to(device) for x in scenes(generator, task))
-        noise = torch.randn(BATCH, 2 * (SIZE // codecs.TOKEN) ** 2, 64, generator=generator)
+        noise = torch.randn(BATCH, *model.backbone.state_shape(SIZE, SIZE), generator=generator)
         t = torch.rand(BATCH, generator=generator).to(device)
         noise, t = noise.to(device), model.round_time(t)
         with torch.autocast(torch.device(device).type, torch.bfloat16):

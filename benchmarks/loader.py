@@ -31,6 +31,7 @@ from data.pseudo_labels import LabelConfig
 from data.stream import stream
 from data.transforms import AugmentConfig
 from models import codec as codecs
+from models.backbones import fill
 
 FLIPS = AugmentConfig(crop_scale=[1, 1], brightness=0, contrast=0)
 WAYS = {
@@ -112,7 +113,7 @@ def make_latents(pairs: Pairs, folder: Path) -> latents.Latents:
     codec, folder = codecs.DctCodec(), latents.make_folder(str(folder))
 
     def encode(visible, infrared):
-        return codecs.pack(codec.encode(codecs.compose_diptych(visible, infrared)))
+        return codecs.pack(codec.encode(fill.compose_diptych(visible, infrared)))
 
     keys = [latents.key_of(pairs.fingerprint(i), codec.identity()) for i in range(len(pairs))]
     for i, key in enumerate(keys):

@@ -40,13 +40,14 @@ from benchmarks.learning import learning_gap
 from losses import flow
 from models import codec as codecs
 from models import flux as fluxes
+from models.backbones import fill
 from models.decomposition import DecompositionConfig
 from models.fast.attention_kernel import choose_kernel
 from models.fast.plan import build
 from models.lora import LoraConfig
 from models.sampler import SamplingConfig, sample
 from models.stage1 import Stage1
-from models.translator import Translator, TranslatorConfig
+from models.translator import PathConfig, Translator, TranslatorConfig
 
 probed = cache(choose_kernel)  # once a shape: starting the probe takes seconds
 WARM_STEPS = 3
@@ -118,6 +119,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=list(WAYS),
         help="ways whose sampler is timed too, batch 4",
     )
+    parser.add_argument("--layout", default="diptych", choices=["diptych", "channels"])
+    parser.add_argument("--start", default="noise", choices=["noise", "fused"])
+    parser.add_argument("--sampling_steps", type=int, default=SAMPLING_STEPS)
     parser.add_argument("--learn", type=int, default=0, help="only compare losses, n steps")
     parser.add_argument("--out", help="JSON file to write")
     return parser.parse_args(argv)
@@ -138,7 +142,7 @@ def peer_rows(args, way: str, device: torch.device, gemm: float):
     )
     flux.enable_gradient_checkpointing()
     optimizer = make_optimizer(flux)
-    flops = step_flops(flux, args.size, args.text[0])
+    flops = step_flops(flux, 2 * (args.size // codecs.TOKEN) ** 2 + args.text[0])
     # diffusers' own attention crashes with torch 2.11's cuDNN backward (models/attention.py)
     torch.backends.cuda.enable_cudnn_sdp(False)
     for batch in (1, 4):
@@ -161,7 +165,7 @@ def peer_batch(flux, batch: int, size: int, text: int, device) -> tuple[dict, to
     def normal(*shape):
         return torch.randn(*shape, device=device, dtype=torch.bfloat16)
 
-    ids = codecs.token_positions(size, size, device)
+    ids = fill.token_positions(size, size, device)
     tokens, cfg = len(ids), flux.config
     inputs = dict(
         hidden_states=normal(batch, tokens, cfg.in_channels),
@@ -178,15 +182,18 @@ def peer_batch(flux, batch: int, size: int, text: int, device) -> tuple[dict, to
 
 def our_rows(args, way: str, device: torch.device, gemm: float):
     """This project's step, every part of it."""
-    cfg = TranslatorConfig(preset=args.preset, text_tokens=max(args.text), **WAYS[way])
+    cfg = TranslatorConfig(
+        preset=args.preset, layout=args.layout, text_tokens=max(args.text), **WAYS[way]
+    )
+    path = PathConfig(start=args.start)
     if device.type == "cpu":
         cfg.compile = False
     if args.preset != "full-random":
         cfg.inject = INJECT_SMALL
     stage1 = Stage1(DecompositionConfig())
-    translator = build(cfg, stage1, device=device)[0].train()
+    translator = build(cfg, stage1, device=device, path=path)[0].train()
     heads = translator.flux.config.num_attention_heads
-    tokens = 2 * (args.size // codecs.TOKEN) ** 2 + max(args.text)
+    tokens = len(translator.backbone.ids(args.size, args.size)) + max(args.text)
     probed(device, max(args.batches), tokens, heads, translator.flux.inner_dim // heads)
     optimizer = make_optimizer(translator)
     batches, texts = args.batches, args.text
@@ -206,21 +213,23 @@ def our_rows(args, way: str, device: torch.device, gemm: float):
         prompt = fluxes.random_prompt(translator.flux, texts[0])
         del translator, optimizer, step
         release(device)
-        sampler = build(cfg, stage1, prompt, device, adapters)[0]
-        yield sampling_row(sampler, way, texts[0], args.size, gemm, device)
+        sampler = build(cfg, stage1, prompt, device, adapters, path)[0]
+        yield sampling_row(sampler, way, texts[0], args, gemm, device)
 
 
 def our_step(translator: Translator, optimizer, batch: int, size: int, device) -> Callable:
     visible = torch.rand(batch, 3, size, size, device=device)
     infrared = torch.rand(batch, 1, size, size, device=device).expand(-1, 3, -1, -1)
-    noise = torch.randn(batch, 2 * (size // codecs.TOKEN) ** 2, 64, device=device)
+    noise = torch.randn(batch, *translator.backbone.state_shape(size, size), device=device)
     t = translator.round_time(torch.linspace(0.1, 0.9, batch, device=device))
-    panel = codecs.in_infrared_panel(size, size, device)
+    panel = translator.backbone.painted(size, size, device)
     trained = [p for p in translator.parameters() if p.requires_grad]
 
     def step():
         out = translator(visible, infrared, noise, t, infrared_only=True)
-        flow.flow_loss(flow.velocity_error(out.velocity, out.data, noise), panel).mean().backward()
+        flow.flow_loss(
+            flow.velocity_error(out.velocity, out.data, out.end), panel
+        ).mean().backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -228,14 +237,16 @@ def our_step(translator: Translator, optimizer, batch: int, size: int, device) -
     return step
 
 
-def sampling_row(translator, way, text, size, gemm, device, batch: int = 4) -> Row:
+def sampling_row(translator, way, text, args, gemm, device, batch: int = 4) -> Row:
     """Seconds an image of the whole sampler, and forward's TFLOP/s."""
     translator.eval()
+    size = args.size
     visible = torch.rand(batch, 3, size, size, device=device)
-    noise = torch.randn(batch, 2 * (size // codecs.TOKEN) ** 2, 64, device=device)
-    steps = SAMPLING_STEPS if device.type == "cuda" else 2
+    noise = torch.randn(batch, *translator.backbone.state_shape(size, size), device=device)
+    steps = args.sampling_steps if device.type == "cuda" else 2
     sample(translator, visible, noise, SamplingConfig(steps=2))  # compile
-    flops = steps * step_flops(translator.flux, size, text, forward=True)
+    tokens = len(translator.backbone.ids(size, size)) + text
+    flops = steps * step_flops(translator.flux, tokens, forward=True)
     row = measure(
         lambda: sample(translator, visible, noise, SamplingConfig(steps=steps)),
         f"{way} sample",
@@ -326,9 +337,9 @@ def gemm_rate(device: torch.device, n: int) -> float:
     return 2 * n**3 * 20 / (time.perf_counter() - start) / 1e12
 
 
-def step_flops(flux, size: int, text: int, forward: bool = False) -> float:
-    """Translator.step_flops for a bare frozen transformer."""
-    D, S = flux.inner_dim, 2 * (size // codecs.TOKEN) ** 2 + text
+def step_flops(flux, tokens: int, forward: bool = False) -> float:
+    """Translator.step_flops for a bare frozen transformer and all its tokens."""
+    D, S = flux.inner_dim, tokens
     blocks = len(flux.transformer_blocks) + len(flux.single_transformer_blocks)
     linear, attention = 24 * D * D * S * blocks, 4 * S * S * D * blocks
     return linear + attention if forward else 2 * linear + 3 * attention

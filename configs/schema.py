@@ -1,16 +1,17 @@
 """What each script can be told: one dataclass a stage, composed of the parts' own."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal
 
 from data.materials import NUM_MATERIALS
 from data.pairs import DataConfig
 from data.pseudo_labels import CONTEXT_CHANNELS
 from losses.flow import TIME_BINS
-from losses.pretrain import PretrainLossConfig
+from losses.pretrain import FUSED_TERMS, IF_WEIGHTED, TERMS, PretrainLossConfig
 from models.decomposition import DecompositionConfig
 from models.sampler import SamplingConfig
-from models.translator import TranslatorConfig
+from models.translator import PathConfig, TranslatorConfig
+from utils import metrics
 from utils.loop import TrainingConfig
 from utils.optimizer import OptimizerConfig
 from utils.run import RunConfig
@@ -18,24 +19,33 @@ from utils.run import RunConfig
 MOST_MEAN = 20  # of flow.mean: beyond it the sigmoid is 0 or 1 in fp32
 
 # What an evaluation gives, so that a misspelt training.best_metric is said before the first step.
-# Add what you add to an eval_fn.
-OF_MAPS = [
-    "val_loss",
-    "val_intensity",
-    "val_material",
-    "val_context",
-    "val_consistency",
-    "val_separation",
-    "val_material_ce",
-    "val_accuracy",
-    "val_miou",
-    "val_pearson",
-    "val_rank",
-    "val_edge_sharpness",
-]
-OF_FUSED = ["val_physics", "val_reconstruction", "val_psnr", "val_ssim", "val_fused_edge_sharpness"]
+# tests/test_stages.py compares it with what the evaluations of tiny runs give.
+_LABELLED = ["material_ce", *metrics.ConfusionMatrix.RESULTS]
+OF_MAPS = [f"val_{name}" for name in ["loss", *TERMS, *_LABELLED, *metrics.OF_INTENSITY]]
+OF_FUSED = [f"val_{name}" for name in [*FUSED_TERMS, *metrics.OF_FUSED]]
 OF_VELOCITY = ["val_loss", *(f"val_loss_t{i}" for i in range(TIME_BINS))]
 OF_SAMPLES = ["val_psnr", "val_ssim"]
+
+
+def _fields(kind: type, *names: str) -> tuple[str, ...]:
+    """`names`, which must be fields of the dataclass `kind`."""
+    unknown = set(names) - {f.name for f in fields(kind)}
+    assert not unknown, f"{kind.__name__} has no {unknown}"
+    return names
+
+
+# What a run may change on resuming and stay the same run.
+HOW_DATA_ARE_READ = _fields(DataConfig, "cache", "cache_gib", "latents", "num_workers")
+HOW_IT_RUNS = _fields(
+    TranslatorConfig,
+    "fast",
+    "memory",
+    "base_dtype",
+    "compile",
+    "gradient_checkpointing",
+    "shard_base",
+)
+STAGE1_FILE = _fields(TranslatorConfig, "decomposition_checkpoint")  # its weights are in ours too
 
 # The short flags people type; a script offers those whose key its configuration has.
 FLAGS = {
@@ -44,6 +54,7 @@ FLAGS = {
     "device": "run.device",
     "batch_size": "training.batch_size",
     "epochs": "training.epochs",
+    "max_seconds": "training.max_seconds",
     "lr": "optimizer.params.lr",
     "num_workers": "data.num_workers",
     "backbone": "model.backbone",
@@ -58,11 +69,14 @@ USE_FLAGS = {
         "checkpoint",
         "output_dir",
         "device",
+        "fast",
         "batch_size",
+        "mode",
         "steps",
         "guidance_scale",
         "shift",
         "samples",
+        "mirror",
         "seed",
         "test_data",
         "split",
@@ -70,8 +84,12 @@ USE_FLAGS = {
         "num_workers",
         "image_path",
         "keep_aspect",
+        "recursive",
+        "format",
         "counts",
         "lpips",
+        "boxes",
+        "report",
     )
 }
 
@@ -87,6 +105,8 @@ def _check_best(training: TrainingConfig, given: list[str]) -> None:
 @dataclass(kw_only=True)
 class PretrainConfig:
     """Stage 1, pretrain.py."""
+
+    MAY_CHANGE: ClassVar = {"data": HOW_DATA_ARE_READ}
 
     model: DecompositionConfig = field(default_factory=DecompositionConfig)
     physics: bool = True  # off: no fusion, no physics and reconstruction terms; all else bit-equal
@@ -110,19 +130,29 @@ class PretrainConfig:
                 "model.num_materials and model.num_context_channels must be those of"
                 f" the labels, {labelled}, got {found}"
             )
-        _check_best(self.training, OF_MAPS + (OF_FUSED if self.physics else []))
+        weighted = [f"val_{name}" for name in IF_WEIGHTED if getattr(self.loss, name)]
+        _check_best(self.training, OF_MAPS + (OF_FUSED + weighted if self.physics else []))
 
 
 @dataclass(kw_only=True)
-class FlowConfig:
-    """The times at which the model is trained; the sampler has its own."""
+class FlowConfig(PathConfig):
+    """The flow as it is trained: where it starts, its times, and its losses."""
 
     mean: float = 0.0  # of the normal variable under the sigmoid; > 0: more noise
     std: float = 1.0
     shift: float = 1.0  # resolution shift; 1: none
     visible_weight: float = 0.0  # of the visible panel's velocity error; 0: infrared panel only
+    mean_share: float = 0.0  # of the samples, trained to predict the mean: no noise, one forward
+    image_weight: float = 0.0  # of the image loss (losses/image.py) on those samples
+    adversarial_weight: float = 0.0  # of the game with model.discriminator, on all other samples
 
     def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.mean_share <= 1 or min(self.image_weight, self.adversarial_weight) < 0:
+            raise ValueError(
+                "flow needs 0 <= mean_share <= 1, image_weight and adversarial_weight >= 0, got"
+                f" {self.mean_share}, {self.image_weight} and {self.adversarial_weight}"
+            )
         if self.std <= 0 or self.shift <= 0 or self.visible_weight < 0:
             raise ValueError(
                 "flow needs std > 0, shift > 0 and visible_weight >= 0, got"
@@ -155,6 +185,8 @@ class TranslatorTrainingConfig(TrainingConfig):
 class TrainConfig:
     """Stage 2, train.py."""
 
+    MAY_CHANGE: ClassVar = {"data": HOW_DATA_ARE_READ, "model": (*HOW_IT_RUNS, *STAGE1_FILE)}
+
     model: TranslatorConfig = field(default_factory=TranslatorConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(size=512))
     flow: FlowConfig = field(default_factory=FlowConfig)
@@ -163,7 +195,10 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TranslatorTrainingConfig = field(default_factory=TranslatorTrainingConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(output_dir="runs/train"))
-    window: list[float] | None = None  # counts of infrared 0 and 1; filled from the data set
+    # filled from the data set: values of infrared 0 and 1, their unit, the camera's constants
+    window: list[float] | None = None
+    unit: str = "counts"
+    planck: list[float] | None = None
 
     def __post_init__(self):
         _check_best(self.training, OF_VELOCITY + (OF_SAMPLES if self.run.images else []))
@@ -183,11 +218,14 @@ class ModelUseConfig:
     checkpoint: str = "runs/train/best_model.pth"  # a file, a run's folder or an exported one
     output_dir: str = "results"
     device: str = "auto"
+    fast: Literal["auto", "off"] | None = None  # off: the plain model; see models/fast/plan.py
     batch_size: int = 8
+    mode: Literal["sample", "mean"] | None = None
     steps: int | None = None
     guidance_scale: float | None = None
     shift: float | None = None
     samples: int | None = None  # average so many samples an image
+    mirror: bool | None = None  # average with what the mirror image gives
     seed: int | None = None
 
     def __post_init__(self):
@@ -215,6 +253,8 @@ class EvaluateConfig(HeldOutConfig):
     """evaluate.py."""
 
     lpips: bool = False  # LPIPS too; AlexNet's weights are fetched once, 233 MB
+    boxes: str | None = None  # folder of YOLO boxes; null: `boxes` in the data set's folder, if any
+    report: bool = False  # report.html too: tables, plots, and the best, median and worst images
 
 
 @dataclass(kw_only=True)
@@ -224,4 +264,15 @@ class GenerateConfig(ModelUseConfig):
     image_path: str = ""  # a photograph, or a folder of them
     output_dir: str = "generated"
     keep_aspect: bool = False  # sample at the photograph's aspect, not at the training size
-    counts: bool = False  # write 16-bit counts through the training data's window, not 8-bit grey
+    recursive: bool = False  # the folders below too; results keep their structure
+    # 8-bit grey; 16-bit PNG and .json of unit, scale and offset; kelvin as .npy; or a float TIFF
+    format: Literal["png8", "png16", "npy", "tiff"] = "png8"
+    counts: bool = False  # --format png16 that must be the training data's own whole counts
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.counts and self.format not in ("png8", "png16"):
+            raise ValueError(
+                f"--counts writes 16-bit PNG, --format {self.format} another: give one of them"
+            )
+        self.format = "png16" if self.counts else self.format

@@ -54,7 +54,8 @@ def image_files(
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    files, others, suffix = {}, 0, plain(suffix)
+    files: dict = {}
+    others, suffix = 0, plain(suffix)
     excluded = tuple(map(plain, excluded))
     for path in _below(folder):
         if path.name.startswith("."):
@@ -173,7 +174,7 @@ def match(
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
     """(H,W) or (H,W,3) to a (256,) float32 signature of unit length, 0 for a flat image."""
-    grey = image.astype(np.float32)
+    grey: np.ndarray = image.astype(np.float32)
     grey = grey.mean(axis=2) if grey.ndim == 3 else grey
     for axis in (0, 1):  # block means, without the cost of an antialiased resize
         edges = np.linspace(0, grey.shape[axis], 17).astype(int)[:-1]
@@ -246,7 +247,8 @@ def read_splits(path: Path, items: list[Item], allow_unmatched: bool) -> tuple[l
     for source, table in tables.items():
         if not isinstance(table, dict) or not all(isinstance(x, list) for x in table.values()):
             raise ValueError(f"{path}: '{source}' must be {{split: [names]}}, got {table!r:.60}")
-    splits, notes = {}, []
+    splits: dict = {}
+    notes: list[str] = []
     for source in sources:
         if source not in tables:
             raise ValueError(f"{path}: no source '{source}'; it has {', '.join(tables)}")

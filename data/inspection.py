@@ -7,21 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data import image_values
+from data.decoding import decode_semantic, decode_visible, nodata_of
 from data.folders import Item, thumbnail
+from data.infrared_files import read_infrared
 from data.manifest import sha256
-from data.materials import IGNORE, TABLES
-from data.transforms import (
-    Window,
-    decode_infrared,
-    decode_semantic,
-    decode_visible,
-    make_window,
-    resize_visible,
-)
+from data.materials import TABLES
+from data.radiometry import Planck
+from data.transforms import resize_visible
+from utils.labels import IGNORE
 
-# Auto window: all but this share of the pixels of every training image, on either side.
-TAIL = 1e-4
-ASPECT = 0.02  # a change of width to height that a resize may make without a note
+# A change of width to height that a resize may make without a note.
+ASPECT = 0.02
 
 
 class Options(NamedTuple):
@@ -30,6 +27,9 @@ class Options(NamedTuple):
     resize_visible: bool = False
     palette: str = ""
     table: str = ""
+    nodata: tuple[float, ...] = ()  # infrared values that are none, as stored
+    colours: str = ""  # of infrared in false colour
+    unit: str = "counts"
 
 
 class Decoded(NamedTuple):
@@ -41,6 +41,8 @@ class Decoded(NamedTuple):
     infrared: np.ndarray
     semantic: np.ndarray | None
     resized: bool
+    stored_infrared: bytes  # the file's bytes, or what stands for them in a row
+    planck: Planck | None
     visible_size: tuple[int, int]  # before a resize
 
 
@@ -49,15 +51,15 @@ class Inspection(NamedTuple):
 
     size: tuple[int, int]
     dtype: str
-    low: float
-    high: float
-    tail_low: float
-    tail_high: float
+    values: image_values.Values
+    visible_highest: int
     visible_hash: str
     infrared_hash: str
     visible_thumbnail: np.ndarray
     infrared_thumbnail: np.ndarray
     resized: bool
+    converted: bool  # the row holds other infrared bytes than the file
+    planck: Planck | None
     visible_size: tuple[int, int]
 
 
@@ -66,7 +68,8 @@ def decode_item(item: Item, options: Options) -> Decoded:
     where = item.where()
     visible_bytes, infrared_bytes = item.visible.read_bytes(), item.infrared.read_bytes()
     visible = decode_visible(visible_bytes, str(item.visible))
-    infrared = decode_infrared(infrared_bytes, str(item.infrared))
+    read = read_infrared(infrared_bytes, str(item.infrared), options.unit, options.colours)
+    infrared = read.values
     semantic = None
     if item.semantic is not None:
         data = item.semantic.read_bytes()
@@ -95,7 +98,8 @@ def decode_item(item: Item, options: Options) -> Decoded:
             f"{item.semantic}: semantic is {semantic.shape[1]} x {semantic.shape[0]} but infrared "
             f"is {wanted[1]} x {wanted[0]} pixels"
         )
-    return Decoded(visible_bytes, infrared_bytes, visible, infrared, semantic, resized, original)
+    images = visible, infrared, semantic, resized
+    return Decoded(visible_bytes, infrared_bytes, *images, read.stored, read.planck, original)
 
 
 def _check_ids(semantic: np.ndarray, table: str, where: str) -> None:
@@ -143,26 +147,32 @@ def inspect(task: tuple[Item, Options]) -> Inspection:
     item, options = task
     pair = decode_item(item, options)
     infrared = pair.infrared
-    tails = np.quantile(infrared, [TAIL, 1 - TAIL], method="nearest")
+    tag = nodata_of(pair.infrared_bytes)
+    values = image_values.measure(
+        infrared, options.nodata if tag is None else (*options.nodata, tag)
+    )
+    seen = infrared
+    if values.apart or values.nodata:  # borders of one shape would make all images look alike
+        seen = np.clip(infrared.astype(np.float32), values.tail_low, values.tail_high)
     return Inspection(
         infrared.shape,
         str(infrared.dtype),
-        float(infrared.min()),
-        float(infrared.max()),
-        float(tails[0]),
-        float(tails[1]),
+        values,
+        int(pair.visible.max()),
         sha256(pair.visible_bytes),
         sha256(pair.infrared_bytes),
         thumbnail(pair.visible),
-        thumbnail(infrared),
+        thumbnail(seen),
         pair.resized,
+        pair.stored_infrared is not pair.infrared_bytes,
+        pair.planck,
         pair.visible_size,
     )
 
 
 def available() -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_workers(function: Callable, tasks: list, workers: int, block: int = 256) -> Iterator:
@@ -173,79 +183,6 @@ def in_workers(function: Callable, tasks: list, workers: int, block: int = 256) 
     with multiprocessing.get_context("fork").Pool(workers) as pool:
         for first in range(0, len(tasks), block):
             yield from pool.imap(function, tasks[first : first + block], chunksize=4)
-
-
-def given_window(words: list[str], scale: float, offset: float) -> tuple[float, float] | None:
-    """The numbers after --window, None for auto. Raises: ValueError: words that are no window."""
-    if not (0 < scale < np.inf and np.isfinite(offset)):
-        raise ValueError(f"--scale takes a positive number, --offset a number: {scale}, {offset}")
-    if words == ["auto"]:
-        return None
-    try:
-        low, high = map(float, words)
-    except ValueError:
-        raise ValueError(f"--window takes auto or LOW HIGH, got {' '.join(words)}") from None
-    return make_window(low, high)[:2]
-
-
-def find_window(
-    found: list[Inspection],
-    splits: list[str],
-    window: tuple[float, float] | None,
-    unit: str,
-    scale: float,
-    offset: float,
-) -> Window:
-    """The window of a data set in its unit: given, 0..255 for 8 bit, else from the training split.
-
-    Raises: ValueError: 8-bit and wider infrared mixed, constant infrared, or images outside of it.
-    """
-    if window is not None:
-        low, high = sorted((x - offset) / scale for x in window)  # in counts
-        outside = [f for f in found if f.high < low or f.low > high]
-        if outside:
-            raise ValueError(
-                f"{len(outside)} of {len(found)} infrared images lie wholly outside --window"
-                f" {window[0]:g} {window[1]:g}, the first from {outside[0].low * scale + offset:g}"
-                f" to {outside[0].high * scale + offset:g} {unit}"
-            )
-        return make_window(*window, unit)
-    types = sorted({f.dtype for f in found})
-    if types == ["uint8"]:
-        return make_window(offset, 255.0 * scale + offset, unit)
-    if "uint8" in types:
-        narrow = sum(f.dtype == "uint8" for f in found)
-        raise ValueError(
-            f"{narrow} of {len(found)} infrared images have 8 bit, the others more: one window "
-            f"cannot serve both; prepare them as two data sets or give --window LOW HIGH"
-        )
-    train = [f for f, split in zip(found, splits) if split == "train"]
-    low = min(f.tail_low for f in train) * scale + offset
-    high = max(f.tail_high for f in train) * scale + offset
-    return make_window(low, high, unit)
-
-
-def sets_window_alone(found: list[Inspection], splits: list[str]) -> int | None:
-    """The training image without which the window of all would be less than half as wide."""
-    train = [i for i, split in enumerate(splits) if split == "train"]
-    if len(train) < 3 or any(found[i].dtype == "uint8" for i in train):
-        return None
-    lows, highs = ([getattr(found[i], x) for i in train] for x in ("tail_low", "tail_high"))
-    span = max(highs) - min(lows)
-    for place in {lows.index(min(lows)), highs.index(max(highs))}:
-        rest = [x for k, x in enumerate(zip(lows, highs)) if k != place]
-        if 0 < 2 * (max(h for _, h in rest) - min(low for low, _ in rest)) < span:
-            return train[place]
-    return None
-
-
-def summary(found: list[Inspection], scale: float, offset: float) -> dict:
-    """Type and range of the infrared in its unit, for the manifest."""
-    return {
-        "types": sorted({f.dtype for f in found}),
-        "min": min(f.low for f in found) * scale + offset,
-        "max": max(f.high for f in found) * scale + offset,
-    }
 
 
 def sizes(found: list[Inspection]) -> dict[str, int]:

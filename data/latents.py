@@ -91,7 +91,7 @@ def write_shard(folder: Path, entries: dict[str, Entry]) -> None:
 
 def find(folder: Path) -> dict[str, Path]:
     """The shard of every key in the folder."""
-    shards = {}
+    shards: dict[str, Path] = {}
     for path in sorted(folder.glob(PATTERN)):
         with safe_open(path, "pt") as file:
             shards |= {name.split("/")[0]: path for name in file.keys()}  # noqa: SIM118

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 
 VERSION = 1
+KEY = "thermaflux"  # of the schema's metadata of a shard: window and planck
 MOST = 1e30  # of a window, in any unit
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {
@@ -59,13 +60,8 @@ def parse(text: str, where: str) -> dict:
 
 def _wrong_type(manifest: dict) -> str | None:
     """What of window, splits and shards is not of the type that `dump` wrote, or None."""
-    window = manifest["window"]
-    if not isinstance(window, dict) or not isinstance(window.get("unit"), str):
-        return "'window' is not low, high and unit"
-    for name in ("low", "high"):
-        value = window.get(name)
-        if type(value) not in (int, float) or not abs(value) < MOST:
-            return f"'window' has no finite number '{name}'"
+    if wrong := wrong_window(manifest["window"]):
+        return wrong
     if not isinstance(manifest["splits"], dict):
         return "'splits' is not a mapping"
     if not all(isinstance(split, dict) for split in manifest["splits"].values()):
@@ -73,4 +69,15 @@ def _wrong_type(manifest: dict) -> str | None:
     shards = manifest["shards"]
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
         return "'shards' is not a list of mappings"
+    return None
+
+
+def wrong_window(window: object) -> str | None:
+    """What is wrong with a stored window, or None."""
+    if not isinstance(window, dict) or not isinstance(window.get("unit"), str):
+        return "'window' is not low, high and unit"
+    for name in ("low", "high"):
+        value = window.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MOST:
+            return f"'window' has no finite number '{name}'"
     return None

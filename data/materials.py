@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from data.label_sets import CLASSES, PALETTES
+from utils.labels import IGNORE
 
 NUM_MATERIALS = 32
-IGNORE = 255  # unlabelled, in class maps and in material maps
 
 
 @dataclass(frozen=True)

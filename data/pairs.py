@@ -4,31 +4,33 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
 from data import shards
+from data.batch import Sample
 from data.cache import PairCache
+from data.decoding import decode_infrared, decode_semantic, decode_visible
 from data.latents import Latents
 from data.manifest import SPLITS, sha256
-from data.materials import IGNORE, TABLES
+from data.materials import TABLES
 from data.pseudo_labels import LabelConfig
+from data.radiometry import Planck, make_planck
 from data.synthetic import render_scene
 from data.transforms import (
     AugmentConfig,
     Pair,
     Window,
     augment,
-    decode_infrared,
-    decode_semantic,
-    decode_visible,
     make_pair,
     make_window,
     resize,
     to_tensors,
     will_flip,
 )
+from utils.labels import IGNORE
 
 # Scene numbers of the splits never meet, however many scenes are asked for.
 SCENES_PER_SPLIT = 10**9
@@ -84,6 +86,7 @@ class SyntheticSource:
     table = "synthetic"
     has_semantic = True
     manifests: list[dict] = []  # noqa: RUF012 (read only)
+    planck = None
 
     def __init__(self, cfg: DataConfig, split: str):
         unknown = sorted(set(cfg.synthetic_scenes) - set(SPLITS))
@@ -156,13 +159,18 @@ class ParquetSource:
             self.notes.append(
                 "no hashes (prepare.py writes them): images that are in two splits are not found"
             )
+        facts = [self.rows.facts()] if cfg.window == "auto" and not self.manifests else []
+        self.stored = [*self.manifests, *facts]
+        stored = _agreed(self.stored, lambda m: m.get("planck"), "Planck constants")
+        self.planck = make_planck(stored, f"data.path {cfg.path}") if stored else None
         self.only_8_bit = False  # whether the window is a guess that suits no other type
         self.window = self._find_window(cfg)
 
     def _find_window(self, cfg: DataConfig) -> Window | None:
         unit = self.rows.unit()
         if isinstance(cfg.window, list | tuple) and len(cfg.window) == 2:
-            return make_window(*cfg.window, unit)
+            low, high = cfg.window
+            return make_window(low, high, unit)
         if cfg.window == "per_image":
             return None
         if cfg.window != "auto":
@@ -175,12 +183,11 @@ class ParquetSource:
                 f"data.path {cfg.path}: {len(self.manifests)} of {len(folders)} folders have a"
                 " manifest, so what the others' counts mean is unknown; set data.window"
             )
-        stored = _agreed(self.manifests, lambda m: m["window"], "window")
+        stored = _agreed(self.stored, lambda m: m.get("window"), "window")
         if stored is not None:
             if stored["unit"] != unit:
                 raise ValueError(
-                    f"data.path {cfg.path}: the manifest's window is in {stored['unit']}, the "
-                    f"rows are in {unit}"
+                    f"data.path {cfg.path}: the window is in {stored['unit']}, the rows in {unit}"
                 )
             return make_window(stored["low"], stored["high"], unit)
         first = self.pair(0).infrared
@@ -248,7 +255,7 @@ class Pairs(torch.utils.data.Dataset):
     """One split, by index.
 
     names, sources: one string a pair. window: maps counts to [0,1] and back (`restore`); None if
-    every image is stretched by itself.
+    every image is stretched by itself. planck: makes kelvin of counts; None if not known.
     """
 
     def __init__(self, cfg: DataConfig, split: str):
@@ -259,6 +266,7 @@ class Pairs(torch.utils.data.Dataset):
         self.source = SyntheticSource(cfg, split) if synthetic else ParquetSource(cfg, split)
         self.names, self.sources = self.source.names, self.source.sources
         self.window: Window | None = self.source.window
+        self.planck: Planck | None = self.source.planck
         self.notes = list(self.source.notes)
         self.num_classes = self._check_table()
         if not 0 <= cfg.cache_gib < math.inf:
@@ -277,6 +285,7 @@ class Pairs(torch.utils.data.Dataset):
             if self.window is None or (high >= self.window.low and low <= self.window.high):
                 return  # as a rule the first one
             outside.append(f"{self.where(index)} has {low:g} to {high:g}")
+        assert self.window is not None
         raise ValueError(
             f"no infrared value of {number} pairs lies inside the window {self.window.low:g} to"
             f" {self.window.high:g} (data.window, or that of the run in use): {outside[0]}"
@@ -320,13 +329,8 @@ class Pairs(torch.utils.data.Dataset):
             self.cache.put(index, pair)
         return pair
 
-    def get(self, index: int, rng: np.random.Generator | None = None) -> dict:
-        """One sample; `rng` None: without augmentation.
-
-        Returns: visible, infrared (3,H,W) float32 in [0,1]; semantic (H,W) int64, 255 =
-        unlabelled; draw: the index (a stream puts its own); name; source. With `self.latents`
-        also latents and masked (N,64) float32, of the diptych as it is and with a grey infrared.
-        """
+    def get(self, index: int, rng: np.random.Generator | None = None) -> Sample:
+        """One sample; `rng` None: without augmentation. With `self.latents` its latents too."""
         pair, stored = self.pair(index), {}
         if self.latents:
             flipped = rng is not None and will_flip(self.cfg.augment, rng)
@@ -335,8 +339,8 @@ class Pairs(torch.utils.data.Dataset):
             pair = resize(pair, self.size)
         else:
             pair = augment(pair, self.cfg.augment, rng, self.size)
-        sample = to_tensors(pair, self.window) | stored
-        return {**sample, "draw": index, "name": self.names[index], "source": self.sources[index]}
+        known = {"draw": index, "name": self.names[index], "source": self.sources[index]}
+        return cast(Sample, to_tensors(pair, self.window) | stored | known)
 
     def check(self, index: int) -> None:
         """Raises: ValueError: a pair is damaged, or not as it was written."""
@@ -349,14 +353,15 @@ class Pairs(torch.utils.data.Dataset):
         for flip in (0.0, 1.0):
             change = replace(self.cfg.augment, flip=flip)
             made.append(to_tensors(augment(self.pair(index), change, rng, self.size), self.window))
-        return tuple(torch.stack([one[key] for one in made]) for key in ("visible", "infrared"))
+        visible, infrared = (torch.stack([x[k] for x in made]) for k in ("visible", "infrared"))
+        return visible, infrared
 
     def fingerprint(self, index: int) -> str:
         """Hash of what `both_flips` is made from: the stored images, window and size."""
         window = self.window and (self.window.low, self.window.high)
         return sha256(f"{self.source.content(index)} {self.size} {window}".encode())
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Sample:
         return self.get(index)
 
 

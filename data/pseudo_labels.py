@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.materials import IGNORE, NUM_MATERIALS, TABLES, material_table
+from data.materials import NUM_MATERIALS, TABLES, material_table
+from utils.labels import IGNORE
 
 QUANTIZED, NONE = "quantized", "none"
 MATERIAL_SOURCES = (*TABLES, QUANTIZED, NONE)
@@ -27,6 +28,7 @@ CONTEXT_CHANNELS = (
     "|dy|",
     "texture",
 )
+
 SHADOW_BELOW = 0.3  # brightness
 
 

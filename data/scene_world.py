@@ -5,6 +5,7 @@ coordinates: x to the right and y down, both in units of the image height.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -106,16 +107,20 @@ class World:
         sin, cos = float(np.sin(self.yaw)), float(np.cos(self.yaw))
         return slope * cos + sin, cos - slope * sin
 
-    def project(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def project(
+        self, u: np.ndarray | float, v: np.ndarray | float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(x from the image centre, depth in m) of points of the ground."""
         sin, cos = np.sin(self.yaw), np.cos(self.yaw)
         depth = (u - self.camera_u) * sin + v * cos
         right = (u - self.camera_u) * cos - v * sin
         return self.focal * right / np.maximum(depth, 1e-3), depth
 
-    def lamplight(self, u: np.ndarray, v: np.ndarray, height: np.ndarray | float) -> np.ndarray:
+    def lamplight(
+        self, u: np.ndarray | float, v: np.ndarray | float, height: np.ndarray | float
+    ) -> np.ndarray:
         """Light of both rows of street lamps at points (u, v, height); 1 right below a lamp."""
-        total = 0.0
+        total: Any = 0.0
         for sign, shift in ((-1, 0.0), (1, 0.5)):
             along = v / self.lamp_spacing - self.lamp_v - shift
             along = (along - np.round(along)) * self.lamp_spacing

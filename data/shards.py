@@ -1,12 +1,13 @@
 """Parquet files of encoded pairs: find them, know their rows and splits, read one row fast."""
 
 import fnmatch
+import json
 import math
 import os
 import posixpath
 import re
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -173,7 +174,7 @@ class Rows:
         self.fs, self.files = found.fs, found.paths
         self.columns: list[Columns] = []
         self.metadata: list[pq.FileMetaData] = []
-        small = {key: [] for key in SMALL}
+        small: dict[str, list] = {key: [] for key in SMALL}
         file_ids, row_ids = [], []
         for file_id, path in enumerate(self.files):
             columns, metadata, table = self._read_small(path)
@@ -268,6 +269,25 @@ class Rows:
                         f"{split} ({self.where(i)}); splits must be disjoint"
                     )
 
+    def facts(self) -> dict:
+        """Window and Planck constants that prepare.py wrote into every file, {} without them.
+
+        Raises: ValueError: files differ, or their window is none.
+        """
+        found = [(file.metadata or {}).get(mf.KEY.encode(), b"{}") for file in self.metadata]
+        for path, text in zip(self.files, found):
+            if text != found[0]:
+                raise ValueError(f"{path}: another window than {self.files[0]}; set data.window")
+        try:
+            facts = json.loads(found[0])
+        except (ValueError, RecursionError):
+            facts = {}
+        if not isinstance(facts, dict) or "window" not in facts:
+            return {}
+        if wrong := mf.wrong_window(facts["window"]):
+            raise ValueError(f"{self.files[0]}: {wrong}; set data.window")
+        return facts
+
     def unit(self) -> str:
         """The one unit of the infrared values. Raises: ValueError: rows differ."""
         units = sorted({u or "counts" for u in self.small["ir_unit"]})
@@ -324,8 +344,8 @@ class RowReader:
         ]
         return max(sizes, default=0)
 
-    def read(self, i: int) -> dict[str, bytes | None]:
-        """Image bytes of row i by our column names. Raises: ValueError naming file and row."""
+    def read(self, i: int) -> dict[str, Any]:
+        """Image bytes or None, of row i by column. Raises: ValueError naming file and row."""
         if self.pid != os.getpid():
             self._reset()
         file_id, row = int(self.rows.file_ids[i]), int(self.rows.row_ids[i])

@@ -22,6 +22,14 @@ class Rule(NamedTuple):
     gap: int = 0
 
 
+def rule_of(args) -> Rule:
+    """The rule of prepare.py's arguments. Raises: ValueError: one that cannot be followed."""
+    shares = tuple(args.split_fractions)
+    rule = Rule(args.sequences, args.split_folders, shares, args.time_blocks, args.gap)
+    check_rule(rule)
+    return rule
+
+
 def check_rule(rule: Rule) -> None:
     """Raises: ValueError: a rule that cannot be followed."""
     folders.check_rule(rule.sequences)

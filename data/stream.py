@@ -5,11 +5,13 @@ import math
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from data.batch import Batch, BatchInStep, Sample
 from data.pairs import Pairs
 
 
@@ -23,9 +25,9 @@ class _Draws(torch.utils.data.Dataset):
 
     def __init__(self, pairs: Pairs, seed: int, augment: bool):
         self.pairs, self.seed, self.augment = pairs, seed, augment
-        self.epoch, self.order = -1, None
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
-    def __getitem__(self, position: int) -> dict:
+    def __getitem__(self, position: int) -> Sample:
         epoch, place = divmod(position, len(self.pairs))
         if epoch != self.epoch:
             self.epoch, self.order = epoch, permutation(self.seed, epoch, len(self.pairs))
@@ -49,11 +51,15 @@ class _Batches:
             batch += 1
 
 
-def collate(samples: list[dict]) -> dict:
-    """Tensors stacked; draws, names and sources as lists, which stay with the host."""
-    tensors = [k for k, x in samples[0].items() if isinstance(x, torch.Tensor)]
-    batch = {k: torch.stack([s[k] for s in samples]) for k in tensors}
-    return batch | {k: [s[k] for s in samples] for k in ("draw", "name", "source")}
+def collate(samples: list[Sample]) -> Batch:
+    """Tensors stacked, the rest in lists."""
+    plain = cast(list[dict[str, Any]], samples)
+    lists = {key: [sample[key] for sample in plain] for key in plain[0]}
+    stacked = {
+        key: torch.stack(values) if isinstance(values[0], torch.Tensor) else values
+        for key, values in lists.items()
+    }
+    return cast(Batch, stacked)
 
 
 def _loader(dataset, batches, num_workers: int, collate_fn=collate) -> DataLoader:
@@ -111,15 +117,14 @@ def stream(
     first: int = 0,
     num_workers: int = 0,
     augment: bool = True,
-) -> Iterator[dict]:
+) -> Iterator[Batch]:
     """Endless batches of this rank, from micro-batch `first` on.
 
     Position p is item permutation(seed, p // n)[p % n]; micro-batch m of rank r takes the
     positions from (m * world_size + r) * batch_size. So two ranks of batch b see together what one
     rank of batch 2 b sees, and a stream begun at `first` continues the one begun at 0.
 
-    Returns: dicts of visible, infrared (B,3,H,W) float32 in [0,1], semantic (B,H,W) int64, and
-    lists: draw (positions), name and source. Worker processes do not change what is returned.
+    `draw` is the position. Worker processes do not change what is returned.
     """
     _check(batch_size, rank, world_size, num_workers)
     if seed < 0 or first < 0:
@@ -135,7 +140,7 @@ def sequential(
     world_size: int = 1,
     num_workers: int = 0,
     limit: int = 0,
-) -> Iterator[dict]:
+) -> Iterator[Batch]:
     """Every pair once over all ranks, in order, without augmentation; the last batch may be short.
 
     Rank r takes items r, r + world_size, ...; ranks may have different numbers of batches. `draw`
@@ -154,7 +159,7 @@ def in_step(
     world_size: int = 1,
     num_workers: int = 0,
     limit: int = 0,
-) -> Iterator[dict]:
+) -> Iterator[BatchInStep]:
     """`sequential` with equally many batches on every rank, for models whose passes are collective.
 
     Every batch has `filler` (bool): true for one that only keeps the other ranks company, whose

@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +15,13 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data import doctor
+from data import manifest as mf
+from data.decoding import encode_png
 from data.folders import Item
 from data.inspection import Inspection, Options, decode_item
 from data.manifest import SPLITS, digest, dump, sha256
 from data.materials import (
     CLASS_NAMES,
-    IGNORE,
     NUM_MATERIALS,
     ClassBalance,
     material_table,
@@ -26,7 +29,7 @@ from data.materials import (
 from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import LabelConfig
 from data.synthetic import render_scene
-from data.transforms import encode_png
+from utils.labels import IGNORE
 
 SHARD_BYTES, SHARD_ROWS = 512 * 2**20, 2000
 # A random row costs the reading of its group: few rows and few bytes, whichever comes first.
@@ -42,11 +45,12 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
     ]
 )
+
 SYNTHETIC_COUNTS = 65535  # 16-bit counts of normalised radiance 1.0
 
 
 def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
-    """One row from files: bytes as they are, except a resized visible and semantic ids as PNG.
+    """One row from files: bytes as they are, except what was resized, converted or class ids.
 
     Raises: ValueError: a file is not what was inspected.
     """
@@ -54,11 +58,13 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
     visible, infrared = item.visible.read_bytes(), item.infrared.read_bytes()
     if (sha256(visible), sha256(infrared)) != (found.visible_hash, found.infrared_hash):
         raise ValueError(f"{item.where()}: a file changed while the data set was prepared")
-    semantic = None
-    if found.resized or item.semantic is not None:
+    semantic = classes = None
+    if found.resized or found.converted or item.semantic is not None:
         pair = decode_item(item, options)
+        infrared = pair.stored_infrared
         visible = encode_png(pair.visible) if found.resized else visible
-        semantic = None if pair.semantic is None else encode_png(pair.semantic)
+        if pair.semantic is not None:
+            semantic, classes = encode_png(pair.semantic), _count(pair.semantic)
     return _hashed(
         {
             "visible": visible,
@@ -70,7 +76,7 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
             **radiometry,
             "height": found.size[0],
             "width": found.size[1],
-            "classes": None if semantic is None else _count(pair.semantic),
+            "classes": classes,
         }
     )
 
@@ -144,11 +150,13 @@ class Balance:
 class ShardWriter:
     """Shards split-00000.parquet, ... of one split: a group of rows in memory, never more."""
 
-    def __init__(self, folder: Path, split: str):
+    def __init__(self, folder: Path, split: str, facts: dict):
         self.folder, self.split = folder, split
+        # the window goes with the rows, should they be moved without their manifest
+        self.schema = SCHEMA.with_metadata({mf.KEY: json.dumps(facts)})
         self.shards: list[dict] = []
         self.hashes: list[tuple[str, str, str]] = []
-        self.writer = None
+        self.writer: Any = None  # a ParquetWriter, while a shard is open
         self.rows: list[dict] = []
         self.group_bytes = self.shard_bytes = self.shard_rows = 0
 
@@ -172,7 +180,7 @@ class ShardWriter:
             # Images are compressed already; dictionaries and statistics of them are waste.
             self.writer = pq.ParquetWriter(
                 self.path,
-                SCHEMA,
+                self.schema,
                 compression="none",
                 use_dictionary=False,
                 write_statistics=["name", "source", "split"],
@@ -240,11 +248,12 @@ def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = Fal
     table = manifest["table"]
     lookup = material_table(table).numpy() if table else None
     with new_folder(out, overwrite) as folder:
-        writers = {split: ShardWriter(folder, split) for split in SPLITS}
+        facts = {key: manifest[key] for key in ("window", "planck") if manifest.get(key)}
+        writers = {split: ShardWriter(folder, split, facts) for split in SPLITS}
         balances = {split: Balance() for split in SPLITS}
         for row in rows:
             classes = row.pop("classes")
-            if table and classes is not None:
+            if lookup is not None and classes is not None:
                 balances[row["split"]].add(classes, lookup)
             writers[row["split"]].add(row)
         for split, writer in writers.items():
@@ -253,7 +262,11 @@ def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = Fal
                 raise ValueError(f"split '{split}' would be empty; each needs at least one pair")
         manifest = {
             **manifest,
-            "balance": {s: b.to_dict(table, lookup) for s, b in balances.items() if b.images},
+            "balance": {
+                s: b.to_dict(table, lookup)
+                for s, b in balances.items()
+                if b.images and lookup is not None
+            },
             "columns": SCHEMA.names,
             "splits": {
                 split: {

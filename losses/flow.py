@@ -1,7 +1,8 @@
-"""Rectified-flow objective: a straight path from data (t = 0) to noise (t = 1).
+"""Rectified-flow objective: a straight path from data (t = 0) to its end (t = 1).
 
-    noisy = (1 - t) * data + t * noise,    velocity = d noisy / dt = noise - data
+    noisy = (1 - t) * data + t * end,    velocity = d noisy / dt = end - data
 
+The end is noise, or stage 1's infrared image plus a little noise.
 Source: Liu et al. 2022 (arXiv:2209.03003, Eq. 1); logit-normal times and resolution shift: Esser et
 al. 2024 (arXiv:2403.03206, Sec. 3.1 and Eq. 23).
 Dimension key:  B batch   N tokens   C channels of a token
@@ -10,6 +11,7 @@ Dimension key:  B batch   N tokens   C channels of a token
 import torch
 from torch import Tensor
 
+SMALLEST_SQUARED_TIME = 0.02
 TIME_BINS = 10  # the loss is logged in this many equal bins of t
 
 
@@ -42,15 +44,30 @@ def shifted(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def velocity_error(predicted: Tensor, data: Tensor, noise: Tensor) -> Tensor:
+def velocity_error(predicted: Tensor, data: Tensor, end: Tensor) -> Tensor:
     """Squared error of the predicted velocity, averaged over channels: (B, N) fp32.
 
-    Args: predicted, data, noise: (B, N, C).
+    Args: predicted, data, end: (B, N, C).
     Raises: ValueError: the three shapes differ. (They would broadcast, and train on nonsense.)
     """
-    if not predicted.shape == data.shape == noise.shape:
-        raise ValueError(f"shapes differ: {predicted.shape=}, {data.shape=}, {noise.shape=}")
-    return (predicted.float() - (noise.float() - data.float())).square().mean(-1)
+    if not predicted.shape == data.shape == end.shape:
+        raise ValueError(f"shapes differ: {predicted.shape=}, {data.shape=}, {end.shape=}")
+    return (predicted.float() - (end.float() - data.float())).square().mean(-1)
+
+
+def clean_image_weight(t_B: Tensor) -> Tensor:
+    """What makes a velocity error that of the clean image, over max(t^2, 0.02): (B,), at most 1.
+
+    The clean image's error is t^2 times the velocity's. A network that predicts the clean image is
+    weighted as if it predicted the velocity, but not more than 50 fold at the smallest times.
+    """
+    squared = t_B.square()
+    return squared / squared.clamp(min=SMALLEST_SQUARED_TIME)
+
+
+def predicts_mean(draws: list[int], share: float) -> list[bool]:
+    """Which samples are trained to predict the mean: `share` of all, evenly spread over draws."""
+    return [int((d + 1) * share) > int(d * share) for d in draws]
 
 
 def flow_loss(error_BN: Tensor, infrared_N: Tensor, visible_weight: float = 0.0) -> Tensor:

@@ -3,26 +3,13 @@
 Dimension key:  B batch   M materials   H, W pixels   N = H * W
 """
 
-import torch
 from torch import Tensor
+
+from utils.correlation import pearson
 
 # Variance below which an image counts as flat, for values in [0, 1]: a standard deviation of 0.001.
 # It bounds the gradient of a ratio of variances, at a bias of 1e-4 for one of 0.1.
 FLAT = 1e-6
-
-
-def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation of two images, per sample: (B,) fp32 in [-1, 1]; 0 where one of them is flat.
-
-    Args: a, b: (B, ...), the same shape.
-    Raises: ValueError: the shapes differ.
-    """
-    if a.shape != b.shape:
-        raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
-    a, b = a.float().flatten(1), b.float().flatten(1)
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    covariance = (a * b).mean(1)
-    return covariance * torch.rsqrt((a.square().mean(1) + FLAT) * (b.square().mean(1) + FLAT))
 
 
 def physics_consistency_loss(intensity: Tensor, infrared: Tensor) -> Tensor:
@@ -31,7 +18,7 @@ def physics_consistency_loss(intensity: Tensor, infrared: Tensor) -> Tensor:
     Args: intensity, infrared: (B, 1, H, W).
     Raises: ValueError: the shapes differ.
     """
-    return (1 - pearson(intensity, infrared)).mean()
+    return (1 - pearson(intensity.float(), infrared.float(), FLAT)).mean()
 
 
 def material_separation_loss(intensity: Tensor, probabilities: Tensor) -> Tensor:

@@ -7,16 +7,16 @@ Dimension key:  B batch   H, W pixels   M materials   C context channels
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from losses.image import image_loss
 from losses.physics import material_separation_loss, physics_consistency_loss
-
-IGNORE = 255  # label of a pixel whose material is unknown
+from utils.labels import IGNORE
 
 
 @dataclass(kw_only=True)
@@ -28,17 +28,30 @@ class PretrainLossConfig:
     context: float = 0.3  # squared error
     physics: float = 0.5  # squared error of the fused image against the infrared
     reconstruction: float = 0.2  # absolute error of the fused image's values and gradients
+    image: float = 0.0  # losses/image.py, of the fused image against the infrared
     consistency: float = 0.05  # 1 - Pearson(intensity, infrared)
     separation: float = 0.01  # share of intensity's variance within materials
     balance: float = 0.0  # of cross-entropy's class weights, frequency ** -balance; 0: none
 
 
+# names of the terms: those of the maps, and those of the fused image, which not every run has
+FUSED_TERMS = ("physics", "reconstruction")
+IF_WEIGHTED = ("image",)  # of the fused image too, where its weight is not 0
+_OTHERS = ("balance", *FUSED_TERMS, *IF_WEIGHTED)
+TERMS = [f.name for f in fields(PretrainLossConfig) if f.name not in _OTHERS]
+
+
 class Labels(Protocol):
     """What the data prepares for every map."""
 
-    intensity: Tensor  # (B, 1, H, W) in [0, 1]
-    material: Tensor  # (B, H, W) int64, 255 where unknown
-    context: Tensor  # (B, C, H, W)
+    @property
+    def intensity(self) -> Tensor: ...  # (B, 1, H, W) in [0, 1]
+
+    @property
+    def material(self) -> Tensor: ...  # (B, H, W) int64, 255 where unknown
+
+    @property
+    def context(self) -> Tensor: ...  # (B, C, H, W)
 
 
 class MultiTaskPretrainLoss:
@@ -98,6 +111,8 @@ class MultiTaskPretrainLoss:
             target = infrared.expand(-1, fused.shape[1], -1, -1)  # (B, 1, H, W), as compared above
             terms["physics"] = mean_squared_error(fused, target)
             terms["reconstruction"] = reconstruction_loss(fused, target)
+            if cfg.image:
+                terms["image"] = image_loss(fused.mean(1, keepdim=True), infrared).mean()
         weights = asdict(cfg)
         total = sum(weights[name] * term for name, term in terms.items())
         parts = {name: term.detach() for name, term in terms.items()}

@@ -17,38 +17,20 @@ CHANNELS = 16
 CELL = 8  # pixels a latent cell, in each direction
 TOKEN = 16  # pixels a packed token, in each direction
 
-# The first ten and the first three cells of JPEG's zig-zag: (vertical, horizontal) frequency.
+# The first cells of JPEG's zig-zag: (vertical, horizontal) frequency.
 LUMA = [(0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0)]
 CHROMA = LUMA[:3]
 
-# Standard deviation and mean of each channel over visible | infrared diptychs (RoadScene and MSRS
-# training pairs, 256 x 256 a panel); rounded.
-STD = [
-    7.4,
-    0.92,
-    0.84,
-    0.46,
-    0.42,
-    0.57,
-    0.38,
-    0.29,
-    0.27,
-    0.29,  # luma
-    0.68,
-    0.13,
-    0.11,
-    0.35,
-    0.08,
-    0.07,
-]  # chroma
+# Of each channel over visible | infrared diptychs (RoadScene and MSRS, 256 x 256 a panel).
+STD_LUMA = [7.4, 0.92, 0.84, 0.46, 0.42, 0.57, 0.38, 0.29, 0.27, 0.29]
+STD_CHROMA = [0.68, 0.13, 0.11, 0.35, 0.08, 0.07]
 MEAN = [-4.7, *[0.0] * 9, 0.1, 0.0, 0.0, -0.17, 0.0, 0.0]
 
 
 class DctCodec(nn.Module):
-    """Orthonormal 8x8 block DCT of three orthonormal colour axes, keeping 10 + 3 + 3 coefficients.
+    """Orthonormal 8x8 block DCT of three orthonormal colour axes, keeping 10 + 3 + 3 coefficients:
+    a training-free codec with the latent shape of the FLUX autoencoder.
 
-    Needs no training and no download; it has the latent shape of the FLUX autoencoder, so that
-    small models, tests and the demo run the same code.
     Source: Ahmed, Natarajan, Rao 1974 (the transform); colour axes as in Ohta et al. 1980.
     """
 
@@ -56,7 +38,9 @@ class DctCodec(nn.Module):
         super().__init__()
         self.register_buffer("basis", _dct_basis(), persistent=False)  # (16, 3, 8, 8)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer(
+            "std", torch.tensor(STD_LUMA + STD_CHROMA).view(1, -1, 1, 1), persistent=False
+        )
 
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, 16, H/8, W/8) fp32; outside of autocast."""
@@ -127,27 +111,10 @@ def _dct_basis() -> Tensor:
     return torch.stack(patterns).float()
 
 
-def compose_diptych(visible: Tensor, infrared: Tensor) -> Tensor:
-    """[visible | infrared], both (B, 3, H, W) in [0, 1] -> (B, 3, H, 2W) in [-1, 1].
-
-    Raises: ValueError: the shapes differ, or a side is no multiple of 16.
-    """
-    if visible.shape != infrared.shape or visible.shape[1] != 3:
-        raise ValueError(f"need two (B, 3, H, W), got {visible.shape=}, {infrared.shape=}")
-    check_size(*visible.shape[-2:])
-    return torch.cat([visible, infrared], dim=-1) * 2 - 1
-
-
 def check_size(H: int, W: int) -> None:
     """Raises: ValueError: a side is no multiple of 16."""
     if H % TOKEN or W % TOKEN:
         raise ValueError(f"image sides must be multiples of {TOKEN}, got {H}x{W} (data.size)")
-
-
-def infrared_panel(diptych: Tensor) -> Tensor:
-    """The right half of a diptych (B, 3, H, 2W) in [-1, 1]: (B, 1, H, W) in [0, 1]."""
-    panel = diptych[..., diptych.shape[-1] // 2 :].mean(1, keepdim=True)
-    return ((panel + 1) / 2).clamp(0, 1)
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -162,37 +129,3 @@ def unpack(tokens_BNC: Tensor, h: int, w: int) -> Tensor:
     B, _, C = tokens_BNC.shape
     cells = tokens_BNC.reshape(B, h // 2, w // 2, C // 4, 2, 2)
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(B, C // 4, h, w)
-
-
-def pack_mask(H: int, W: int, device=None) -> Tensor:
-    """The mask of a diptych of panels H x W, 1 = infrared half, packed: (1, N, 256) fp32.
-
-    FLUX.1-Fill sees the mask at full resolution: each cell's 8x8 pixels become 64 channels.
-    """
-    mask = torch.zeros(1, H, 2 * W, device=device)
-    mask[..., W:] = 1
-    cells = mask.reshape(1, H // CELL, CELL, 2 * W // CELL, CELL)
-    cells = cells.permute(0, 2, 4, 1, 3).reshape(1, CELL * CELL, H // CELL, 2 * W // CELL)
-    return pack(cells)
-
-
-def token_positions(H: int, W: int, device=None) -> Tensor:
-    """(N, 3) fp32 ids (0, row, column) of one continuous token grid over the diptych."""
-    rows = torch.arange(H // TOKEN, device=device)
-    columns = torch.arange(2 * W // TOKEN, device=device)
-    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
-    return F.pad(grid, (1, 0)).float()
-
-
-def in_infrared_panel(H: int, W: int, device=None) -> Tensor:
-    """(N,) bool: True where a token belongs to the right, infrared half."""
-    return token_positions(H, W, device)[:, 2] >= W // TOKEN
-
-
-def tokens_shape(H: int, W: int) -> tuple[int, int]:
-    """(N, 64): the packed latents of a diptych of panels H x W.
-
-    Raises: ValueError: a side is no multiple of 16.
-    """
-    check_size(H, W)
-    return 2 * (H // TOKEN) * (W // TOKEN), 4 * CHANNELS

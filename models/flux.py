@@ -30,7 +30,6 @@ BLOCK_PARAMETERS = [
     "image_rotary_emb",
     "joint_attention_kwargs",
 ]
-IN_CHANNELS = 384  # 64 noisy + 64 masked + 256 mask
 CLIP_TOKENS = 77
 MODULATIONS = ("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")
 
@@ -70,11 +69,22 @@ class Prompt(NamedTuple):
     pooled_C: Tensor  # (pooled_projection_dim,)
 
 
-def random_flux(preset: str, dtype: torch.dtype, device="cpu") -> FluxTransformer2DModel:
+def random_flux(
+    preset: str,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    in_channels: int = 384,
+    out_channels: int = 64,
+    zero_output: bool = True,
+) -> FluxTransformer2DModel:
     """A FLUX of the real class with random weights.
 
     The modulations and the output start at zero, as in DiT (arXiv:2212.09748, Sec. 3.2,
     adaLN-Zero), so that a small one can be trained from scratch; shapes and cost are the real ones.
+
+    Args:
+        in_channels, out_channels: of an image token.
+        zero_output: False where layers after the transformer start at zero.
     """
     if preset not in PRESETS:
         raise ValueError(f"model.preset is {preset!r}; known are {', '.join(PRESETS)}")
@@ -83,8 +93,8 @@ def random_flux(preset: str, dtype: torch.dtype, device="cpu") -> FluxTransforme
     try:
         with torch.device(device):
             flux = FluxTransformer2DModel(
-                in_channels=IN_CHANNELS,
-                out_channels=64,
+                in_channels=in_channels,
+                out_channels=out_channels,
                 guidance_embeds=True,
                 **asdict(PRESETS[preset]),
             )
@@ -95,8 +105,9 @@ def random_flux(preset: str, dtype: torch.dtype, device="cpu") -> FluxTransforme
             if name.endswith(MODULATIONS):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.zeros_(flux.proj_out.weight)
-        nn.init.zeros_(flux.proj_out.bias)
+        if zero_output:
+            nn.init.zeros_(flux.proj_out.weight)
+            nn.init.zeros_(flux.proj_out.bias)
     return flux
 
 
@@ -111,12 +122,13 @@ def random_prompt(flux: FluxTransformer2DModel, tokens: int) -> Prompt:
 
 
 def load_flux(
-    flux_fill_id: str, dtype: torch.dtype
+    flux_fill_id: str, dtype: torch.dtype, in_channels: int = 384
 ) -> tuple[FluxTransformer2DModel, AutoencoderKL]:
-    """Transformer and autoencoder of a FluxFillPipeline: a hub id or a local folder.
+    """Transformer and autoencoder of a FLUX.1 pipeline: a hub id or a local folder.
 
     Reads safetensors only.
-    Raises: ValueError: it cannot be fetched or read, or is no Fill model (384 input channels).
+    Raises: ValueError: it cannot be fetched or read, or has other input channels: a Fill model has
+        384 (64 noisy + 64 masked + 256 mask), FLUX.1-dev and Kontext 64.
     """
     try:
         flux = FluxTransformer2DModel.from_pretrained(
@@ -127,10 +139,11 @@ def load_flux(
         )
     except Exception as error:
         raise ValueError(_cannot_load(flux_fill_id, error)) from error
-    if flux.config.in_channels != IN_CHANNELS:
+    if flux.config.in_channels != in_channels:
         raise ValueError(
-            f"{flux_fill_id} has {flux.config.in_channels} input channels, a Fill model has"
-            f" {IN_CHANNELS}; use FLUX.1-Fill-dev, not FLUX.1-dev"
+            f"{flux_fill_id} has {flux.config.in_channels} input channels, model.layout needs"
+            f" {in_channels}: diptych and channels are for FLUX.1-Fill (384), reference for"
+            " FLUX.1-dev and Kontext (64)"
         )
     return flux, vae
 

@@ -18,11 +18,10 @@ from torch.nn import functional as F
 
 from models.attention import CastLinear, attend, rotate
 from models.codec import TOKEN
+from models.decomposition import DecompositionConfig as Maps
 
-MAP_CHANNELS = {"intensity": 1, "material": 32, "context": 8}
-WIDTH = 64
-HEADS = 8
-HEAD_WIDTH = 64
+MAP_CHANNELS = dict(intensity=1, material=Maps.num_materials, context=Maps.num_context_channels)
+WIDTH, HEADS, HEAD_WIDTH = 64, 8, 64
 ROTARY_BASE = 64.0  # wavelengths of 6 to 400 tokens: panels have 4 to 64 tokens a side
 LOCALITY = 2.0  # start of the q and k biases; 2 lets a place attend to itself and near neighbours
 
@@ -103,13 +102,16 @@ class SemanticGuidance(nn.Module):
                 {name: SemanticCrossAttention(model_dim) for name in names}
             )
 
-    def forward(self, intensity: Tensor, material: Tensor, context: Tensor) -> Guidance:
+    def forward(
+        self, intensity: Tensor, material: Tensor, context: Tensor, places: Tensor
+    ) -> Guidance:
         """Maps of one panel -> tokens.
 
         Args:
             intensity: (B, 1, H, W) in [0, 1].
             material: (B, 32, H, W) logits; their softmax becomes the tokens.
             context: (B, 8, H, W).
+            places: (N, 2) row and column of each image token in its own panel.
         """
         H, W = intensity.shape[-2:]
         rows, columns = H // TOKEN, W // TOKEN
@@ -121,11 +123,8 @@ class SemanticGuidance(nn.Module):
             mixed = torch.cat([small[m] for m in MAP_CHANNELS], dim=1)
             tokens = {m: f(mixed).flatten(2).mT for m, f in self.project.items()}
         own = torch.arange(rows * columns, device=intensity.device)
-        both = torch.arange(rows * 2 * columns, device=intensity.device)
         return Guidance(
-            tokens,
-            panel_rotary(both // (2 * columns), both % (2 * columns) % columns),
-            panel_rotary(own // columns, own % columns),
+            tokens, panel_rotary(*places.unbind(1)), panel_rotary(own // columns, own % columns)
         )
 
     def sees(self, block: int) -> bool:

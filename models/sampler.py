@@ -1,28 +1,31 @@
-"""Noise -> infrared: Euler steps along the velocity, the visible panel held on its known path.
+"""The start of the flow -> infrared: Euler steps along the velocity.
 
-    noisy(t - dt) = noisy(t) - dt * velocity(noisy(t), t),     t from 1 (noise) to 0 (data)
+    noisy(t - dt) = noisy(t) - dt * velocity(noisy(t), t),     t from 1 (the start) to 0 (data)
 
-The visible half of the diptych is known, so its tokens are set to (1 - t) data + t noise before
+The visible half of a diptych is known, so its tokens are set to (1 - t) data + t start before
 every step: the infrared half always sees a visible half that is right for its time.
 Source: Liu et al. 2022 (arXiv:2209.03003, Eq. 2).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.codec import in_infrared_panel, tokens_shape
-from models.translator import Translator
+from models.translator import MEAN_GUIDANCE, Translator
 
 
 @dataclass(kw_only=True)
 class SamplingConfig:
+    # mean: one forward pass without noise, the least error; sample: sharp, another for each seed
+    mode: Literal["sample", "mean"] = "sample"
     steps: int = 28
     guidance_scale: float = 30.0  # FLUX's guidance embedding; 1 for a model trained from scratch
     shift: float = 1.0  # more steps at high noise; 3 suits 512 x 1024, 1 small images
     samples: int = 1  # average so many samples an image: closer to the mean, less sharp
+    mirror: bool = False  # average with the mirror image's: less error, twice the time
     seed: int = 0
 
     def __post_init__(self):
@@ -46,31 +49,36 @@ def step_times(steps: int, shift: float) -> Tensor:
 def sample(translator: Translator, visible: Tensor, noise: Tensor, cfg: SamplingConfig) -> Tensor:
     """Infrared (B, 1, H, W) in [0, 1] for visible (B, 3, H, W) in [0, 1].
 
-    Args: noise: (B, N, 64) standard normal, the start; the result is a function of it.
+    Args: noise: (B, S, C) standard normal; the result is a function of it.
     """
-    H, W = visible.shape[-2:]
-    infrared_N = in_infrared_panel(H, W, visible.device)
-    known = translator.encode(visible)
-    guide = translator.guide(translator.decompose(visible).maps)
+    backbone, device = translator.backbone, visible.device
+    condition = translator.condition(visible)
+    end = translator.end(condition, noise)
+    painted_S = backbone.painted(*condition.size, device)
+    scale = torch.full((len(visible),), cfg.guidance_scale, device=device)
     times = translator.round_time(step_times(cfg.steps, cfg.shift))
-    prepared = translator.prepare(times[:-1].to(visible.device), cfg.guidance_scale)
-    latents = noise.float()
+    prepared = translator.prepare(times[:-1].to(device), cfg.guidance_scale)
+    state = end
     for t, t_next, ready in zip(times[:-1].tolist(), times[1:].tolist(), prepared):
-        t_B = torch.full((len(visible),), t, device=visible.device)
-        velocity = translator.velocity(
-            latents,
-            known,
-            t_B,
-            guide,
-            (H, W),
-            cfg.guidance_scale,
-            infrared_only=True,
-            prepared=ready,
-        ).float()
-        on_path = torch.lerp(known, noise.float(), t_next)
-        stepped = latents + (t_next - t) * velocity
-        latents = torch.where(infrared_N[:, None], stepped, on_path)
-    return translator.decode(latents, (H, W))
+        t_B = torch.full((len(visible),), t, device=device)
+        velocity = translator.velocity(state, t_B, condition, scale, True, ready).float()
+        state = state + (t_next - t) * velocity
+        if backbone.panels > 1:
+            on_path = torch.lerp(condition.known, end, t_next)
+            state = torch.where(painted_S[:, None], state, on_path)
+    return translator.decode(state, condition.size)
+
+
+@torch.no_grad()
+def predict_mean(translator: Translator, visible: Tensor) -> Tensor:
+    """The mean infrared image (B, 1, H, W) in [0, 1]: one forward pass from t = 1, no noise."""
+    condition, one = translator.condition(visible), torch.ones(len(visible), device=visible.device)
+    shape = translator.backbone.state_shape(*condition.size)
+    end = translator.end(condition, one.new_zeros(len(one), *shape))
+    scale = torch.full_like(one, MEAN_GUIDANCE)
+    (ready,) = translator.prepare(one[:1], MEAN_GUIDANCE)
+    velocity = translator.velocity(end, one, condition, scale, True, ready).float()
+    return translator.decode(end - velocity, condition.size)
 
 
 def noise_for(draws: list[int], shape: tuple[int, ...], seed: int, device) -> Tensor:
@@ -86,11 +94,17 @@ def noise_for(draws: list[int], shape: tuple[int, ...], seed: int, device) -> Te
 def translate(
     translator: Translator, visible: Tensor, draws: list[int], cfg: SamplingConfig
 ) -> Tensor:
-    """Infrared (B, 1, H, W) in [0, 1]: the mean of cfg.samples samples of each photograph.
+    """Infrared (B, 1, H, W) in [0, 1]: as cfg.mode says, of samples the mean of cfg.samples.
 
     Args: draws: one number a photograph; the result is a function of (cfg.seed, draw).
     """
-    shape, total = tokens_shape(*visible.shape[-2:]), 0
+    if cfg.mirror:
+        plain, turned = replace(cfg, mirror=False), visible.flip(-1)
+        found = (translate(translator, x, draws, plain) for x in (visible, turned))
+        return (next(found) + next(found).flip(-1)) / 2
+    if cfg.mode == "mean":
+        return predict_mean(translator, visible)
+    shape, total = translator.backbone.state_shape(*visible.shape[-2:]), 0
     for k in range(cfg.samples):
         keys = [draw * cfg.samples + k for draw in draws]
         noise = noise_for(keys, shape, cfg.seed, visible.device)

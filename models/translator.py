@@ -1,10 +1,12 @@
-"""The guided model: visible photograph + noise -> velocity of the [visible | infrared] diptych.
+"""The guided model: visible photograph + noise -> velocity of the infrared image.
 
-    data      = pack(encode([visible | infrared]))                       (B, N, 64)
-    masked    = pack(encode([visible | mid grey])), mask                 (B, N, 64), (B, N, 256)
-    velocity  = FLUX([noisy, masked, mask], t, prompt, guidance(decomposition(visible)))
+    data, end = the pair's state, and where the flow starts: noise, or fused + sigma * noise
+    noisy     = (1 - t) data + t end
+    velocity  = FLUX(tokens(noisy, visible), t, prompt, guidance(decomposition(visible)))
 
-Dimension key:  B batch   N = 2 * H/16 * W/16 image tokens   M text tokens   C = 64 channels
+What a state is and how it becomes tokens: models/backbones.
+
+Dimension key:  B batch   S, C places and channels of a state   M text tokens
                 H, W pixels of one panel
 """
 
@@ -16,18 +18,27 @@ from torch import Tensor, nn
 
 from models import codec as codecs
 from models import flux as fluxes
+from models.backbones import LAYOUTS, Backbone
+from models.backbones.base import Condition, FluxRunner, PathConfig
 from models.decomposition import DecompositionConfig, Maps
+from models.discriminator import Discriminator, Verdict
 from models.guidance import Guidance, SemanticGuidance
 from models.lora import LoraConfig, add_lora
 from models.stage1 import Stage1, Stage1Output
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+MEAN_GUIDANCE = 0.0  # the guidance scale that asks for the mean; samples have 1 and more
+EARLIEST = 1e-3  # no time before it is divided by
 
 
 @dataclass(kw_only=True)
 class TranslatorConfig:
     flux_fill_id: str | None = None  # hub id or local folder of FLUX.1-Fill; excludes `preset`
     preset: Literal["demo", "small", "full-random"] | None = None  # a random FLUX, no download
+    # diptych: infrared beside the photograph; channels: both in the same tokens; reference: for
+    # FLUX.1-dev and Kontext; pixels: no codec but convolutions, for a preset with train_base
+    layout: Literal["diptych", "channels", "reference", "pixels"] = "diptych"
+    discriminator: bool = False  # a critic of patches beside it, for flow.adversarial_weight
     train_base: bool = False  # train all of FLUX, not only adapters; what a random one needs
     fast: Literal["auto", "off"] = "auto"  # off: the plain model, nothing of models/fast
     # of one GPU; auto: from the card; the three keys that it decides are printed (models/fast)
@@ -56,9 +67,12 @@ class TranslatorConfig:
 
 
 class Prediction(NamedTuple):
-    velocity: Tensor  # (B, N, C)
-    data: Tensor  # (B, N, C) latents of the true diptych
+    velocity: Tensor  # (B, S, C)
+    data: Tensor  # (B, S, C) state of the true pair
+    end: Tensor  # (B, S, C) where the path ends at t = 1; the true velocity is end - data
     stage1: Stage1Output  # the maps that guided it, fp32
+    image: Tensor | None = None  # (B, 1, H, W) the clean image that was predicted, if asked for
+    verdict: Verdict | None = None  # the discriminator's on that image, if there is one
 
 
 class PromptEmbedding(nn.Module):
@@ -72,58 +86,43 @@ class PromptEmbedding(nn.Module):
         self.register_buffer("pooled", prompt.pooled_C)
 
 
-class FluxRunner:
-    """How FLUX is called. This one calls the patched model; models/fast has others."""
-
-    def __init__(self, flux: nn.Module):
-        self.flux = flux
-
-    def velocity(self, inputs: dict[str, Any], infrared_rows: int, prepared: Any) -> Tensor:
-        """The velocity (B, N, C).
-
-        Args:
-            inputs: the arguments of FluxTransformer2DModel.forward.
-            infrared_rows: rows of the diptych's grid where only the infrared panel is wanted, else
-                0; a runner may then return zeros for the visible panel. This one computes both.
-            prepared: this time's entry of `prepare`.
-        """
-        return self.flux(**inputs, return_dict=False)[0]
-
-    def prepare(self, times: Tensor, guidance_scale: float, pooled_C: Tensor) -> list[Any]:
-        """What the velocity at each of `times` (T,) can be given; here nothing."""
-        return [None] * len(times)
-
-
 class Translator(nn.Module):
-    """FLUX with adapters and guidance, the codec, and the stage 1 network that guides it.
+    """FLUX with adapters and guidance, its backbone, and the stage 1 network that guides it.
 
     Args:
         stage1: its maps guide FLUX; frozen (and in eval mode) as `cfg` says.
-        flux, codec, prompt: from `make_translator`.
+        flux, backbone, prompt: from `make_translator`.
+        path: where the flow starts.
     """
 
     def __init__(
         self,
         cfg: TranslatorConfig,
         flux: nn.Module,
-        codec: nn.Module,
+        backbone: Backbone,
         prompt: fluxes.Prompt,
         stage1: Stage1,
+        path: PathConfig | None = None,
     ):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.path = cfg, path or PathConfig()
         self.flux = flux.requires_grad_(cfg.train_base)
         add_lora(self.flux, cfg.lora_config)
         self.guidance = SemanticGuidance(flux.inner_dim, cfg.inject, cfg.use_separate_guidance)
-        fluxes.patch_blocks(self.flux, self.guidance)
-        self.codec = codec.requires_grad_(False)
+        backbone.patch(self.flux, self.guidance)
+        self.backbone = backbone
         self.prompt = PromptEmbedding(prompt)
         self.stage1 = stage1.requires_grad_(not cfg.freeze_decomposition)
         self.stage1.saved_when_frozen = True
+        self.discriminator = Discriminator() if cfg.discriminator else None
         self.runner: FluxRunner = FluxRunner(self.flux)
         if cfg.gradient_checkpointing:
             fluxes.recompute_blocks(self.flux, cfg.gradient_checkpointing)
         self.train()
+
+    @property
+    def codec(self) -> nn.Module:
+        return self.backbone.codec
 
     def train(self, mode: bool = True) -> "Translator":
         """Frozen nets stay in eval mode, also when the parent is set to train."""
@@ -141,88 +140,126 @@ class Translator(nn.Module):
         t: Tensor,
         encoded: tuple[Tensor, Tensor] | None = None,
         infrared_only: bool = False,
+        mean: Tensor | None = None,
+        with_image: bool = False,
     ) -> Prediction:
         """One training step's prediction.
 
         Args:
             visible, infrared: (B, 3, H, W) in [0, 1].
-            noise: (B, N, 64) standard normal.
+            noise: (B, S, C) standard normal.
             t: (B,) in (0, 1); it must already be rounded by `round_time`.
-            encoded: `encode` of visible with infrared, and of visible alone, if at hand.
+            encoded: `encode` of visible with infrared, and `known` of visible, if at hand.
             infrared_only: see `velocity`.
+            mean: (B,) bool, True where the mean is predicted: from t = 1, without noise.
+            with_image: decode the clean image that the velocity points to, with its gradient.
         """
-        data, masked = encoded or (self.encode(visible, infrared), self.encode(visible))
-        seen = self.decompose(visible)
-        noisy = torch.lerp(data, noise, t.view(-1, 1, 1))
-        guide = self.guide(seen.maps)
-        velocity = self.velocity(
-            noisy, masked, t, guide, visible.shape[-2:], self.cfg.training_guidance, infrared_only
-        )
-        return Prediction(velocity, data, seen)
+        data, known = encoded or (self.encode(visible, infrared), self.known(visible))
+        condition = self.condition(visible, known)
+        scale = torch.full_like(t, self.cfg.training_guidance)
+        if mean is not None:
+            noise = torch.where(mean.view(-1, 1, 1), 0.0, noise)
+            t, scale = torch.where(mean, 1.0, t), torch.where(mean, MEAN_GUIDANCE, scale)
+        end = self.end(condition, noise)
+        noisy = torch.lerp(data, end, t.view(-1, 1, 1))
+        velocity = self.velocity(noisy, t, condition, scale, infrared_only)
+        image = verdict = None
+        if with_image:
+            clean = noisy - t.view(-1, 1, 1) * velocity.float()
+            image = self.backbone.decode(clean, condition.size)
+        if with_image and self.discriminator:
+            verdict = self.discriminator.judge(visible, infrared[:, :1], image)
+        return Prediction(velocity, data, end, condition.stage1, image, verdict)
 
     def decompose(self, visible: Tensor) -> Stage1Output:
-        """Stage 1's maps and fused image in fp32, outside autocast; no graph when frozen."""
+        """Stage 1's maps and fused image, fp32; no graph when frozen.
+
+        Outside autocast, except where FLUX is trained too: then all learns in one precision.
+        """
         train = torch.is_grad_enabled() and not self.cfg.freeze_decomposition
-        with torch.autocast(visible.device.type, enabled=False), torch.set_grad_enabled(train):
+        device = visible.device.type
+        ambient = torch.is_autocast_enabled(device) and self.cfg.train_base
+        with torch.autocast(device, enabled=ambient), torch.set_grad_enabled(train):
             return self.stage1(visible.float())
+
+    def condition(self, visible: Tensor, known: Tensor | None = None) -> Condition:
+        """All that photographs (B, 3, H, W) in [0, 1] tell the network.
+
+        Args: known: `known` of them, if at hand.
+        """
+        size, seen, start = tuple(visible.shape[-2:]), self.decompose(visible), None
+        if self.path.start == "fused":
+            heat = seen.maps.intensity if seen.fused is None else seen.fused
+            start = self.backbone.encode(visible, heat.expand(-1, 3, -1, -1))
+        known = self.known(visible) if known is None else known
+        return Condition(known, seen, self.guide(seen.maps), start, size)
 
     def guide(self, maps: Maps) -> Guidance | None:
         """Guidance tokens of the maps, or None where guidance is off."""
         if not self.cfg.inject:
             return None
-        with torch.autocast(maps.intensity.device.type, enabled=False):
-            return self.guidance(maps.intensity, maps.material, maps.context)
+        device = maps.intensity.device
+        places = self.backbone.places(*maps.intensity.shape[-2:], device)
+        with torch.autocast(device.type, enabled=False):
+            return self.guidance(maps.intensity, maps.material, maps.context, places)
+
+    def end(self, condition: Condition, noise: Tensor) -> Tensor:
+        """Where the path ends at t = 1, (B, S, C), for standard normal noise of that shape."""
+        noise = self.backbone.shape_noise(noise.float(), condition.size)
+        return noise if condition.start is None else condition.start + self.path.sigma * noise
 
     @torch.no_grad()
-    def encode(self, visible: Tensor, infrared: Tensor | None = None) -> Tensor:
-        """Packed latents (B, N, 64) fp32 of the diptych; the infrared is mid grey if not given."""
-        grey = torch.full_like(visible, 0.5) if infrared is None else infrared
-        return codecs.pack(self.codec.encode(codecs.compose_diptych(visible, grey))).float()
+    def encode(self, visible: Tensor, infrared: Tensor) -> Tensor:
+        """The state (B, S, C) fp32 of pairs (B, 3, H, W) in [0, 1]."""
+        return self.backbone.encode(visible, infrared)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """Packed latents (B, N, 64) -> infrared (B, 1, H, W) in [0, 1]."""
-        H, W = size
-        cells = codecs.unpack(latents, H // codecs.CELL, 2 * W // codecs.CELL)
-        return codecs.infrared_panel(self.codec.decode(cells))
+    def known(self, visible: Tensor) -> Tensor:
+        """What every step sees of photographs (B, 3, H, W) in [0, 1]."""
+        return self.backbone.known(visible)
+
+    @torch.no_grad()
+    def decode(self, state: Tensor, size: tuple[int, int]) -> Tensor:
+        """A state (B, S, C) -> infrared (B, 1, H, W) in [0, 1]."""
+        return self.backbone.decode(state, size).clamp(0, 1)
 
     def velocity(
         self,
         noisy: Tensor,
-        masked: Tensor,
         t: Tensor,
-        guide: Guidance | None,
-        size: tuple[int, int],
-        guidance_scale: float,
+        condition: Condition,
+        guidance_scale: Tensor,
         infrared_only: bool = False,
         prepared: Any = None,
     ) -> Tensor:
-        """FLUX's velocity (B, N, 64) of a packed noisy diptych at time t.
+        """The velocity (B, S, C) of a noisy state at time t.
 
         bf16 weights run outside autocast, in bf16 throughout: autocast lifts every norm to fp32.
         Args:
+            t, guidance_scale: (B,) fp32.
             infrared_only: the visible panel's velocity is not needed. A fast runner then leaves out
                 what leads only there, and it is zero.
             prepared: this time's entry of `prepare`, with the same guidance_scale.
         """
-        H, W = size
         B, device, dtype = noisy.shape[0], noisy.device, self.base_dtype
-        mask = codecs.pack_mask(H, W, device).expand(B, -1, -1)
-        tokens = self.prompt.tokens.expand(B, -1, -1).to(dtype)
-        infrared_rows = H // codecs.TOKEN if infrared_only else 0
+        rows = condition.size[0] // codecs.TOKEN
+        infrared_rows = rows if infrared_only and self.backbone.panels > 1 else 0
+        prompt = self.prompt.tokens.expand(B, -1, -1), self.prompt.pooled.expand(B, -1)
         ambient = torch.is_autocast_enabled(device.type) and dtype == torch.float32
         with torch.autocast(device.type, torch.bfloat16, enabled=ambient):
-            inputs = dict(
-                hidden_states=torch.cat([noisy, masked, mask], dim=-1).to(dtype),
-                encoder_hidden_states=tokens,
-                pooled_projections=self.prompt.pooled.expand(B, -1).to(dtype),
-                timestep=t,
-                guidance=torch.full((B,), guidance_scale, device=device),
-                img_ids=codecs.token_positions(H, W, device),
-                txt_ids=torch.zeros(tokens.shape[1], 3, device=device),
-                joint_attention_kwargs={"guidance": guide},
+            tokens, kept = self.backbone.tokens(noisy, condition)
+            text, pooled = (x.to(dtype) for x in prompt)
+            inputs = self.backbone.arguments(
+                tokens.to(dtype), t, guidance_scale, (text, pooled), condition
             )
-            return self.runner.velocity(inputs, infrared_rows, prepared)
+            found = self.runner.velocity(inputs, infrared_rows, prepared)
+            found = self.backbone.output(found, kept, condition)
+        if condition.start is None:
+            return found
+        # The network predicts the clean image. Near the data, a trained FLUX's velocity is minus
+        # that image; one whose last layer is zero starts from the fused image instead.
+        clean = (condition.start if self.cfg.train_base else 0.0) - found.float()
+        return (noisy - clean) / t.clamp(min=EARLIEST).view(-1, 1, 1)
 
     def run_with(self, runner: FluxRunner) -> None:
         """Let another runner call FLUX from now on."""
@@ -254,7 +291,7 @@ class Translator(nn.Module):
         """
         D = self.flux.inner_dim
         blocks = len(self.flux.transformer_blocks) + len(self.flux.single_transformer_blocks)
-        S = 2 * (H // codecs.TOKEN) * (W // codecs.TOKEN) + self.prompt.tokens.shape[0]
+        S = len(self.backbone.ids(H, W)) + self.prompt.tokens.shape[0]
         linear, attention = 24 * D * D * S * blocks, 4 * S * S * D * blocks
         return (3 if self.cfg.train_base else 2) * linear + 3 * attention
 
@@ -264,6 +301,7 @@ def make_translator(
     stage1: Stage1,
     prompt: fluxes.Prompt | None = None,
     device: torch.device | str = "cpu",
+    path: PathConfig | None = None,
 ) -> Translator:
     """The plain model that `cfg` names; its frozen FLUX is where it was made, not yet placed.
 
@@ -273,22 +311,24 @@ def make_translator(
         prompt: skips the text encoders (it is in every checkpoint).
         device: where a random FLUX and the prompt are made; 12 B random weights stay on the meta
             device, to be drawn block by block.
+        path: where the flow starts; None: from noise.
 
     Raises: ValueError: neither or both of preset and flux_fill_id, or what they raise.
     """
     check(cfg)
+    kind = LAYOUTS[cfg.layout]
     dtype = torch.float32 if cfg.train_base else DTYPES.get(cfg.base_dtype, torch.bfloat16)
     if cfg.preset:
         start = "meta" if cfg.preset == "full-random" else device
-        flux, codec = fluxes.random_flux(cfg.preset, dtype, start), codecs.DctCodec()
+        flux, codec = kind.random(cfg.preset, dtype, start), codecs.DctCodec()
         prompt = prompt or fluxes.random_prompt(flux, cfg.text_tokens)
     else:
         prompt = prompt or fluxes.encode_prompt(
             cfg.flux_fill_id, cfg.prompt, cfg.text_tokens, device
         )
-        flux, vae = fluxes.load_flux(cfg.flux_fill_id, dtype)
+        flux, vae = kind.load(cfg.flux_fill_id, dtype)
         codec = codecs.FluxCodec(vae)
-    return Translator(cfg, flux, codec, prompt, stage1)
+    return Translator(cfg, flux, kind(codec, cfg.preset), prompt, stage1, path)
 
 
 def check(cfg: TranslatorConfig) -> None:
@@ -297,6 +337,13 @@ def check(cfg: TranslatorConfig) -> None:
         raise ValueError(
             "set exactly one of model.preset (a random FLUX) and model.flux_fill_id (real weights);"
             f" got preset={cfg.preset}, flux_fill_id={cfg.flux_fill_id}"
+        )
+    if cfg.layout not in LAYOUTS:
+        raise ValueError(f"model.layout is {cfg.layout!r}; there are {', '.join(LAYOUTS)}")
+    if LAYOUTS[cfg.layout].needs_trained_base and not (cfg.preset and cfg.train_base):
+        raise ValueError(
+            f"model.layout={cfg.layout} is for a model that is trained from scratch: it needs"
+            f" model.preset and model.train_base=true, got {cfg.preset} and {cfg.train_base}"
         )
     if cfg.text_tokens < 1:
         raise ValueError(f"model.text_tokens must be at least 1, got {cfg.text_tokens}")

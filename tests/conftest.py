@@ -1,5 +1,6 @@
 """Shared test set-up: the repository root on the path, one thread, the real pairs if present."""
 
+import importlib
 import os
 import signal
 import sys
@@ -26,3 +27,15 @@ def pytest_configure():
     """A shell ignores Ctrl-C for what it starts in the background; tests of signals need it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def call_main(module: str, *argv) -> None:
+    """Run a script's main in this process, from the repository root, as if typed."""
+    before, folder = sys.argv, Path.cwd()
+    sys.argv = [f"{module}.py", *map(str, argv)]
+    os.chdir(ROOT)
+    try:
+        importlib.import_module(module).main()
+    finally:
+        sys.argv = before
+        os.chdir(folder)

@@ -9,6 +9,8 @@ from typing import Literal
 
 import pytest
 
+from configs import schema
+from models.fast import plan
 from utils import config
 from utils.run import RunConfig
 
@@ -215,3 +217,10 @@ def test_help_lists_flags_and_every_key_with_type_and_value(capsys, yaml_file):
 def test_text_is_taken_as_it_was_typed():
     assert config.load(RunConfig, ["output_dir=runs/exp #2"]).output_dir == "runs/exp #2"
     assert config.load(RunConfig, ["output_dir='quoted # too'"]).output_dir == "quoted # too"
+
+
+def test_a_resumed_run_may_change_everything_that_a_memory_preset_sets():
+    presets = [plan.NO_PRESET, *plan.MEMORY.values()]
+    assert all(set(preset) <= set(schema.TrainConfig.MAY_CHANGE["model"]) for preset in presets)
+    with pytest.raises(AssertionError, match="DataConfig has no {'cash'}"):
+        schema._fields(schema.DataConfig, "cache", "cash")

@@ -13,7 +13,7 @@ from models import attention
 from models import flux as fluxes
 from models.guidance import SemanticGuidance
 from tests.test_lora import flux_inputs
-from tests.tiny_models import INJECT, stir, tiny_flux, write_flux_fill
+from tests.tiny_models import INJECT, guide, stir, tiny_flux, write_flux_fill
 
 MAPS = [torch.rand(2, n, 32, 32) for n in (1, 32, 8)]  # 2 x 2 places; 2 x 4 image tokens
 
@@ -26,7 +26,9 @@ def patched(separate=True):
 
 
 def run(flux, guidance=None):
-    kwargs = {} if guidance is None else {"joint_attention_kwargs": {"guidance": guidance(*MAPS)}}
+    kwargs = (
+        {} if guidance is None else {"joint_attention_kwargs": {"guidance": guide(guidance, MAPS)}}
+    )
     return flux(**flux_inputs(flux), **kwargs)[0]
 
 

@@ -28,7 +28,7 @@ from tests.interpreted_fp8_residual_norm import compare_all
 from tests.test_lora import flux_inputs
 from tests.test_sample_blocks import distance, stir_zeros, trained_values, velocity
 from tests.test_train_blocks import MAPS, adapted
-from tests.tiny_models import tiny_translator
+from tests.tiny_models import guide, tiny_translator
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiled kernels need a GPU")
 
@@ -72,7 +72,7 @@ def test_they_do_what_the_plain_blocks_do(rows):
 def test_every_sample_may_have_its_own_time():
     flux, guidance = adapted()
     ours = velocity(sampling_flux(deepcopy(flux), guidance), guidance)
-    swapped = {"guidance": guidance(*(m.flip(0) for m in MAPS))}
+    swapped = {"guidance": guide(guidance, [m.flip(0) for m in MAPS])}
     inputs = flux_inputs(flux)
     for name in ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"):
         inputs[name] = inputs[name].flip(0)
@@ -115,7 +115,7 @@ def test_a_block_holds_its_matrices_once_and_a_layer_has_one_unit():
 @pytest.mark.parametrize("factor, words", [(1e4, "cuts off up to"), (1e-3, "few digits")])
 def test_values_that_e4m3_cannot_hold_are_said_once(factor, words, caplog):
     def run(runner):
-        kwargs = {"guidance": guidance(*MAPS)}
+        kwargs = {"guidance": guide(guidance, MAPS)}
         inputs = flux_inputs(runner.flux) | {"joint_attention_kwargs": kwargs}
         runner.velocity(inputs, 0, None)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import train
+from assembly import translator_step
 from assembly.latents import attach_latents
 from configs.schema import PretrainConfig, TrainConfig
 from data import latents
@@ -95,7 +96,7 @@ def test_a_batch_carries_the_latents_of_its_own_images_flipped_or_not(
     seen = [next(batches) for _ in range(4)]
     for batch in [*seen, *sequential(pairs, 4)]:
         assert torch.equal(batch["latents"], model.encode(batch["visible"], batch["infrared"]))
-        assert torch.equal(batch["masked"], model.encode(batch["visible"]))
+        assert torch.equal(batch["masked"], model.known(batch["visible"]))
     plain = {pairs.names[i]: pairs.get(i)["visible"] for i in range(len(pairs))}
     flipped = [not torch.equal(x, plain[n]) for b in seen for n, x in zip(b["name"], b["visible"])]
     assert 0 < sum(flipped) < len(flipped)
@@ -105,7 +106,7 @@ def test_the_model_reads_the_latents_it_is_given_and_does_not_encode(data, tmp_p
     model = tiny_translator()
     batch = next(sequential(attach(data, tmp_path / "cache", model), 2))
     monkeypatch.setattr(model, "encode", None)
-    predict = train.make_predict(settings(data), model, (32, 32), CPU)
+    predict = translator_step.make_predict(settings(data), model, (32, 32), CPU)
     assert torch.equal(predict(model, batch, 2, seed=0)[2].data, batch["latents"])
 
 
@@ -204,7 +205,7 @@ def test_ranks_divide_the_shards_and_wait_for_each_other(data, tmp_path, model, 
     with pytest.raises(ValueError, match="4 of 8 pairs are not in .* all machines see"):
         attach(data, tmp_path / "cache", model)
     assert len(files(tmp_path / "cache")) == 2
-    key = [latents.key_of(p, model.codec.identity()) for p in prints]
+    key = [latents.key_of(p, f"{model.cfg.layout} {model.codec.identity()}") for p in prints]
     assert set(latents.find(tmp_path / "cache")) == {key[0], key[1], key[4], key[5]}
 
 

@@ -280,9 +280,11 @@ def test_the_best_model_of_another_metric_or_folder_is_none_of_this_run(tmp_path
 def test_a_resumed_run_may_run_otherwise_but_not_be_another_model():
     there = {"model": {"memory": None, "gradient_checkpointing": 0, "width": 4}}
     here = {"model": {"memory": "24g", "gradient_checkpointing": 1, "width": 4}}
-    progress._check_same_model(there, here, Path("x.pth"))
+    free = "memory", "gradient_checkpointing"
+    progress._check_same_model(there, here, Path("x.pth"), free)
+    wider = {"model": here["model"] | {"width": 5}}
     with pytest.raises(ValueError, match="model.width is 4 there and 5 here; restore"):
-        progress._check_same_model(there, {"model": here["model"] | {"width": 5}}, Path("x.pth"))
+        progress._check_same_model(there, wider, Path("x.pth"), free)
 
 
 def test_resuming_takes_the_named_checkpoint_and_the_new_weight_decay(tmp_path):
@@ -373,7 +375,7 @@ def test_only_matrices_decay():
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     decay = {
         id(p): group["weight_decay"]
-        for group in make_optimizer(ToyConfig(), list(model.parameters())).param_groups
+        for group in make_optimizer(ToyConfig(), dict(model.named_parameters())).param_groups
         for p in group["params"]
     }
     assert [decay[id(p)] > 0 for p in model.parameters()] == [True, False, False, False]
@@ -681,6 +683,63 @@ def test_a_step_that_may_be_skipped_is_judged_before_its_update(tmp_path):
     assert all(t.isfinite().all() for t in quiet.state_dict().values())
 
 
+# a budget of seconds
+
+SECONDS = ("training.steps=0", "training.warmup_steps=0", "pause=0.02", "training.save_every=0")
+
+
+def test_training_ends_with_its_seconds_as_it_ends_with_its_steps(tmp_path, capsys):
+    started = time.perf_counter()
+    _, rows = train(
+        tmp_path, *SECONDS, "training.max_seconds=0.6", eval_fn=lambda model: {"val_loss": 1.0}
+    )
+    assert 0.6 < time.perf_counter() - started < 3
+    step = rows[-1]["step"]
+    assert 5 < step < 31
+    state = saved(tmp_path, step)["state"]
+    assert state["evaluated"] == step and state["seconds"] >= 0.6
+    assert (tmp_path / "best_model.pth").is_file()
+    rates = column(rows, "lr")  # along the cosine from one end to the other
+    assert rates[0] == pytest.approx(1e-2) and rates[-1] < 1.5e-3
+    assert rates.tolist() == sorted(rates.tolist(), reverse=True)
+    assert "at most 0.6 s, as training.max_seconds says" in capsys.readouterr().out
+
+
+def test_the_seconds_of_a_run_go_on_where_it_was_resumed(tmp_path, capsys):
+    train(tmp_path, *SECONDS, "training.max_seconds=0.3")
+    first = checkpoint.step_of(checkpoint.latest(tmp_path))
+    _, rows = train(tmp_path, *SECONDS, "training.max_seconds=0.3")
+    assert "is finished" in capsys.readouterr().out and rows[-1]["step"] == first
+    started = time.perf_counter()
+    _, rows = train(tmp_path, *SECONDS, "training.max_seconds=0.7")
+    assert 0.35 < time.perf_counter() - started < 0.69
+    assert next(row["lr"] for row in rows if row["step"] == first + 1) < 8e-3  # 0.3 of 0.7
+    assert rows[-1]["step"] > first
+
+
+def test_steps_may_end_before_the_seconds_and_the_learning_rate_is_then_theirs(tmp_path):
+    _, rows = train(tmp_path / "timed", "training.max_seconds=600")
+    _, plain = train(tmp_path / "plain")
+    assert rows[-1]["step"] == 6
+    torch.testing.assert_close(column(rows, "lr"), column(plain, "lr"))
+    assert saved(tmp_path / "plain", 6)["state"]["seconds"] == 0.0  # nothing of the clock
+
+
+@pytest.mark.parametrize("value", [0, -1, 1e9, float("nan")])
+def test_a_budget_that_is_no_budget_is_refused(value):
+    with pytest.raises(ValueError, match="max_seconds must be above 0"):
+        TrainingConfig(max_seconds=value)
+
+
+def test_checkpoints_of_before_there_was_a_budget_can_be_resumed(tmp_path):
+    train(tmp_path)
+    parts = saved(tmp_path, 6)
+    del parts["state"]["seconds"]
+    checkpoint.save(tmp_path / "checkpoint_00000006.pth", parts)
+    _, rows = train(tmp_path, "training.steps=8")
+    assert rows[-1]["step"] == 8
+
+
 # two processes
 
 
@@ -723,6 +782,13 @@ def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(two_processes):
     names = sorted(path.name for path in (directory / "run-signal").glob("*.pth*"))
     assert names == ["checkpoint_00000004.pth"]
     assert saved(directory / "run-signal", 4)["state"]["step"] == 4
+
+
+def test_ranks_of_unequal_speed_end_together_with_equal_weights(two_processes):
+    """Each would else follow its own clock: another learning rate, another last step."""
+    lines = sorted(x.partition(" ends ")[2] for x in two_processes[1].splitlines() if " ends " in x)
+    assert len(lines) == 2 and lines[0] == lines[1], lines
+    assert int(lines[0].split()[0]) > 3
 
 
 def test_no_thread_of_the_group_outlives_it(two_processes):
@@ -768,6 +834,11 @@ def script() -> None:
         except SystemExit:
             sys.stdout.write(f"rank {dist.rank()} losses: {losses}\n")
             sys.stdout.flush()
+        seen, pause = [], f"pause={0.02 + 0.02 * dist.rank()}"
+        budget = [*SECONDS, "training.max_seconds=0.4", pause, "training.ema_decay=0"]
+        model, _ = train(f"{directory}-seconds", *arguments[1:], *budget, on_loss=seen.append)
+        sys.stdout.write(f"rank {dist.rank()} ends {len(seen)} {weights(model).tolist()}\n")
+        sys.stdout.flush()
     before = gloo_threads()
     dist.close()
     if before:

@@ -4,6 +4,7 @@ pytest tests/test_losses_pretrain.py
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses.physics import material_separation_loss, pearson, physics_consistency_loss
+from losses.physics import FLAT, material_separation_loss, physics_consistency_loss
 from losses.pretrain import (
     MultiTaskPretrainLoss,
     PretrainLossConfig,
@@ -22,6 +23,7 @@ from losses.pretrain import (
 )
 from models.decomposition import DecompositionConfig
 from models.stage1 import Stage1
+from utils.correlation import pearson
 
 
 class Labels(NamedTuple):
@@ -188,7 +190,9 @@ def test_pearson_is_numpys():
     a, b = random(3, 1, 8, 9, seed=1), random(3, 1, 8, 9, seed=2)
     b = b + a
     expected = [np.corrcoef(x.flatten(), y.flatten())[0, 1] for x, y in zip(a, b)]
-    torch.testing.assert_close(pearson(a, b), torch.tensor(expected).float(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        pearson(a, b, FLAT), torch.tensor(expected).float(), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("scale, expected", [(0.5, 0.0), (-0.5, 2.0)])
@@ -234,7 +238,9 @@ def test_a_single_row_has_no_vertical_gradient():
     assert reconstruction_loss(torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)) == 1
 
 
-@pytest.mark.parametrize("loss", [mean_squared_error, reconstruction_loss, pearson])
+@pytest.mark.parametrize(
+    "loss", [mean_squared_error, reconstruction_loss, partial(pearson, flat=FLAT)]
+)
 def test_every_loss_refuses_shapes_that_would_broadcast(loss):
     with pytest.raises(ValueError, match="shapes differ"):
         loss(torch.rand(2, 1, 5, 6), torch.rand(2, 5, 6))

@@ -7,7 +7,6 @@ from PIL import Image
 
 from data.materials import (
     CLASS_NAMES,
-    IGNORE,
     MATERIALS,
     NUM_MATERIALS,
     PALETTES,
@@ -18,6 +17,7 @@ from data.materials import (
     material_colors,
     material_table,
 )
+from utils.labels import IGNORE
 
 ID = {m.name: i for i, m in enumerate(MATERIALS)}
 SIZES = {"ade20k": 150, "cityscapes": 19, "msrs": 9, "synthetic": 21}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.fast import train_blocks
+from models.fast import compilation, train_blocks
 from models.fast.frozen_matrix import multiplies_e4m3
 from models.fast.plan import Plan, build, choose_attention, resolve, speed_up_stage1
 from models.translator import FluxRunner, TranslatorConfig
@@ -93,13 +93,19 @@ def test_off_is_the_plain_model_in_everything_and_computes_the_same():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_stage_1_alone_passes_the_door_too():
+def test_stage_1_alone_passes_the_door_too(monkeypatch, tmp_path):
     stage1 = tiny_stage1()
     assert speed_up_stage1(stage1, "off").runs("stage 1") == "plain"
     assert "heads" not in vars(stage1.decomposition)
     plan = speed_up_stage1(stage1, "auto", compiled=False)
     assert "heads" in vars(stage1.decomposition)
-    assert plan.runs("its training step") == "not compiled"
+    assert plan.runs("its training step") == "not compiled" and not plan.runs("compiled code")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for variable in compilation.FOLDERS:
+        monkeypatch.setenv(variable, "elsewhere")  # and as it was after the test
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    plan = speed_up_stage1(stage1, "auto", compiled=True)
+    assert plan.runs("compiled code") == f"kept in {tmp_path / 'thermaflux'}"
 
 
 def test_frozen_blocks_are_in_the_plan_and_run():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import prepare
-from data import folders, inspection, splits, writing
+from data import folders, inspection, ranges, splits, writing
 from data.materials import CLASS_NAMES, MATERIALS, PALETTES, material_table
 from data.pairs import DataConfig, LabelConfig, open_pairs
 from tests import tiny_data as tiny
@@ -330,13 +330,13 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_file_changed_between_check_and_writing_is_refused(tmp_path, monkeypatch):
     tiny.folders(tmp_path, NAMES)
-    real = inspection.find_window
+    real = ranges.choose_window
 
     def change(*args):
         (tmp_path / "visible" / "a_3.png").write_bytes(tiny.png(tiny.visible(77)))
         return real(*args)
 
-    monkeypatch.setattr(inspection, "find_window", change)
+    monkeypatch.setattr(ranges, "choose_window", change)
     with pytest.raises(ValueError, match=r"a_3\.png.*changed"):
         run(tmp_path)
 
@@ -566,7 +566,7 @@ def test_a_single_image_that_sets_the_window_is_named(tmp_path, capsys):
     counts[0, 0] = 0  # a dead pixel
     Image.fromarray(counts).save(path)
     run(tmp_path, out="again")
-    assert "a_3.png of source 'pairs' alone makes the window" in capsys.readouterr().out
+    assert "a_3.png of source 'pairs') alone make the window" in capsys.readouterr().out
 
 
 def test_check_takes_every_label_set_and_synthetic_takes_no_options_of_folders(tmp_path):

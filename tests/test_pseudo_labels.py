@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data.materials import IGNORE, MATERIALS, NUM_MATERIALS, TABLES
+from data.materials import MATERIALS, NUM_MATERIALS, TABLES
 from data.pseudo_labels import (
     CONTEXT_CHANNELS,
     LabelConfig,
@@ -12,6 +12,7 @@ from data.pseudo_labels import (
     prepare_pseudo_labels,
 )
 from data.synthetic import render_scene
+from utils.labels import IGNORE
 
 ID = {m.name: i for i, m in enumerate(MATERIALS)}
 

@@ -13,7 +13,7 @@ from models.lora import lora_layers
 from models.sampler import SamplingConfig, sample
 from tests.test_lora import flux_inputs
 from tests.test_train_blocks import ALL_LAYERS, MAPS, adapted
-from tests.tiny_models import stir, tiny_translator
+from tests.tiny_models import guide, stir, tiny_translator
 
 
 def trained_values(flux):
@@ -47,7 +47,7 @@ def without_adapters(flux, guidance):
 
 @torch.no_grad()
 def velocity(flux, guidance, **more):
-    kwargs = {"guidance": guidance(*MAPS)}
+    kwargs = {"guidance": guide(guidance, MAPS)}
     return flux(**flux_inputs(flux), joint_attention_kwargs=kwargs, **more)[0]
 
 
@@ -87,7 +87,7 @@ def test_modulations_of_all_times_are_those_of_each():
     }
     times = torch.stack([t[0] / 2, t[0], t[0] / 3])
     ready = sample_blocks.modulations_at(flux, times, scale, same["pooled_projections"][0])
-    kwargs = {"guidance": guidance(*MAPS)}
+    kwargs = {"guidance": guide(guidance, MAPS)}
     with torch.no_grad():
         alone = flux(**same, joint_attention_kwargs=kwargs)[0]
         given = flux(**same, joint_attention_kwargs=kwargs, modulations=ready[1])[0]

@@ -7,10 +7,12 @@ import csv
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from configs import schema
 from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
 from data.pairs import open_pairs
 from models.bundle import read_bundle
+from models.fast.plan import resolve
+from models.translator import TranslatorConfig
 from tests import tiny_data
 from tests.conftest import ROOT
 from utils import checkpoint, config, metrics
@@ -45,8 +49,20 @@ TINY = [
 KINDS = {"pretrain": PretrainConfig, "train": TrainConfig, "finetune": FinetuneConfig}
 STAGE = {
     "pretrain": ["--config", "configs/demo/pretrain.yaml", "model.width=8"],
-    "train": ["--config", "configs/demo/train.yaml", "sampling.steps=2"],
-    "finetune": ["--config", "configs/demo/finetune.yaml", "sampling.steps=2"],
+    "train": [
+        "--config",
+        "configs/demo/train.yaml",
+        "sampling.steps=2",
+        "model.discriminator=true",
+        "model.lora_config.r=4",
+        "flow.adversarial_weight=0.1",
+    ],
+    "finetune": [
+        "--config",
+        "configs/demo/finetune.yaml",
+        "sampling.steps=2",
+        "flow.adversarial_weight=0.1",
+    ],
 }
 
 
@@ -72,7 +88,7 @@ def call(script: str, *argv: str) -> None:
         os.chdir(folder)
 
 
-@pytest.mark.parametrize("folder", ["configs", "configs/demo", "configs/small"])
+@pytest.mark.parametrize("folder", ["configs", "configs/demo", "configs/small", "configs/real"])
 def test_stage_3_holds_the_maps_to_the_labels_of_stage_1(folder):
     read = [
         config.load(kind, ["--config", str(ROOT / folder / f"{stage}.yaml")])
@@ -172,8 +188,8 @@ def test_a_stage_trains_what_it_should_and_writes_a_full_record(stage, made):
         moved
         == {
             "pretrain": {"decomposition", "fusion"},
-            "train": {"flux", "guidance"},
-            "finetune": {"flux", "guidance", "stage1"},
+            "train": {"flux", "guidance", "backbone", "discriminator"},
+            "finetune": {"flux", "guidance", "backbone", "discriminator", "stage1"},
         }[stage]
     )
 
@@ -200,6 +216,25 @@ def test_the_best_model_can_be_chosen_by_what_an_evaluation_gives_and_by_nothing
         config.load(KINDS[stage], [*STAGE[stage], "training.best_metric=val_psnr", no_images])
 
 
+@pytest.mark.parametrize("fast, runs", [([], "fused convolutions"), (["--fast", "off"], "plain")])
+def test_a_trained_model_is_used_with_fast_paths_or_without(fast, runs, made, tmp_path, capsys):
+    argv = ["--steps", "1", "--device", "cpu", "--limit", "1", "--output_dir", tmp_path, *fast]
+    for stage in ("pretrain", "train"):
+        call("evaluate", "--checkpoint", made / stage / "best_model.pth", *argv)
+        assert re.search(f"stage 1 +{runs}", capsys.readouterr().out)
+
+
+def test_without_fast_paths_a_rounded_base_is_not_rounded():
+    there = TranslatorConfig(base_dtype="fp8", compile=True, memory="24g")
+    for fast, expected in (
+        (None, ("fp8", True)),
+        ("auto", ("fp8", True)),
+        ("off", ("bf16", False)),
+    ):
+        cfg = resolve(replace(there, **checkpoints._how_fast(there, fast)), torch.device("cpu"))
+        assert (cfg.base_dtype, cfg.compile) == expected
+
+
 @pytest.mark.parametrize("value", ["model.physics=off", "model.decomposition.width=16"])
 def test_what_stage_1_decides_is_not_taken_from_the_command_line(value, made, tmp_path):
     with pytest.raises(ValueError, match="is decided by model.decomposition_checkpoint"):
@@ -211,7 +246,8 @@ def test_a_changed_seed_and_a_random_frozen_flux_are_said(made, tmp_path, capsys
     (tmp_path / "run" / "checkpoint_00000004.pth").unlink()
     call("pretrain", *arguments("pretrain", tmp_path / "run", made, "training.seed=5"))
     assert "training.seed was 0, is now 5" in capsys.readouterr().out
-    call("train", *arguments("train", tmp_path / "x", made, "model.train_base=false", "--dry_run"))
+    other = "model.train_base=false", "model.layout=diptych", "--dry_run"
+    call("train", *arguments("train", tmp_path / "x", made, *other))
     assert "with model.train_base=false nothing is learnt" in capsys.readouterr().out
 
 
@@ -222,9 +258,13 @@ def test_a_dry_run_refuses_what_the_run_would(made, tmp_path):
 
 def test_foreign_pairs_have_their_own_labels_and_notes(made, tmp_path, capsys):
     common = ["--checkpoint", made / "pretrain", "--device", "cpu", "--num_workers", "0"]
-    tiny_data.write(tmp_path / "set" / "a.parquet", tiny_data.rows(10))
+    rows = tiny_data.rows(10) | {"ir_unit": ["celsius"] * 10}
+    tiny_data.write(tmp_path / "set" / "a.parquet", rows)
     call("evaluate", *common, "--test_data", tmp_path / "set", "--output_dir", tmp_path / "out")
-    assert "split_fractions" in (tmp_path / "out" / "results.md").read_text()
+    said = (tmp_path / "out" / "results.md").read_text()
+    assert "split_fractions" in said and "| MAE K |" in said
+    for mean in json.loads((tmp_path / "out" / "results.json").read_text())["methods"].values():
+        assert mean["mae_kelvin"] == pytest.approx(255 * mean["mae"], rel=1e-4)  # 0 to 255 celsius
     call(
         "evaluate",
         "--checkpoint",
@@ -294,7 +334,7 @@ def test_evaluation_writes_every_row_for_a_checkpoint_of_any_stage(stage, made, 
     )
     results = json.loads((tmp_path / "results.json").read_text())
     rows = ["training mean", "grey", "inverted grey", "fused (stage 1)"]
-    assert list(results["methods"]) == rows + (["ours"] if stage == "finetune" else [])
+    assert list(results["methods"]) == rows + (["sample", "mean"] if stage == "finetune" else [])
     assert results["split"] == "test" and results["pairs"] == 4
     table = list(csv.DictReader((tmp_path / "per_image.csv").open()))
     assert len(table) == 4 * len(results["methods"])
@@ -336,7 +376,7 @@ def test_lpips_is_a_column_where_it_is_asked_for(made, tmp_path, monkeypatch, ca
     monkeypatch.setattr(metrics, "Lpips", lambda device: metrics.mae)
     arguments = ["--checkpoint", made / "pretrain", "--device", "cpu", "--limit", "2"]
     call("evaluate", *arguments, "--output_dir", tmp_path / "with", "--lpips")
-    assert "| method | PSNR dB | SSIM | MAE | rank corr. | LPIPS |" in capsys.readouterr().out
+    assert "| LPIPS |" in capsys.readouterr().out
     methods = json.loads((tmp_path / "with" / "results.json").read_text())["methods"]
     assert methods["grey"]["lpips"] == pytest.approx(
         np.mean(
@@ -540,7 +580,11 @@ BAD = [
     ("train", ["data.path=missing_folder"], "missing_folder"),
     ("train", ["data.size=40"], "multiples of 16"),
     ("train", ["model.inject={9: [intensity]}"], "block 9"),
-    ("train", ["model.preset=null", "model.flux_fill_id=missing_flux"], "model.flux_fill_id"),
+    (
+        "train",
+        ["model.preset=null", "model.layout=channels", "model.flux_fill_id=missing_flux"],
+        "model.flux_fill_id",
+    ),
     ("pretrain", ["data.synthetic_scenes={train: 4, val: 0, test: 1}"], "val"),
     ("pretrain", ["model.pretrained=missing.pth"], "missing.pth"),
     ("finetune", ["--checkpoint", "missing.pth"], "missing.pth"),
@@ -623,12 +667,15 @@ def test_an_edited_export_is_one_sentence(made, tmp_path):
 
 def test_a_random_frozen_flux_keeps_its_seed(made, tmp_path):
     parts = checkpoint.load(made / "train" / "best_model.pth")
-    parts["config"]["model"] |= {"train_base": False}
+    frozen = {"train_base": False, "layout": "diptych", "discriminator": False}
+    parts["config"]["model"] |= frozen
+    gone = ("flux.", "backbone.", "discriminator.")
     parts["model"] = {
-        n: x for n, x in parts["model"].items() if not n.startswith("flux.") or ".lora_" in n
+        n: x for n, x in parts["model"].items() if not n.startswith(gone) or ".lora_" in n
     }
     checkpoint.save(tmp_path / "frozen.pth", {k: v for k, v in parts.items() if k != "versions"})
     argv = arguments("finetune", tmp_path / "run", made, "--checkpoint", tmp_path / "frozen.pth")
+    argv += ["flow.adversarial_weight=0"]
     with pytest.raises(ValueError, match=r"frozen FLUX.*set training.seed=0 \(it is 7\)"):
         call("finetune", *argv, "training.seed=7")
     call("finetune", *argv, "training.steps=1")
@@ -718,3 +765,32 @@ def test_counts_are_refused_where_the_window_does_not_fit_16_bits(made, tmp_path
             "--output_dir",
             tmp_path / "out",
         )
+
+
+def test_generate_writes_every_format_and_keeps_folders(made, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    for name in ("a.png", "day/b.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tiny_data.visible(0)).save(photos / name)
+    (photos / "notes.txt").write_text("x")
+    (photos / "raw.DNG").write_bytes(b"II*\0")
+    parts = checkpoint.load(made / "train" / "best_model.pth")
+    parts["config"] |= {"window": [-20.0, 60.0], "unit": "celsius"}
+    model = tmp_path / "celsius.pth"
+    checkpoint.save(model, {k: v for k, v in parts.items() if k != "versions"})
+    argv = ["--checkpoint", model, "--image_path", photos, "--steps", "1", "--device", "cpu"]
+    argv += ["--recursive", "--output_dir"]
+    for kind in ("png16", "npy"):
+        with pytest.raises(ValueError, match=r"raw.DNG: camera raw \(DNG\) is not read"):
+            call("generate", *argv, tmp_path / kind, "--format", kind)
+    assert "left out: 1 file (notes.txt)" in capsys.readouterr().out
+    kelvin = np.load(tmp_path / "npy" / "day" / "b.npy")
+    assert kelvin.shape == (24, 32) and 253.15 <= kelvin.min() <= kelvin.max() <= 333.15
+    facts = json.loads((tmp_path / "png16" / "day" / "b.json").read_text())
+    numbers = np.asarray(Image.open(tmp_path / "png16" / "day" / "b.png"))
+    assert numbers.dtype == np.uint16 and facts["unit"] == "celsius"
+    celsius = numbers * facts["scale"] + facts["offset"]
+    assert np.abs(celsius + 273.15 - kelvin).max() <= facts["scale"] + 1e-4
+    assert not (tmp_path / "npy" / "raw.npy").exists() and (tmp_path / "npy" / "a.npy").exists()
+    with pytest.raises(ValueError, match="give one of them"):
+        call("generate", *argv, tmp_path / "x", "--format", "npy", "--counts")

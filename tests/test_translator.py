@@ -6,10 +6,10 @@ pytest tests/test_translator.py
 import pytest
 import torch
 
-import train
+from assembly import translator_step
 from configs.schema import TrainConfig
 from losses import flow
-from models.codec import in_infrared_panel
+from models.backbones.fill import FillDiptych, in_infrared_panel
 from models.fast.plan import build
 from models.sampler import SamplingConfig, sample, step_times
 from models.translator import Prediction, TranslatorConfig
@@ -109,23 +109,24 @@ def test_the_visible_panel_is_left_out_where_its_error_has_no_weight(weight):
     seen = []
 
     class Model:
+        backbone = FillDiptych(torch.nn.Identity())
         round_time = staticmethod(lambda t: t)
 
-        def __call__(self, *args):
-            seen.append(args[-1])
-            return Prediction(NOISE, NOISE, None)
+        def __call__(self, visible, infrared, noise, t, encoded, infrared_only, *rest):
+            seen.append(infrared_only)
+            return Prediction(NOISE, NOISE, NOISE, None)
 
     cfg = TrainConfig()
     cfg.flow.visible_weight = weight
     batch = {"visible": VISIBLE, "infrared": INFRARED, "draw": [0, 1]}
-    train.make_predict(cfg, model := Model(), (H, W), VISIBLE.device)(model, batch, 2, 0)
+    translator_step.make_predict(cfg, model := Model(), (H, W), VISIBLE.device)(model, batch, 2, 0)
     assert seen == [weight == 0]
 
 
 def test_the_masked_half_of_the_condition_knows_nothing_of_the_infrared():
     model = tiny_translator()
     infrared = in_infrared_panel(H, W)
-    condition, grey = model.encode(VISIBLE), model.encode(VISIBLE, torch.full_like(VISIBLE, 0.5))
+    condition, grey = model.known(VISIBLE), model.encode(VISIBLE, torch.full_like(VISIBLE, 0.5))
     assert torch.equal(condition, grey)
     full = model.encode(VISIBLE, INFRARED)
     assert torch.equal(condition[:, ~infrared], full[:, ~infrared])
@@ -154,7 +155,7 @@ class Oracle:
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def velocity(self, latents, known, t, *_, **__):
+    def velocity(self, latents, t, *_, **__):
         expected = torch.lerp(self.data, NOISE, t.view(-1, 1, 1))
         torch.testing.assert_close(latents, expected, atol=1e-4, rtol=0)  # on the path, both halves
         return NOISE - self.data

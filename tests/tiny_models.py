@@ -21,8 +21,10 @@ from transformers import (
     T5EncoderModel,
 )
 
+from models.backbones.fill import FillDiptych
 from models.decomposition import DecompositionConfig
 from models.fast.plan import build
+from models.guidance import Guidance
 from models.stage1 import Stage1
 from models.translator import LoraConfig, Translator, TranslatorConfig
 
@@ -63,6 +65,12 @@ def tiny_translator(adapters=None, **changes) -> Translator:
     )
     cfg = TranslatorConfig(**{**cfg, **changes})
     return build(cfg, tiny_stage1(), adapters=adapters)[0]
+
+
+def guide(guidance, maps) -> Guidance:
+    """The guidance of (intensity, material, context) for a diptych."""
+    places = FillDiptych(nn.Identity()).places(*maps[0].shape[-2:])
+    return guidance(*maps, places)
 
 
 def stir(module: nn.Module, seed: int = 0) -> None:

@@ -142,13 +142,13 @@ def _read_argv(
                 raise ValueError(f"{name} takes no value; there are --flag and --no_flag")
             assignments.append(switches[flag])
         elif flag in valued:
-            text = text if equals else next(tokens, None)
-            if text is None or text.startswith("--"):
+            text = text if equals else next(tokens, "--")
+            if text.startswith("--"):
                 raise ValueError(f"{name} needs a value")
-            if flag == "config":
+            if (key := valued[flag]) is None:  # --config
                 file = text
             else:
-                assignments.append((valued[flag], text))
+                assignments.append((key, text))
         else:
             nearest = _nearest(flag, [*switches, *valued])
             hint = f"write {flag}=VALUE" if flag in known else f"did you mean --{nearest}?"
@@ -294,7 +294,7 @@ def _convert_union(args: tuple, hint: Any, value: Any, key: str, where: str, def
     )
 
 
-def _build(cls: type, raw: dict, prefix: str, where: str, default: Any) -> Any:
+def _build(cls: Any, raw: dict, prefix: str, where: str, default: Any) -> Any:
     """A dataclass from a mapping; what the mapping lacks comes from `default` or the class."""
     hints, values = get_type_hints(cls), {}
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -308,8 +308,8 @@ def _build(cls: type, raw: dict, prefix: str, where: str, default: Any) -> Any:
             values[name] = _convert(hints[name], raw[name], key, where, fallback)
         elif fallback is not MISSING:
             values[name] = fallback
-        elif _section(hints[name]):
-            values[name] = _build(_section(hints[name]), {}, key, where, MISSING)
+        elif section := _section(hints[name]):
+            values[name] = _build(section, {}, key, where, MISSING)
         else:
             raise ValueError(f"missing key {key} {where}: expected {type_name(hints[name])}")
     try:
@@ -321,7 +321,7 @@ def _build(cls: type, raw: dict, prefix: str, where: str, default: Any) -> Any:
 # types
 
 
-def _section(hint: Any) -> type | None:
+def _section(hint: Any) -> Any:
     """The dataclass that `hint` is, or may be (`Section | None`)."""
     found = [arg for arg in (hint, *get_args(hint)) if dataclasses.is_dataclass(arg)]
     return found[0] if len(found) == 1 and get_origin(hint) in (None, *UNIONS) else None

@@ -7,12 +7,14 @@ import math
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 import torch.distributed.nn  # before there is a group: see `close`
 from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def rank() -> int:
@@ -60,7 +62,7 @@ def init(device: str = "auto", deterministic: bool = False) -> torch.device:
         torch.cuda.set_device(chosen)
     if deterministic and use_cuda:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
         torch.use_deterministic_algorithms(True)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch_dist.is_initialized():
         # rank 0 may be busy alone for long: a first compilation, a checkpoint on a slow disk
@@ -105,7 +107,7 @@ def all_reduce_mean(values: dict[str, Any], weight: float = 1.0) -> dict[str, fl
     A rank lacks a value if the name is absent or its number is NaN. Collective: call on all ranks.
     """
     own = {name: float(value) for name, value in values.items()}
-    found = {}
+    found: dict[str, list] = {}
     for share, share_weight in gather((own, float(weight))):
         for name, value in share.items():
             if value == value and share_weight > 0:  # not NaN
@@ -133,16 +135,22 @@ def any_ranks_later(flags: Tensor) -> Callable[[], list[bool]]:
 
     The wait is for the flags alone, not for work that the device was given after them.
     """
-    if world_size() > 1:
-        flags = flags.to(_collective_device(), torch.int32)
-        torch_dist.all_reduce(flags, torch_dist.ReduceOp.MAX)  # nccl only launches it
-    on_host = flags.to("cpu", non_blocking=True)  # from a GPU: into pinned memory
-    copied = torch.cuda.current_stream(flags.device).record_event() if flags.is_cuda else None
+    read = most_of_ranks_later(flags)
+    return lambda: [bool(flag) for flag in read()]
 
-    def read() -> list[bool]:
+
+def most_of_ranks_later(numbers: Tensor) -> Callable[[], list[int]]:
+    """The largest of all ranks' numbers, (n,) int32, one by one; launched and read as above."""
+    if world_size() > 1:
+        numbers = numbers.to(_collective_device(), torch.int32)
+        torch_dist.all_reduce(numbers, torch_dist.ReduceOp.MAX)  # nccl only launches it
+    on_host = numbers.to("cpu", non_blocking=True)  # from a GPU: into pinned memory
+    copied = torch.cuda.current_stream(numbers.device).record_event() if numbers.is_cuda else None
+
+    def read() -> list[int]:
         if copied:
             copied.synchronize()
-        return [bool(flag) for flag in on_host.tolist()]
+        return on_host.tolist()
 
     return read
 
@@ -165,7 +173,7 @@ def _collective_device() -> torch.device:
 # batch normalisation over all ranks
 
 
-def sync_batchnorm(model: nn.Module) -> nn.Module:
+def sync_batchnorm(model: Model) -> Model:
     """Let every BatchNorm of `model` normalise over the batches of all ranks together.
 
     Two ranks of batch b then equal one of 2b. One process: nothing changes. On GPUs this is
@@ -200,6 +208,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         return out.to(x.dtype)
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         share = self.momentum
         if share is None:

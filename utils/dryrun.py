@@ -2,18 +2,23 @@
 
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils import config, dist
+from utils.loop import FitConfig
 from utils.optimizer import make_optimizer
 
 
 def dry_run(
-    cfg: Any, model: nn.Module, data: dict, batch: dict[str, Any], loss: Callable[[], Tensor]
+    cfg: FitConfig,
+    model: nn.Module,
+    data: dict,
+    batch: Mapping[str, Any],
+    loss: Callable[[], Tensor],
 ) -> None:
     """Print it all from rank 0, after one forward and backward pass; nothing is written.
 
@@ -22,7 +27,7 @@ def dry_run(
         loss: runs one forward pass on `batch`; a scalar.
     """
     # made for its checks alone: a dry run refuses what the run would
-    make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
+    make_optimizer(cfg, {n: p for n, p in model.named_parameters() if p.requires_grad})
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

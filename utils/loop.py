@@ -5,17 +5,18 @@ plain function on purpose: to try another loop, copy it into your script and edi
 
 Randomness is a function of (seed, rank, step) and the data of their position, so the state of a run
 is weights, optimizer, EMA and one integer. To resume, run the same command again.
+With training.max_seconds the learning rate follows the clock, and no two runs are equal to the bit.
 """
 
 import math
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,19 +27,23 @@ from tqdm import tqdm
 
 from utils import checkpoint, dist
 from utils.ema import Ema
-from utils.optimizer import learning_rate, make_optimizer
-from utils.progress import Checks, Meter, State, StopSignal, buffers_before, detached, skip
-from utils.run import Run
+from utils.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from utils.progress import Checks, Meter, State, buffers_before, detached, skip
+from utils.run import Run, RunConfig
+from utils.stopping import MOST_SECONDS, Clock, StopSignal
 
-Batch = dict[str, Any]
+UNLIMITED = 2**62  # steps of a run that only time ends
 Scalars = dict[str, Tensor | float]
+Model = TypeVar("Model", bound=nn.Module)
+Batch = TypeVar("Batch", bound=Mapping[str, Any])  # its "name"s are told with a bad loss
 
 
 @dataclass(kw_only=True)
 class TrainingConfig:
     batch_size: int = 8  # samples of one process in one micro-batch
     epochs: int = 50
-    steps: int = 0  # optimizer steps; 0: as many as `epochs` take
+    steps: int = 0  # optimizer steps; 0: as many as `epochs` take, or as max_seconds allow
+    max_seconds: float | None = None  # wall clock from the first step on; null: no limit
     gradient_accumulation_steps: int = 1  # micro-batches of one optimizer step
     mixed_precision: Literal["bf16", "no"] = "bf16"
     grad_clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
@@ -72,31 +77,54 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.max_seconds is not None and not 0 < self.max_seconds <= MOST_SECONDS:
+            raise ValueError(
+                f"max_seconds must be above 0 and at most {MOST_SECONDS}, or null, got"
+                f" {self.max_seconds}"
+            )
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
+class FitConfig(Protocol):
+    """What `fit` reads of a stage's configuration.
+
+    Of its other fields (model, data, loss, ...) `resume` compares what is in the checkpoint; those
+    that may change name a section's fields in a class variable MAY_CHANGE (configs/schema.py).
+    """
+
+    @property
+    def training(self) -> TrainingConfig: ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+    @property
+    def run(self) -> RunConfig: ...
+
+
 def fit(
-    cfg: Any,
-    model: nn.Module,
+    cfg: FitConfig,
+    model: Model,
     loss_fn: Callable[[nn.Module, Batch], tuple[Tensor, Scalars]],
     batches: Callable[[int], Iterator[Batch]],
     run: Run,
-    eval_fn: Callable[[nn.Module], Scalars] | None = None,
+    eval_fn: Callable[[Model], Mapping[str, Any]] | None = None,
     samples: int = 0,
     sample_flops: float = 0.0,
 ) -> None:
     """Train the parameters of `model` that require grad, on the device where the model is.
 
     Args:
-        cfg: has .training, .optimizer, .run; .model, if there, must be equal on resuming.
+        cfg: its .model, if it has one, must be equal on resuming.
         loss_fn: (model, batch) -> (scalar mean over the samples, parts to log). A part that this
             batch says nothing about is left out or NaN. Runs under autocast.
         batches: n -> iterator over this rank's micro-batches, from the n-th on.
-        eval_fn: (model) -> numbers of this rank; the mean over ranks is logged. Runs on every rank
-            with the averaged weights, in eval(), without gradient, with the same draws each time.
+        eval_fn: (model) -> numbers of this rank, whose mean over ranks is logged, and pictures
+            (H, W, 3) uint8. Runs on every rank with the averaged weights, in eval(), without
+            gradient, with the same draws each time.
         samples: items in an epoch; needed where cfg.training.steps is 0.
         sample_flops: model FLOPs of one sample's step; 0: no rate of them is logged.
 
@@ -106,20 +134,24 @@ def fit(
     """
     training, micros = cfg.training, cfg.training.gradient_accumulation_steps
     device = next(model.parameters()).device
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer, ema, state = make_optimizer(cfg, trained), Ema(model, training.ema_decay), State()
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = list(named.values())
+    optimizer, ema, state = make_optimizer(cfg, named), Ema(model, training.ema_decay), State()
     total_steps(training, samples)  # says at once what is missing
     state.resume(cfg, model, optimizer, ema, run)
-    steps = total_steps(training, samples, state)
+    steps, clock = total_steps(training, samples, state), Clock(training.max_seconds, state.seconds)
+    if clock.over:
+        steps = min(steps, state.step)
     if state.step >= steps and not (eval_fn and state.evaluated < state.step == steps):
         return dist.print0(
             f"{cfg.run.resume or run.dir} is finished: step {state.step} of {steps};"
-            " raise training.epochs or training.steps to go on"
+            " raise training.epochs, training.steps or training.max_seconds to go on"
         )
-    if training.steps:
-        dist.print0(f"{steps} steps, as training.steps says; training.epochs does not count")
+    if training.steps or training.max_seconds:
+        dist.print0(f"{what_ends(training)}; training.epochs does not count")
     run.start(state.step)
-    ddp, meter = distributed(model, device), Meter()
+    ddp: Any = distributed(model, device)
+    meter = Meter()
     autocast = partial(
         torch.autocast, device.type, torch.bfloat16, enabled=training.mixed_precision == "bf16"
     )
@@ -140,7 +172,8 @@ def fit(
         stream = batches(state.position // (training.batch_size * dist.world_size()))
         model.train()
         meter.begin()
-        checks = Checks(stop)
+        checks = Checks(stop, clock)
+        clock.start()
         while state.step < steps and not stop.agreed:
             # the gradient of one step
             seed_step(training.seed, dist.rank(), state.step)
@@ -160,9 +193,9 @@ def fit(
             # the device then has the next one to do while the host waits for the answer
             norm = nn.utils.clip_grad_norm_(trained, training.grad_clip or math.inf)
             checks.launch(state.step + 1, norm, seen)
-            lr = learning_rate(cfg, state.step, steps)
+            lr = learning_rate(cfg, state.step, steps, clock.agreed)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["scale"]
             lag = 0 if state.skipped < training.skip_nonfinite else 1
             if why := checks.read(leave=lag):
                 skip(state, training, why, buffers, model)
@@ -175,6 +208,9 @@ def fit(
             meter.add({"grad_norm": norm})
             meter.steps += 1
             bar.update()
+            state.seconds = clock.agreed
+            if clock.over:  # known one step late, as other answers of all ranks are
+                steps = state.step
 
             # now and then: report, evaluate, save what is known to be finite
             every = training.log_every, training.eval_every, training.save_every
@@ -230,15 +266,27 @@ def global_batch(training: TrainingConfig) -> int:
 def total_steps(training: TrainingConfig, samples: int, state: State | None = None) -> int:
     """training.steps, or the steps that training.epochs of `samples` items take, rounded up.
 
+    With training.max_seconds and no training.steps: UNLIMITED.
+
     Steps of another batch than now's (`state`, of a resumed run) count as the samples they took.
     """
     if training.steps:
         return training.steps
+    if training.max_seconds:
+        return UNLIMITED
     if not samples:
         raise ValueError("training.steps is 0 and the number of samples in an epoch is not known")
     state = state or State()
     left = training.epochs * samples - state.position
     return state.step + max(0, math.ceil(left / global_batch(training)))
+
+
+def what_ends(training: TrainingConfig) -> str:
+    """The limits that the configuration sets, in words."""
+    limits = [f"{training.steps} steps, as training.steps says"] if training.steps else []
+    if training.max_seconds:
+        limits.append(f"at most {training.max_seconds:g} s, as training.max_seconds says")
+    return " and ".join(limits)
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
@@ -251,10 +299,11 @@ def seed_step(seed: int, rank: int, step: int) -> None:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Tensors to the device; lists stay with the host, which would wait to fetch them back."""
-    return {
+    moved = {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
+    return cast(Batch, moved)
 
 
 # now and then
@@ -264,7 +313,7 @@ def progress_bar(step: int, steps: int, unit: str = "step") -> tqdm:
     """On rank 0; in a log file a line every ten seconds instead of a moving bar."""
     return tqdm(
         initial=step,
-        total=steps,
+        total=steps if steps < UNLIMITED else None,
         unit=unit,
         disable=not dist.is_main(),
         dynamic_ncols=True,
@@ -293,9 +342,9 @@ def report(
 
 
 def evaluate(
-    cfg: Any,
-    model: nn.Module,
-    eval_fn: Callable,
+    cfg: FitConfig,
+    model: Model,
+    eval_fn: Callable[[Model], Mapping[str, Any]],
     autocast: Callable,
     ema: Ema,
     state: State,

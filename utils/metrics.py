@@ -8,14 +8,18 @@ arguments as they were.
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-from utils import dist
+from utils import correlation, dist
+from utils.labels import IGNORE
 
-IGNORE = 255
+HOTTEST = 0.05  # share of an image's pixels that are its hot spots
+MS_SSIM_SIDE = 161  # the least at which the coarsest of five scales holds the window
+CONSTANT = 1e-18  # the variance in fp64 at and below which an image counts as constant
 EDGES = 0.1  # share of an image's pixels that count as its edges: those of the steepest target
 
 
@@ -28,14 +32,37 @@ def psnr(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(predicted: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity, Gaussian window of 11 pixels. Raises: ValueError: sides below 11."""
+    """Structural similarity, Gaussian window of 11 pixels; beyond its border an image is mirrored.
+
+    scikit-image leaves the border out instead; on mirrored images it gives the same value.
+    Raises: ValueError: sides below 11.
+    """
     predicted, target = _checked(predicted, target)
     if min(predicted.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs sides of 11 or more, got {tuple(predicted.shape[-2:])}")
     values = structural_similarity_index_measure(
         predicted, target, data_range=1.0, reduction="none"
     )
+    assert isinstance(values, Tensor)  # a pair only if asked for the picture
     return values.reshape(len(predicted))
+
+
+def ms_ssim(predicted: Tensor, target: Tensor) -> Tensor:
+    """SSIM over five scales. Raises: ValueError: sides below 161, too small for the coarsest.
+
+    Source: Wang et al. 2003, by torchmetrics; a negative scale counts as 0.
+    """
+    predicted, target = _checked(predicted, target)
+    if min(predicted.shape[-2:]) < MS_SSIM_SIDE:
+        raise ValueError(
+            f"MS-SSIM needs sides of {MS_SSIM_SIDE} or more, got {tuple(predicted.shape[-2:])}"
+        )
+    pairs = zip(predicted.split(1), target.split(1))  # its mean over a batch is not per image
+    values = [
+        multiscale_structural_similarity_index_measure(a, b, data_range=1.0, normalize="relu")
+        for a, b in pairs
+    ]
+    return torch.stack(values)
 
 
 class Lpips:
@@ -72,7 +99,7 @@ def mae(predicted: Tensor, target: Tensor) -> Tensor:
 def pearson(predicted: Tensor, target: Tensor) -> Tensor:
     """Linear correlation over the pixels, in [-1, 1]; 0 where an image is constant."""
     predicted, target = _checked(predicted, target)
-    return _correlation(predicted.flatten(1).double(), target.flatten(1).double()).float()
+    return correlation.pearson(predicted.double(), target.double(), CONSTANT).float()
 
 
 def rank_correlation(predicted: Tensor, target: Tensor) -> Tensor:
@@ -81,8 +108,8 @@ def rank_correlation(predicted: Tensor, target: Tensor) -> Tensor:
     Is what is warmer there also warmer here? Blind to any monotone change of the grey levels.
     """
     predicted, target = _checked(predicted, target)
-    ranks = [torch.stack([_ranks(image.flatten()) for image in x]) for x in (predicted, target)]
-    return _correlation(*ranks).float()
+    a, b = (torch.stack([_ranks(image.flatten()) for image in x]) for x in (predicted, target))
+    return correlation.pearson(a, b, CONSTANT).float()
 
 
 def edge_sharpness(predicted: Tensor, target: Tensor) -> Tensor:
@@ -110,17 +137,27 @@ def edge_sharpness(predicted: Tensor, target: Tensor) -> Tensor:
     return torch.where(known, share * spreads[1] / spreads[0].clamp(min=1e-6), 0.0).float()
 
 
+def hot_spot_iou(predicted: Tensor, target: Tensor) -> Tensor:
+    """Overlap of the hottest twentieth of both images, intersection over union, in [0, 1].
+
+    Each image has its own threshold, so levels do not matter; pixels equal to the threshold count,
+    so a saturated image has more of them. 0 where an image is constant.
+    """
+    predicted, target = _checked(predicted, target)
+    hot, varied = [], torch.ones(len(target), dtype=torch.bool, device=target.device)
+    for x in (predicted.flatten(1), target.flatten(1)):
+        threshold = x.topk(max(1, round(HOTTEST * x.shape[1])), dim=1).values[:, -1:]
+        hot.append(x >= threshold)
+        varied = varied & (x.amax(1) > x.amin(1))
+    both, either = (hot[0] & hot[1]).sum(1), (hot[0] | hot[1]).sum(1)
+    return torch.where(varied, both / either, 0.0)
+
+
 def _ranks(values: Tensor) -> Tensor:
     """Ranks from 0 on, fp64; equal values share the mean of their ranks."""
     _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double() - 1
     return (last - (counts - 1) / 2)[group]
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    a, b = (x - x.mean(dim=1, keepdim=True) for x in (a, b))
-    scale = (a.square().sum(1) * b.square().sum(1)).sqrt()
-    return torch.where(scale > 1e-12, (a * b).sum(1) / scale.clamp(min=1e-12), 0.0)
 
 
 def _checked(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +176,8 @@ def _checked(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 class ConfusionMatrix:
     """Counts of (target, predicted) classes over many batches; 255 in the target is left out."""
+
+    RESULTS = ("accuracy", "miou")
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
         self.num_classes = num_classes
@@ -160,14 +199,18 @@ class ConfusionMatrix:
         self.counts += counts.view_as(self.counts).to(self.counts.device)
 
     def result(self) -> dict[str, float]:
-        """{accuracy, miou} over all ranks; NaN if nothing was labelled. Collective.
+        """{accuracy, miou} (RESULTS) over all ranks; NaN if nothing was labelled. Collective.
 
         A class that is in neither target nor prediction does not count in the mean.
         """
         counts = dist.sum_over_ranks(self.counts).double()
         hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
         present = union > 0
-        return {
-            "accuracy": (hit.sum() / counts.sum()).item(),
-            "miou": (hit[present] / union[present]).mean().item(),
-        }
+        values = hit.sum() / counts.sum(), (hit[present] / union[present]).mean()
+        return {name: value.item() for name, value in zip(self.RESULTS, values)}
+
+
+# What pretrain.py measures of the intensity and of the fused image, both against the infrared; rank
+# and edge_sharpness also compare runs whose intensity has another scale.
+OF_INTENSITY = {"pearson": pearson, "rank": rank_correlation, "edge_sharpness": edge_sharpness}
+OF_FUSED = {"psnr": psnr, "ssim": ssim, "fused_edge_sharpness": edge_sharpness}

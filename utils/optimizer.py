@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from utils.loop import FitConfig
 
 
 @dataclass(kw_only=True)
@@ -20,13 +23,17 @@ class AdamWParams:
 class OptimizerConfig:
     type: Literal["adamw"] = "adamw"
     params: AdamWParams = field(default_factory=AdamWParams)
+    # parts of the model that learn slower or faster: start of a parameter's name -> factor of lr
+    lr_scale: dict[str, float] = field(default_factory=dict)
 
 
-def make_optimizer(cfg: Any, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(cfg: "FitConfig", trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW; biases, norms and scales (fewer than two dimensions) do not decay.
 
+    Args: trained: parameters by name.
     Raises:
-        ValueError: nothing to train, training.lr_min above the learning rate, a value out of range.
+        ValueError: nothing to train, training.lr_min above the learning rate, a value out of range,
+            an entry of lr_scale that names no parameter.
     """
     params, lr_min = cfg.optimizer.params, cfg.training.lr_min
     if not trained:
@@ -40,25 +47,44 @@ def make_optimizer(cfg: Any, trained: list[nn.Parameter]) -> torch.optim.Optimiz
             "optimizer.params needs weight_decay >= 0 and eps > 0, both finite, got "
             f"{params.weight_decay} and {params.eps}"
         )
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": params.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # matrices first: a checkpoint knows parameters by their number in this order
+    for name, p in sorted(trained.items(), key=lambda item: item[1].ndim < 2):
+        key = _lr_scale(cfg.optimizer.lr_scale, name), params.weight_decay * (p.ndim >= 2)
+        groups.setdefault(key, []).append(p)
+    for start, factor in cfg.optimizer.lr_scale.items():
+        if factor < 0 or not any(name.startswith(start) for name in trained):
+            raise ValueError(
+                f"optimizer.lr_scale.{start} is {factor}: it needs a factor of 0 or more, and a"
+                f" trained parameter whose name starts so, such as {next(iter(trained))}"
+            )
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [{"params": p, "weight_decay": decay, "scale": s} for (s, decay), p in groups.items()],
         lr=params.lr,
-        betas=tuple(params.betas),
+        betas=(params.betas[0], params.betas[1]),
         eps=params.eps,
-        fused=trained[0].is_cuda,
+        fused=next(iter(trained.values())).is_cuda,
     )
 
 
-def learning_rate(cfg: Any, step: int, steps: int) -> float:
-    """Linear warm-up to optimizer.params.lr, then a cosine to training.lr_min, or constant."""
+def _lr_scale(scales: dict[str, float], name: str) -> float:
+    """Of the longest entry that the name starts with."""
+    fits = [start for start in scales if name.startswith(start)]
+    return scales[max(fits, key=len)] if fits else 1.0
+
+
+def learning_rate(cfg: "FitConfig", step: int, steps: int, seconds: float = 0.0) -> float:
+    """Linear warm-up to optimizer.params.lr, then a cosine to training.lr_min, or constant.
+
+    The cosine's place is the share of the steps that is done or, where it is larger, the share of
+    training.max_seconds (`seconds` of it are over): it ends with whatever ends the run.
+    """
     training, peak = cfg.training, cfg.optimizer.params.lr
     if step < training.warmup_steps:
         return peak * (step + 1) / training.warmup_steps
     if training.schedule == "constant":
         return peak
     done = (step - training.warmup_steps) / max(1, steps - training.warmup_steps)
+    if training.max_seconds:
+        done = min(1.0, max(done, seconds / training.max_seconds))
     return training.lr_min + (peak - training.lr_min) * 0.5 * (1 + math.cos(math.pi * done))

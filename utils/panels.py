@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 
 from utils.files import write_whole
 
+Box = tuple[float, float, float, float]  # left, bottom, width, height
 THERMAL = "inferno"  # dark is cold, bright is hot; perceptually uniform
 UNKNOWN = (60, 60, 60)  # colour of ids without one
 DPI = 100
@@ -129,7 +131,8 @@ def grid(
         box = (width - right + 0.08, bottom + gap, 0.12, min(sum(heights), 3.0))
         _draw_color_bar(figure, _share(box, width, height), color_bar)
     if legend:
-        patches = [Patch(color=np.asarray(color) / 255, label=name) for name, color in legend]
+        shares = [(name, cast(Any, np.asarray(color) / 255)) for name, color in legend]
+        patches = [Patch(color=color, label=name) for name, color in shares]
         figure.legend(handles=patches, loc="lower center", ncols=per_line, fontsize=7.5,
                       frameon=False, handlelength=1.2, columnspacing=1.2, labelspacing=0.35,
                       bbox_to_anchor=(0.5, 0.0), borderaxespad=0.2)  # fmt: skip
@@ -152,7 +155,7 @@ def save_png(path: str | Path, image: np.ndarray) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def _draw_color_bar(figure: Figure, box: tuple[float, ...], label: str) -> None:
+def _draw_color_bar(figure: Figure, box: Box, label: str) -> None:
     axes = figure.add_axes(box)
     ramp = thermal_colors(np.linspace(1, 0, 256)[:, None])
     axes.imshow(ramp, aspect="auto", extent=(0, 1, 0, 1))
@@ -164,6 +167,6 @@ def _draw_color_bar(figure: Figure, box: tuple[float, ...], label: str) -> None:
     axes.set_ylabel(label, fontsize=7.5, color=INK)
 
 
-def _share(box: tuple[float, ...], width: float, height: float) -> tuple[float, ...]:
+def _share(box: Box, width: float, height: float) -> Box:
     """(left, bottom, width, height) in inches -> shares of the figure."""
     return box[0] / width, box[1] / height, box[2] / width, box[3] / height

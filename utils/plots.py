@@ -4,6 +4,7 @@ Arrays in, matplotlib figures out; names, colours and priors are the caller's.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -95,10 +96,10 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str) -> Fi
     figure = Figure((width, height), dpi=DPI, facecolor="white")
     axes = figure.add_axes((left / width, bottom / height, n * side / width, n * side / height))
     image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    for r, c in np.argwhere(np.nan_to_num(share) >= 0.005):
+    for r, c in np.argwhere(np.nan_to_num(share) >= 0.005).tolist():
         axes.text(c, r, f"{100 * share[r, c]:.0f}", ha="center", va="center", fontsize=7.5,
                   color="white" if share[r, c] > 0.55 else INK)  # fmt: skip
-    shown = [names[i] for i in kept]
+    shown = [names[i] for i in kept.tolist()]
     pixels = total.ravel() / counts.sum()
     axes.set_xticks(range(n), shown, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(n), [f"{x}  {p:.1%}" for x, p in zip(shown, pixels)], fontsize=8)
@@ -133,7 +134,7 @@ def curves_figure(
     figure = Figure((10.6, max(4.6, 1.2 + 0.19 * lines)), dpi=DPI, facecolor="white")
     boxes = [(0.055, 0.58, 0.25, 0.33), (0.055, 0.11, 0.25, 0.33), (0.365, 0.11, 0.36, 0.8)]
     power, scalars, weights = (figure.add_axes(box) for box in boxes)
-    mark = dict(marker="o", ms=3.5) if len(rows) < 25 else {}
+    mark: dict[str, Any] = dict(marker="o", ms=3.5) if len(rows) < 25 else {}
     for name, color in CURVES.items():
         axes = power if name == "fusion/power" else scalars
         axes.plot(steps, [row[name] for row in rows], color=color, lw=1.6,

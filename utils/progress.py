@@ -1,14 +1,14 @@
-"""What the loop keeps track of: where the run stands, its averages and rates, signals to stop."""
+"""What the loop keeps track of: where the run stands, its averages and rates, is all finite."""
+
+from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from utils import checkpoint, config, dist
 from utils.ema import Ema
 from utils.run import Run
+from utils.stopping import Clock, StopSignal
 
-# what a run may change on resuming and stay the same run
-HOW_IT_RUNS = ("fast", "memory", "base_dtype", "compile", "gradient_checkpointing", "shard_base")
-HOW_DATA_ARE_READ = ("cache", "cache_gib", "latents", "num_workers")
+if TYPE_CHECKING:
+    from utils.loop import FitConfig
 
 
 @dataclass
@@ -31,8 +31,9 @@ class State:
     skipped: int = 0  # steps left out because they were not finite
     evaluated: int = 0  # the step of the last evaluation
     best: float | None = None  # of best_metric, lower is better
+    seconds: float = 0.0  # of training; counted only under training.max_seconds
 
-    def resume(self, cfg: Any, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> None:
+    def resume(self, cfg: FitConfig, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> None:
         """Continue from cfg.run.resume, or from the newest intact checkpoint of the run, if any.
 
         Raises:
@@ -53,14 +54,15 @@ class State:
             )
         if wrong := incomplete(parts):
             raise ValueError(f"{path} cannot be resumed from: {wrong}")
-        _check_same_model(parts["config"], config.to_dict(cfg), path)
+        may_change = getattr(cfg, "MAY_CHANGE", {})  # section -> fields; see FitConfig
+        _check_same_model(parts["config"], config.to_dict(cfg), path, may_change.get("model", ()))
         checkpoint.load_into(model, parts["model"], path)
         # what the command line says now about lr, decay, betas goes before what was saved
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": parts["optimizer"]["state"], "param_groups": groups})
         ema.load_state_dict(parts["ema"])
         for name in asdict(self):
-            setattr(self, name, parts["state"][name])
+            setattr(self, name, parts["state"].get(name, getattr(self, name)))
         dist.print0(f"resumed from {path} at step {self.step}")
         if self.best is not None and not self._best_stands(parts["config"], cfg, run):
             self.best = None
@@ -68,16 +70,17 @@ class State:
         _tell_changes(parts["config"]["training"], parts["world_size"], cfg.training)
 
     @staticmethod
-    def _best_stands(saved: dict, cfg: Any, run: Run) -> bool:
+    def _best_stands(saved: dict, cfg: FitConfig, run: Run) -> bool:
         """Whether `best` is the value of a best_model.pth here, and comparable with new ones."""
         now = config.to_dict(cfg)
         same = [saved["training"]["best_metric"] == cfg.training.best_metric]
         for section in ("data", "loss", "flow"):
             there, here = (c.get(section, {}) for c in (saved, now))
-            same += [there.get(key) == here[key] for key in here if key not in HOW_DATA_ARE_READ]
+            compared = here.keys() - set(getattr(cfg, "MAY_CHANGE", {}).get(section, ()))
+            same += [there.get(key) == here[key] for key in compared]
         return all(same) and (run.dir / "best_model.pth").is_file()
 
-    def save(self, cfg: Any, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> Path:
+    def save(self, cfg: FitConfig, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> Path:
         """Begin to write this step's checkpoint (rank 0). Returns its path."""
         path = run.dir / f"checkpoint_{self.step:08d}.pth"
         if dist.is_main():
@@ -96,7 +99,7 @@ class State:
             )
         return path
 
-    def save_if_best(self, cfg: Any, model: nn.Module, values: dict[str, float], run: Run) -> None:
+    def save_if_best(self, cfg: FitConfig, model: nn.Module, values: dict, run: Run) -> None:
         """Write best_model.pth with the weights as they are now, if `values` beats all before.
 
         Raises:
@@ -151,9 +154,10 @@ def incomplete(parts: dict[str, Any]) -> str | None:
     for name in ("optimizer", "ema", "state", "config"):
         if not isinstance(parts.get(name), dict):
             return f"it has no entry `{name}`"
-    kinds = {"best": int | float | None}
+    kinds = {"best": int | float | None, "seconds": int | float}
     for field in asdict(State()):
-        found = parts["state"].get(field, "absent")
+        # checkpoints of before there was a budget of seconds lack them
+        found = parts["state"].get(field, 0.0 if field == "seconds" else "absent")
         if not isinstance(found, kinds.get(field, int)) or isinstance(found, bool):
             return f"state.{field} is {found!r}"
     ema, moments = parts["ema"], parts["optimizer"].get("state")
@@ -177,14 +181,13 @@ def incomplete(parts: dict[str, Any]) -> str | None:
     return None if isinstance(parts.get("world_size"), int) else "it has no entry `world_size`"
 
 
-def _check_same_model(saved: dict, current: dict, path: Path) -> None:
+def _check_same_model(saved: dict, current: dict, path: Path, free: tuple[str, ...]) -> None:
     if "model" not in saved or "model" not in current:
         return
     if not saved["model"].keys() & current["model"].keys():
         raise ValueError(
             f"{path} is of a model that another script trains; choose another run.output_dir"
         )
-    free = (*HOW_IT_RUNS, "decomposition_checkpoint")  # stage 1's weights are in the file
     there, here = (
         {key: x for key, x in _leaves(cfg["model"], "model") if key.split(".")[1] not in free}
         for cfg in (saved, current)
@@ -279,50 +282,15 @@ class Meter:
         return rates
 
 
-class StopSignal:
-    """Within the block the first SIGTERM or SIGINT is only noted; one much later acts as usual.
-
-    torchrun passes on what its ranks got already: after a Ctrl-C each has three in half a second.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-    GRACE = 5.0  # seconds in which another one is no second thought
-
-    def __init__(self):
-        self.received: str | None = None
-        self.agreed = False  # whether any rank received one, as all ranks know it
-        self._previous: dict = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():  # else Python refuses
-            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.received is None:
-            self.received, self._since = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - self._since > self.GRACE:
-            self._restore()
-            signal.raise_signal(number)
-
-    def __exit__(self, *error: Any) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-
 class Checks:
-    """Was a step finite, did a signal come? One answer for all ranks, read after it is launched.
+    """Was a step finite, did a signal come, how late is it? One answer for all ranks, read later.
 
     Only reading waits for the device. A host that launches the next step before it reads the
     answers about this one leaves no gap on the device.
     """
 
-    def __init__(self, stop: StopSignal):
-        self.stop = stop
+    def __init__(self, stop: StopSignal, clock: Clock):
+        self.stop, self.clock = stop, clock
         self.unread: list[tuple] = []  # oldest first
 
     def launch(self, step: int, norm: Tensor, seen: list[tuple[Tensor, dict, list]]) -> None:
@@ -331,16 +299,17 @@ class Checks:
         # filled on the device: copying a number there would wait for it
         signal_came = torch.full_like(broken, self.stop.received is not None)
         read = dist.any_ranks_later(torch.stack([broken, signal_came]))
-        self.unread.append((step, norm, seen, read))
+        self.unread.append((step, norm, seen, read, self.clock.launch(norm.device)))
 
     def read(self, leave: int = 0) -> str | None:
         """Read all but the last `leave` steps: why one of them is not finite, or None. Collective.
 
-        Sets stop.agreed if a signal came.
+        Sets stop.agreed if a signal came, and the clock.
         """
         while len(self.unread) > leave:
-            step, norm, seen, read = self.unread.pop(0)
+            step, norm, seen, read, read_clock = self.unread.pop(0)
             broken, signal_came = read()
+            read_clock()
             self.stop.agreed |= signal_came
             if broken:
                 return nonfinite_report(step, norm, seen)

@@ -51,8 +51,10 @@ class Run:
         self.dir = Path(directory)
         self.cfg = cfg
         self.described = False  # whether config, command and commit are written
-        self._purge_step = None  # what TensorBoard is to forget when it opens: this and later
-        self._tensorboard = None
+        self._purge_step: int | None = (
+            None  # what TensorBoard is to forget when it opens: this and later
+        )
+        self._tensorboard: Any = None
         self._lock: IO[str] | None = None
 
     def start(self, step: int | None = None) -> None:

@@ -14,6 +14,7 @@ Dimension key:  B batch   N rows (tokens)   I input width   O output width
 import ctypes
 from ctypes import byref, c_float, c_int, c_int8, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,31 @@ WORKSPACE_BYTES, SPLIT_SUMS, ALIGNED = 1, 3, (5, 6, 8)  # of the choice of kerne
 NOTHING, GELU = 1, 32  # done to a result
 WORKSPACE = 32 * 2**20
 CANDIDATES, ROUNDS, REPEATS = 8, 3, 5  # how many kernels are tried, and how often
+
+
+class Problem(NamedTuple):
+    """What a kernel is chosen for. Strides are in values: (of a sample,) of a row."""
+
+    device: torch.device
+    rows: int
+    width: int
+    height: int  # of W
+    batch: int
+    x_strides: tuple[int, ...]
+    weight_strides: tuple[int, ...]
+    out_strides: tuple[int, ...]
+    alignment: tuple[int, ...]  # in bytes: of W, x and out
+    dtype: torch.dtype  # of what is written
+    with_gelu: bool
+
+
+class Operands(NamedTuple):
+    """What one call multiplies."""
+
+    x: Tensor
+    weight_OI: Tensor
+    unit: float
+    out: Tensor
 
 
 def multiply(
@@ -45,12 +71,21 @@ def multiply(
         x, out = x.flatten(0, 1), out.flatten(0, 1)
     for t in (x, weight_OI, out):
         assert t.stride(-1) == 1 and t.data_ptr() % 16 == 0, t.stride()
-    sizes = *x.shape[-2:], len(weight_OI), len(x) if x.dim() == 3 else 1
-    strides = x.stride()[:-1], weight_OI.stride()[:-1], out.stride()[:-1]
-    # cuBLASLt assumes 256 where it is not told
-    alignment = tuple(min(256, t.data_ptr() & -t.data_ptr()) for t in (weight_OI, x, out))
-    kernel = _kernel(x.device, sizes, strides, alignment, out.dtype, with_gelu)
-    kernel(x, weight_OI, unit, out)
+    problem = Problem(
+        device=x.device,
+        rows=x.shape[-2],
+        width=x.shape[-1],
+        height=len(weight_OI),
+        batch=len(x) if x.dim() == 3 else 1,
+        x_strides=x.stride()[:-1],
+        weight_strides=weight_OI.stride()[:-1],
+        out_strides=out.stride()[:-1],
+        # cuBLASLt assumes 256 where it is not told
+        alignment=tuple(min(256, t.data_ptr() & -t.data_ptr()) for t in (weight_OI, x, out)),
+        dtype=out.dtype,
+        with_gelu=with_gelu,
+    )
+    _kernel(problem)(Operands(x, weight_OI, unit, out))
 
 
 def _plain(x: Tensor, weight_OI: Tensor, unit: float, out: Tensor, with_gelu: bool) -> None:
@@ -103,32 +138,33 @@ class _Candidate(ctypes.Structure):
 
 
 class _Kernel:
-    """The product for some sizes. cuBLASLt is column-major: to it, out^T = W x^T."""
+    """One problem's product. cuBLASLt is column-major: to it, out^T = W x^T."""
 
-    def __init__(self, device, sizes, strides, alignment, dtype, with_gelu):
-        rows, wide, high, self.batch = sizes
-        of_x, of_weight, of_out = (s[::-1] for s in strides)  # of a row, and of a sample
-        self.lt = lt = _library(device)
+    def __init__(self, p: Problem):
+        self.batch, self.lt = p.batch, _library(p.device)
+        lt = self.lt
         self.product = lt.made("MatmulDesc", COMPUTE_FP32, DTYPES[torch.float32])
-        epilogue = c_int(GELU if with_gelu else NOTHING)
+        epilogue = c_int(GELU if p.with_gelu else NOTHING)
         lt.set(
             "MatmulDesc",
             self.product,
             {TRANSPOSE_A: c_int(1), FAST_SUMS: c_int8(1), EPILOGUE: epilogue},
         )
         self.layouts = [
-            self._layout(E4M3, wide, high, *of_weight),
-            self._layout(E4M3, wide, rows, *of_x),
-            self._layout(torch.bfloat16, high, rows, high),  # of what is added to: never read
-            self._layout(dtype, high, rows, *of_out),
+            self._layout(E4M3, p.width, p.height, p.weight_strides),
+            self._layout(E4M3, p.width, p.rows, p.x_strides),
+            # of what is added to: never read
+            self._layout(torch.bfloat16, p.height, p.rows, (p.height,)),
+            self._layout(p.dtype, p.height, p.rows, p.out_strides),
         ]
-        self.candidates = self._candidates(alignment)
-        self.fastest = None
+        self.candidates = self._candidates(p.alignment)
+        self.fastest: _Candidate | None = None
 
     def _layout(
-        self, dtype: torch.dtype, rows: int, columns: int, stride: int, sample: int = 0
+        self, dtype: torch.dtype, rows: int, columns: int, strides: tuple[int, ...]
     ) -> c_void_p:
-        """Of columns `stride` apart, in samples `sample` apart (0: the same for all)."""
+        """Strides: (from one sample to the next,) from one column to the next; all share one."""
+        stride, sample = strides[-1], strides[0] if len(strides) > 1 else 0
         sizes = c_uint64(rows), c_uint64(columns), c_int64(stride)
         layout = self.lt.made("MatrixLayout", DTYPES[dtype], *sizes)
         if self.batch > 1:
@@ -164,14 +200,15 @@ class _Kernel:
             raise RuntimeError("cuBLASLt has no kernel for this product of e4m3")
         return list(found[: count.value])
 
-    def __call__(self, x: Tensor, weight: Tensor, unit: float, out: Tensor) -> None:
+    def __call__(self, operands: Operands) -> None:
         if self.fastest is None:
-            seconds = self._seconds(x, weight, unit, out)
+            seconds = self._seconds(operands)
             self.fastest = self.candidates[seconds.index(min(seconds))]
-        self._run(self.fastest, x, weight, unit, out)
+        self._run(self.fastest, operands)
 
-    def _run(self, candidate: _Candidate, x, weight, unit, out) -> None:
+    def _run(self, candidate: _Candidate, operands: Operands) -> None:
         lt, (of_weight, of_x, of_sum, of_out) = self.lt, self.layouts
+        x, weight, unit, out = operands
         W, X, unread, Y = (c_void_p(t.data_ptr()) for t in (weight, x, lt.workspace, out))
         stream = c_void_p(torch.cuda.current_stream(x.device).cuda_stream)
         lt.call(
@@ -194,16 +231,16 @@ class _Kernel:
             stream,
         )
 
-    def _seconds(self, *args) -> list[float]:
+    def _seconds(self, operands: Operands) -> list[float]:
         """Of every candidate, its fastest round."""
         best = [float("inf")] * len(self.candidates)
         for _ in range(ROUNDS):
             for i, candidate in enumerate(self.candidates):
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                self._run(candidate, *args)
+                self._run(candidate, operands)
                 start.record()
                 for _ in range(REPEATS):
-                    self._run(candidate, *args)
+                    self._run(candidate, operands)
                 end.record()
                 end.synchronize()
                 best[i] = min(best[i], start.elapsed_time(end))
@@ -211,5 +248,5 @@ class _Kernel:
 
 
 @cache
-def _kernel(*kind) -> _Kernel:
-    return _Kernel(*kind)
+def _kernel(problem: Problem) -> _Kernel:
+    return _Kernel(problem)

@@ -221,7 +221,8 @@ def fp8_stream(s: Stream) -> Fp8Stream:
     if out.bias_O is None:  # parts of one layer, so with one unit
         assert out.unit == down.unit, (out.unit, down.unit)
         both = [w.weight_OI.view(torch.uint8) for w in (out, down)]
-        out, down = None, down._replace(weight_OI=torch.cat(both, dim=1).view(E4M3))
+        down = down._replace(weight_OI=torch.cat(both, dim=1).view(E4M3))
+        return Fp8Stream(s.modulation, qk, v, up, down, s.norm_q_d, s.norm_k_d)
     return Fp8Stream(s.modulation, qk, v, up, down, s.norm_q_d, s.norm_k_d, out)
 
 

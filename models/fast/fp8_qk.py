@@ -32,7 +32,8 @@ def fp8_qk_heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[Turned]) -> tuple
     """q and k, each (B, S, h, d) e4m3. cos and sin: as in `heads`."""
     y, norm_q, _ = streams[0]
     if not can_fuse(y, len(norm_q)):
-        return tuple(to_e4m3(x) for x in turned_heads(cos_Sd, sin_Sd, streams))
+        q, k = (to_e4m3(x) for x in turned_heads(cos_Sd, sin_Sd, streams))
+        return q, k
     return kernel_heads(cos_Sd, sin_Sd, streams)
 
 

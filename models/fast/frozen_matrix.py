@@ -89,14 +89,14 @@ def linear(x: Tensor, m: Matrix) -> Tensor:
     """x (..., I) -> (..., O) in x's dtype."""
     if m.scale_O is None:
         return F.linear(x, m.weight_OI, m.bias_O)
-    return _Product.apply(x.flatten(0, -2), *m[:5]).unflatten(0, x.shape[:-1])
+    return _Product.apply(x.flatten(0, -2), *m).unflatten(0, x.shape[:-1])
 
 
 def mlp(x: Tensor, up: Matrix, down: Matrix) -> Tensor:
     """down(gelu(up(x))), x (..., I) -> (..., O) in x's dtype."""
     if up.scale_O is None:
         return linear(gelu(linear(x, up)), down)
-    return _Mlp.apply(x.flatten(0, -2), *up[:5], *down[:5]).unflatten(0, x.shape[:-1])
+    return _Mlp.apply(x.flatten(0, -2), *up, *down).unflatten(0, x.shape[:-1])
 
 
 def linear_of_few(x: Tensor, m: Matrix) -> Tensor:
@@ -107,59 +107,71 @@ def linear_of_few(x: Tensor, m: Matrix) -> Tensor:
     return F.linear(x, weight, m.bias_O)
 
 
+class _Saved(NamedTuple):
+    """What the backward pass reads of a Matrix."""
+
+    weight_OI: Tensor
+    scale_O: Tensor
+    transposed_IO: Tensor | None
+
+    @classmethod
+    def of(cls, m: Matrix) -> "_Saved":
+        return cls(m.weight_OI, m.scale_O, m.transposed_IO)
+
+
+# autograd's functions take tensors one by one: matrices go in and out unpacked
+
+
 class _Product(torch.autograd.Function):
     """x W^T + b for a frozen, rounded W; keeps only W."""
 
     @staticmethod
-    def forward(ctx, x_NI, weight_OI, bias_O, scale_O, transposed_IO, native):
-        ctx.native = native
-        ctx.save_for_backward(weight_OI, scale_O, transposed_IO)
-        x8, scale_N1 = quantise(x_NI)
-        return _scaled(x8, weight_OI, scale_N1, scale_O, bias_O, x_NI.dtype, native)
+    def forward(ctx, x_NI, *matrix):
+        m = Matrix(*matrix)
+        ctx.native = m.native
+        ctx.save_for_backward(*_Saved.of(m))
+        return _product(*quantise(x_NI), m, x_NI.dtype)
 
     @staticmethod
     def backward(ctx, g_NO):
-        weight, scale, transposed = ctx.saved_tensors
-        wide = g_NO.shape[1] > COMPILED_ROW
-        g8 = wide_quantise(g_NO.contiguous(), scale) if wide else quantise(g_NO.float() * scale)
-        dx = _back(*g8, weight, transposed, g_NO.dtype, ctx.native)
-        return dx, None, None, None, None, None
+        m = _Saved(*ctx.saved_tensors)
+        wide, scale_O = g_NO.shape[1] > COMPILED_ROW, m.scale_O
+        g8 = wide_quantise(g_NO.contiguous(), scale_O) if wide else quantise(g_NO.float() * scale_O)
+        return _back(*g8, m, g_NO.dtype, ctx.native), *[None] * len(Matrix._fields)
 
 
 class _Mlp(torch.autograd.Function):
     """Two frozen, rounded matrices and the GELU between them; keeps what is before the GELU."""
 
     @staticmethod
-    def forward(
-        ctx, x_NI, up, up_bias, up_scale, up_t, native, down, down_bias, down_scale, down_t, _
-    ):
-        ctx.native = native
-        x8, scale_N1 = quantise(x_NI)
-        before = _scaled(x8, up, scale_N1, up_scale, up_bias, x_NI.dtype, native)
-        ctx.save_for_backward(before, up, up_scale, up_t, down, down_scale, down_t)
-        h8, scale_N1 = gelu_quantise(before)
-        return _scaled(h8, down, scale_N1, down_scale, down_bias, x_NI.dtype, native)
+    def forward(ctx, x_NI, *matrices):
+        count = len(Matrix._fields)
+        up, down = Matrix(*matrices[:count]), Matrix(*matrices[count:])
+        ctx.native = up.native
+        before = _product(*quantise(x_NI), up, x_NI.dtype)
+        ctx.save_for_backward(before, *_Saved.of(up), *_Saved.of(down))
+        return _product(*gelu_quantise(before), down, x_NI.dtype)
 
     @staticmethod
     def backward(ctx, g_NO):
-        before, up, up_scale, up_t, down, down_scale, down_t = ctx.saved_tensors
-        kind = g_NO.dtype, ctx.native
-        dh = _back(*quantise(g_NO.float() * down_scale), down, down_t, *kind)
-        dx = _back(*gelu_backward_quantise(dh, before, up_scale), up, up_t, *kind)
-        return dx, *[None] * 10
+        before, *saved = ctx.saved_tensors
+        count, kind = len(_Saved._fields), (g_NO.dtype, ctx.native)
+        up, down = _Saved(*saved[:count]), _Saved(*saved[count:])
+        dh = _back(*quantise(g_NO.float() * down.scale_O), down, *kind)
+        dx = _back(*gelu_backward_quantise(dh, before, up.scale_O), up, *kind)
+        return dx, *[None] * (2 * len(Matrix._fields))
 
 
-def _back(
-    g8_NO: Tensor,
-    scale_N1: Tensor,
-    weight_OI: Tensor,
-    transposed_IO: Tensor | None,
-    dtype: torch.dtype,
-    native: bool,
-) -> Tensor:
+def _product(x8_NI: Tensor, scale_N1: Tensor, m: Matrix, dtype: torch.dtype) -> Tensor:
+    """x W^T + b (N, O)."""
+    return _scaled(x8_NI, m.weight_OI, scale_N1, m.scale_O, m.bias_O, dtype, m.native)
+
+
+def _back(g8_NO: Tensor, scale_N1: Tensor, m: _Saved, dtype: torch.dtype, native: bool) -> Tensor:
     """g W (N, I); W's own scales are in g already."""
+    transposed_IO = m.transposed_IO
     if transposed_IO is None:
-        transposed_IO = weight_OI.view(torch.uint8).t().contiguous().view(E4M3)
+        transposed_IO = m.weight_OI.view(torch.uint8).t().contiguous().view(E4M3)
     ones_I = torch.ones(len(transposed_IO), device=g8_NO.device)
     return _scaled(g8_NO, transposed_IO, scale_N1, ones_I, None, dtype, native)
 
@@ -185,7 +197,9 @@ def _scaled(
             use_fast_accum=True,
         )
     y = (a_NI.to(dtype) @ b_OI.to(dtype).t()).float() * a_scale_N1 * b_scale_O
-    return (y if bias_O is None else y + bias_O).to(dtype)
+    y = y if bias_O is None else y + bias_O
+    # not `.to(dtype)` of fp32 itself: torch 2.11, compiling, then loses the gradient of a Function
+    return y if dtype == torch.float32 else y.to(dtype)
 
 
 @cache

@@ -117,8 +117,9 @@ def _merge(block: nn.Module, layers: list[str], kind: str) -> tuple[Tensor, Tens
     if layers != ["proj_out"]:
         return weight, bias
     D = len(weight)
-    columns, bias = (slice(0, D), None) if kind == "out" else (slice(D, None), bias)
-    return weight[:, columns].contiguous(), bias
+    if kind == "out":
+        return weight[:, :D].contiguous(), None
+    return weight[:, D:].contiguous(), bias
 
 
 def _largest(block: nn.Module, layers: list[str]) -> float:
@@ -134,11 +135,14 @@ def _drop_originals(block: nn.Module) -> None:
     for layers in _layers(block).values():
         for name in layers:
             base = _base(block.get_submodule(name))
-            base.weight = base.bias = None
+            for parameter in ("weight", "bias"):
+                base.register_parameter(parameter, None)
 
 
 def _base(layer: nn.Module) -> nn.Linear:
-    return layer.base if isinstance(layer, LoraLinear) else layer
+    base = layer.base if isinstance(layer, LoraLinear) else layer
+    assert isinstance(base, nn.Linear)
+    return base
 
 
 def _layers(block: nn.Module) -> dict[str, list[str]]:

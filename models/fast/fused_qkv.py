@@ -9,7 +9,8 @@ Dimension key:  B batch   M tokens of a stream, S of all   h heads   d width of 
                 r rank of the adapters   P = 3, for q, k and v
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,12 @@ def heads(cos_Sd: Tensor, sin_Sd: Tensor, streams: list[HeadStream]) -> tuple[Te
     return _Heads.apply(cos_Sd, sin_Sd, *[x for stream in streams for x in stream])
 
 
+def _streams(flat: Sequence[Tensor]) -> list[HeadStream]:
+    """autograd and custom operators take tensors one by one: those of all streams, in order."""
+    count = len(HeadStream._fields)
+    return [HeadStream(*flat[i : i + count]) for i in range(0, len(flat), count)]
+
+
 class _Heads(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cos_Sd, sin_Sd, *flat):
@@ -57,9 +64,10 @@ class _Heads(torch.autograd.Function):
         cos_Sd, sin_Sd, *flat = ctx.saved_tensors
         contiguous = [g.contiguous() for g in gradients]
         found = heads_backward(*contiguous, cos_Sd, sin_Sd, flat)
-        out = []
-        for g, low, up in zip(found, flat[1::5], flat[2::5]):
-            out += [g, *_of_adapters(g, low, up), None, None]
+        out: list[Tensor | None] = []
+        for g, stream in zip(found, _streams(flat)):
+            of_low, of_up = _of_adapters(g, stream.low, stream.up)
+            out += HeadStream(g, of_low, of_up, None, None)
         return None, None, *out
 
 
@@ -78,10 +86,10 @@ def _of_adapters(g: Tensor, low: Tensor, up: Tensor) -> tuple[Tensor | None, Ten
 def heads_forward(
     cos_Sd: Tensor, sin_Sd: Tensor, flat: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`flat`: the tensors of all streams, one behind the other."""
+    """`flat`: see `_streams`."""
     q, k, v = _joint(cos_Sd, flat)
-    for args, grid, sizes in _launches(cos_Sd, flat, *FORWARD):
-        _forward_kernel[grid](*args, cos_Sd, sin_Sd, q, k, v, **sizes)
+    for stream, grid, sizes in _launches(cos_Sd, flat, *FORWARD):
+        _forward_kernel[grid](*stream, cos_Sd, sin_Sd, q, k, v, **sizes)
     return q, k, v
 
 
@@ -90,9 +98,9 @@ def heads_backward(
     dq: Tensor, dk: Tensor, dv: Tensor, cos_Sd: Tensor, sin_Sd: Tensor, flat: list[Tensor]
 ) -> list[Tensor]:
     """The gradient of every stream's y, which is also that of what its adapters add."""
-    found = [torch.empty_like(y) for y in flat[::5]]
-    for (args, grid, sizes), g in zip(_launches(cos_Sd, flat, *BACKWARD), found):
-        _backward_kernel[grid](*args, cos_Sd, sin_Sd, dq, dk, dv, g, **sizes)
+    found = [torch.empty_like(stream.y) for stream in _streams(flat)]
+    for (stream, grid, sizes), g in zip(_launches(cos_Sd, flat, *BACKWARD), found):
+        _backward_kernel[grid](*stream, cos_Sd, sin_Sd, dq, dk, dv, g, **sizes)
     return found
 
 
@@ -103,21 +111,30 @@ def _(cos_Sd, sin_Sd, flat):
 
 @heads_backward.register_fake
 def _(dq, dk, dv, cos_Sd, sin_Sd, flat):
-    return [torch.empty_like(y) for y in flat[::5]]
+    return [torch.empty_like(stream.y) for stream in _streams(flat)]
 
 
 def _joint(cos_Sd: Tensor, flat: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    y, d = flat[0], flat[3].shape[0]
+    stream = _streams(flat)[0]
+    y, d = stream.y, stream.norm_q.shape[0]
     shape = y.shape[0], cos_Sd.shape[0], y.shape[2] // (3 * d), d
-    return tuple(y.new_empty(shape) for _ in range(3))
+    q, k, v = (y.new_empty(shape) for _ in range(3))
+    return q, k, v
 
 
-def _launches(cos_Sd: Tensor, flat: list[Tensor], tokens: int, warps: int):
-    """Arguments, grid and sizes of the kernel for every stream."""
+class _Launch(NamedTuple):
+    """Of the kernel, for one stream."""
+
+    stream: HeadStream
+    grid: tuple[int, int, int]
+    sizes: dict[str, Any]
+
+
+def _launches(cos_Sd: Tensor, flat: list[Tensor], tokens: int, warps: int) -> Iterator[_Launch]:
     first = 0
-    for i in range(0, len(flat), 5):
-        y, low, up, norm_q, norm_k = flat[i : i + 5]
-        B, M, d = y.shape[0], y.shape[1], norm_q.shape[0]
+    for stream in _streams(flat):
+        y, up, d = stream.y, stream.up, stream.norm_q.shape[0]
+        B, M = y.shape[:2]
         h, r = y.shape[2] // (3 * d), up.shape[-1] if up.numel() else 0
         sizes = dict(
             M=M,
@@ -132,7 +149,7 @@ def _launches(cos_Sd: Tensor, flat: list[Tensor], tokens: int, warps: int):
             PACKED=y.dtype == torch.bfloat16,
             num_warps=warps,
         )
-        yield (y, low, up, norm_q, norm_k), (triton.cdiv(M, tokens), h, B), sizes
+        yield _Launch(stream, (triton.cdiv(M, tokens), h, B), sizes)
         first += M
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.fast import (
+    compilation,
     fp8_blocks,
     fused_gemm,
     fused_matrices,
@@ -27,7 +28,7 @@ from models.fast.frozen_matrix import multiplies_e4m3
 from models.flux import Prompt
 from models.shard import all_ranks, place
 from models.stage1 import Stage1
-from models.translator import Translator, TranslatorConfig, make_translator
+from models.translator import PathConfig, Translator, TranslatorConfig, make_translator
 
 # What `memory` stands for, where the config does not say otherwise; measured in docs/benchmarks.md.
 MEMORY = {
@@ -74,6 +75,7 @@ def build(
     prompt: Prompt | None = None,
     device: torch.device | str = "cpu",
     adapters: dict[str, Tensor] | None = None,
+    path: PathConfig | None = None,
 ) -> tuple[Translator, Plan]:
     """The model that `cfg` names, on `device`, as fast as it can be there.
 
@@ -81,27 +83,49 @@ def build(
         prompt: skips the text encoders (it is in every checkpoint).
         adapters: the model will only sample: where everything can be multiplied in e4m3, the
             blocks' adapters are taken out of this dict of trained tensors and folded into the base.
+        path: where the flow starts; None: from noise.
 
     Raises: ValueError: values that contradict each other, or what `make_translator` raises.
     """
     device, plan = torch.device(device), Plan()
     cfg = resolve(cfg, device, plan)
-    translator = make_translator(cfg, stage1, prompt, device)
+    translator = make_translator(cfg, stage1, prompt, device, path)
     mesh = all_ranks(device) if cfg.shard_base else None
     if cfg.fast == "off":
         torch.backends.cuda.enable_cudnn_sdp(False)  # its backward is only used where it was tried
     else:
         stage1_convs.speed_up(stage1)
     plan.add("stage 1", *_stage1_facts(cfg.fast))
-    if cfg.compile or cfg.base_dtype.startswith("fp8"):
+    if cfg.train_base:
+        place(translator.flux, device, mesh)
+        if device.type == "cuda":
+            translator.to(memory_format=torch.channels_last)
+        _compile_trained(translator, cfg.compile and adapters is None, plan)
+    elif cfg.compile or cfg.base_dtype.startswith("fp8"):
         _install_blocks(translator, cfg, device, mesh, adapters, plan)
         stage1.to(memory_format=torch.channels_last)
         if cfg.compile:
+            plan.add("compiled code", *compilation.keep_compiled_code())
             stage1.compile(dynamic=False)
     else:
         place(translator.flux, device, mesh)
         plan.add("FLUX blocks", "diffusers', patched", "not compiled and not rounded")
     return translator.to(device), plan
+
+
+def _compile_trained(translator: Translator, compiled: bool, plan: Plan) -> None:
+    """Compile FLUX's blocks, which repeat, where the base is trained.
+
+    Not the convolutions before, after and in stage 1: each differs, and all together they take two
+    minutes to compile. And only to train: a small model has made its images before that.
+    """
+    plan.add("FLUX blocks", "diffusers', patched" + (", compiled" if compiled else ""))
+    if not compiled:
+        return
+    torch._dynamo.config.recompile_limit = compilation.RECOMPILES
+    plan.add("compiled code", *compilation.keep_compiled_code())
+    for block in (*translator.flux.transformer_blocks, *translator.flux.single_transformer_blocks):
+        block.compile(dynamic=False)
 
 
 def speed_up_stage1(stage1: Stage1, fast: str, compiled: bool | None = None) -> Plan:
@@ -119,6 +143,8 @@ def speed_up_stage1(stage1: Stage1, fast: str, compiled: bool | None = None) -> 
     plan.add("stage 1", *_stage1_facts(fast))
     if compiled is not None:
         plan.add("its training step", "compiled" if compiled else "not compiled")
+    if compiled:
+        plan.add("compiled code", *compilation.keep_compiled_code())
     return plan
 
 
@@ -147,6 +173,8 @@ def resolve(
     if memory == "24g" and cfg.memory == "auto" and not multiplies_e4m3(device):
         values |= dict(base_dtype="bf16")
         reason += "; no e4m3 in hardware, so bf16: share it by model.shard_base=true"
+    if cfg.train_base and cfg.fast == "auto" and device.type == "cuda":
+        values |= dict(compile=True)
     found = {name: value for name, value in values.items() if getattr(cfg, name) is None}
     cfg = replace(cfg, **found)
     rounded = cfg.base_dtype.startswith("fp8")
@@ -155,11 +183,10 @@ def resolve(
             "model.fast=off is the plain model: it needs model.compile=false and base_dtype bf16"
             f" or fp32, got compile={cfg.compile}, base_dtype={cfg.base_dtype}"
         )
-    if cfg.train_base and (cfg.compile or rounded):
+    if cfg.train_base and rounded:
         raise ValueError(
-            "model.train_base trains fp32 weights: it needs model.compile=false and base_dtype"
-            f" bf16 or fp32, got compile={cfg.compile}, base_dtype={cfg.base_dtype},"
-            f" memory={cfg.memory}"
+            "model.train_base trains fp32 weights: it needs base_dtype bf16 or fp32, got"
+            f" {cfg.base_dtype}, memory={cfg.memory}"
         )
     plan.add("memory preset", memory or "none", reason)
     emulated = rounded and not multiplies_e4m3(device)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.backbones.base import FluxRunner
 from models.fast import fp8_blocks, train_blocks
 from models.fast.fp8_residual_norm import add_up
 from models.fast.frozen_matrix import linear_of_few
 from models.fast.pending_residual import PendingResidual
 from models.fast.train_blocks import Wanted
 from models.guidance import SemanticGuidance
-from models.translator import FluxRunner
 
 # of every block: (T, P D) each, of a step (1, P D); last, the time's embedding: (T, D)
 Modulations = list[tuple[Tensor, ...]]
@@ -46,7 +46,7 @@ class SampleRunner(FluxRunner):
         self.measured = False
 
     def velocity(self, inputs: dict[str, Any], infrared_rows: int, prepared: Any) -> Tensor:
-        fits = None if self.measured else []
+        fits: list | None = None if self.measured else []
         self.measured = True
         more = dict(infrared_rows=infrared_rows, modulations=prepared, fits=fits)
         velocity = self.flux(**inputs, **more)[0]

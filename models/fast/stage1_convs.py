@@ -95,8 +95,8 @@ def run_heads(
     bias = torch.cat([head.last.bias for head in heads])
     if detail is not None:
         parts.append(detail)
-        of_detail = kernels.of_pixels(torch.cat(of_detail))
-        weight = torch.cat([kernels.of_doubled(weight), of_detail], dim=1)
+        detail_weight = kernels.of_pixels(torch.cat(of_detail))
+        weight = torch.cat([kernels.of_doubled(weight), detail_weight], dim=1)
         bias = bias.repeat_interleave(4)
     made, extra = len(bias), -len(bias) % EVEN
     x, weight = for_product(torch.cat(parts, dim=1), F.pad(weight, (0, 0, 0, 0, 0, 0, 0, extra)))
@@ -188,7 +188,9 @@ def for_product(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     if not x.is_cuda:
         return x, weight
     extra = -x.shape[1] % EVEN
-    return tuple(
+    filled = (
         F.pad(y, (0, 0, 0, 0, 0, extra)).contiguous(memory_format=torch.channels_last)
         for y in (x, weight)
     )
+    x, weight = filled
+    return x, weight

@@ -14,7 +14,7 @@ Dimension key:  B batch   N image, M text, S all tokens   D model   h heads   d 
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,19 +23,17 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import attend, rotate
+from models.backbones.base import FluxRunner
+from models.fast import compilation
 from models.fast.fp8_quantise import gelu
-from models.fast.frozen_matrix import COMPILED_ROW, Matrix, linear, linear_of_few
+from models.fast.frozen_matrix import Matrix, linear, linear_of_few
 from models.fast.fused_gemm import gated_mlp, gated_sum
 from models.fast.fused_matrices import SINGLE, STREAMS
 from models.fast.fused_qkv import EPS, HeadStream, can_fuse, heads
 from models.guidance import SemanticGuidance
 from models.lora import LoraLinear
-from models.translator import FluxRunner
 
-BACKEND = "inductor"
-# a cat is written part by part: computing all parts for every element costs more than it saves
-OPTIONS = {"max_pointwise_cat_inputs": 1}
-RECOMPILES = 64  # training, sampling, first block, recomputation: each has its own graph
+BACKEND: str | Callable = compilation.backend
 
 
 class Adapter(NamedTuple):
@@ -126,7 +124,7 @@ def modulated(x: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return x * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
-def heads_of(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream]) -> list[Tensor]:
+def heads_of(rotary: tuple[Tensor, Tensor], *streams: tuple[Tensor, Stream]) -> tuple[Tensor, ...]:
     """q, k, v of all streams joined: (B, S, h, d), q and k normalised and turned."""
     products = [linear(x, w.qkv) for x, w in streams]
     if can_fuse(products[0], len(streams[0][1].norm_q_d)):
@@ -204,7 +202,7 @@ def install(
     """
     double, single = double_block, single_block
     if compiled:
-        double, single = compile_block(double, BACKEND), compile_block(single, BACKEND)
+        double, single = (compilation.compiled(f, BACKEND) for f in (double, single))
     for block in flux.transformer_blocks:
         block.forward = partial(_run_double, block, double)
     for block in flux.single_transformer_blocks:
@@ -225,36 +223,6 @@ def compile_guidance(guidance: SemanticGuidance) -> None:
     for module in guidance.attention.values():
         for attention in module.values():
             attention.compile(dynamic=False, backend=BACKEND)
-
-
-@cache
-def compile_block(function: Callable, backend: str) -> Callable:
-    torch._dynamo.config.recompile_limit = RECOMPILES
-    if backend != "inductor":
-        return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
-    _read_rows_once()
-    return torch.compile(function, dynamic=False, fullgraph=True, options=OPTIONS)
-
-
-def _read_rows_once() -> None:
-    """Let inductor keep a whole row in registers when it reduces one, up to 4096 values.
-
-    By itself it stops at 1024 and reads (and recomputes) longer rows two or three times: every norm
-    and every rounding of this model.
-    """
-    from torch._inductor.choices import InductorChoices
-    from torch._inductor.runtime.hints import ReductionHint
-    from torch._inductor.virtualized import V
-
-    before = InductorChoices.should_use_persistent_reduction
-
-    def decide(features, cooperative_reduction: bool) -> bool:
-        rows = features.get_reduction_hint() == ReductionHint.INNER
-        if rows and V.graph.sizevars.statically_known_leq(features.reduction_numel, COMPILED_ROW):
-            return True
-        return before(features, cooperative_reduction)
-
-    InductorChoices.should_use_persistent_reduction = staticmethod(decide)
 
 
 def _run_double(block, function, x_BND, text_BMD, temb_BD, rotary):

@@ -1,0 +1,52 @@
+"""What a table was measured on and how, as plain values with an id: equal ids may be compared."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from assembly.checkpoints import Opened, file_of
+from configs.schema import EvaluateConfig
+from data.manifest import digest, sha256
+from data.stream import evenly_spaced
+from models.bundle import is_bundle
+from utils import bootstrap
+
+VERSION = 1  # of the metrics; raised when one of them changes its values
+
+
+def describe(cfg: EvaluateConfig, opened: Opened) -> dict:
+    """The frozen facts. `id` is the hash of those in `frozen`: pairs, pixels and metrics; model,
+    seeds and sampler stand beside it."""
+    pairs = opened.pairs
+    height, width = pairs.size
+    window = pairs.window
+    indices = evenly_spaced(len(pairs), cfg.limit)
+    content = [(pairs.sources[i], pairs.names[i], pairs.source.content(i)) for i in indices]
+    frozen = {
+        "metrics_version": VERSION,
+        "channel": "first channel of the stored infrared",
+        "range": f"{window.low:g} to {window.high:g} {window.unit} become 0 to 1, cut off beyond"
+        if window
+        else "each image's own least and greatest value become 0 and 1",
+        "resize": f"the whole image to {height} x {width}, bilinear, antialiased, aspect not kept",
+        "crop": "none",
+        "split": cfg.split,
+        "pairs": len(indices),
+        "split_hash": digest(content),
+    }
+    return {
+        "id": sha256(json.dumps(frozen, sort_keys=True).encode())[:12],
+        "frozen": frozen,
+        "checkpoint_hash": checkpoint_hash(cfg.checkpoint),
+        "seeds": {"training": opened.trained.training.seed, "bootstrap": 0},
+        "bootstrap": {"resamples": bootstrap.RESAMPLES, "level": bootstrap.LEVEL},
+        "sampler": opened.sampling and asdict(opened.sampling),
+    }
+
+
+def checkpoint_hash(path: str) -> str:
+    """SHA-256 of the file that `path` leads to; of an exported folder, of its files together."""
+    if is_bundle(path):
+        files = sorted(p for p in Path(path).iterdir() if p.is_file())
+        return sha256("".join(f"{p.name} {sha256(p.read_bytes())}\n" for p in files).encode())
+    return sha256(file_of(path).read_bytes())

@@ -1,0 +1,118 @@
+"""The rows of evaluate.py's table: names, and functions from a batch to infrared images.
+
+To add a row, add a `Row` to one of the two lists.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from assembly.checkpoints import Opened
+from baselines.training import BaselineConfig
+from models.sampler import translate
+from models.stage1 import Stage1Output
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+Batch = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """One method.
+
+    image: a batch on the device -> (B, 1, H, W) in [0, 1], or n samples of each image,
+        (B, n, H, W): their mean is the image, their standard deviation its uncertainty.
+    of_model: what the checkpoint made; such rows are compared with all others.
+    """
+
+    name: str
+    image: Callable[[Batch], Tensor]
+    of_model: bool = True
+
+
+def reference_rows(training_mean: Tensor | None) -> list[Row]:
+    """What needs no model: the training mean (1, 1, H, W) where it is known, and both greys."""
+    rows = [Row("grey", grey, False), Row("inverted grey", lambda batch: 1 - grey(batch), False)]
+    if training_mean is None:
+        return rows
+
+    def mean(batch: Batch) -> Tensor:
+        visible = batch["visible"]
+        return training_mean.to(visible.device).expand(len(visible), -1, -1, -1)
+
+    return [Row("training mean", mean, False), *rows]
+
+
+def model_rows(opened: Opened) -> list[Row]:
+    """What the checkpoint can make, from the simplest to the last stage; the last row is its best.
+
+    For a run of stage 1 without physics: no row.
+    """
+    if isinstance(opened.trained, BaselineConfig):
+        network: Any = opened.stage1
+        seed = opened.trained.training.seed
+        name = {"unet": "U-Net", "pix2pix": "pix2pix"}[opened.trained.model.baseline]
+        return [Row(name, lambda batch: network.generate(batch["visible"], batch["draw"], seed))]
+    rows = []
+    if opened.stage1.fusion is not None:
+        rows.append(Row("fused (stage 1)", lambda batch: fused(decomposed(opened, batch))))
+    trained: Any = opened.trained
+    if opened.translator and trained.flow.mean_share == 0:
+        rows.append(Row("ours", lambda batch: samples(opened, batch)))
+    elif opened.translator:
+        rows.append(Row("sample", lambda batch: samples(opened, batch)))
+        rows.append(Row("mean", lambda batch: mean(opened, batch)))
+    return rows
+
+
+def codec_rows(opened: Opened) -> list[Row]:
+    """What the codec leaves of the true image, which no model behind it can exceed; none without
+    a codec."""
+    trained: Any = opened.trained
+    if not opened.translator or trained.model.layout == "pixels":
+        return []
+    translator = opened.translator
+
+    def round_trip(batch: Batch) -> Tensor:
+        state = translator.encode(batch["visible"], batch["infrared"])
+        return translator.decode(state, batch["visible"].shape[-2:])
+
+    return [Row("codec round trip", round_trip, False)]
+
+
+def mean(opened: Opened, batch: Batch) -> Tensor:
+    """The mean prediction: one forward pass without noise, or two where the run mirrors."""
+    assert opened.translator is not None and opened.sampling is not None
+    cfg = replace(opened.sampling, mode="mean")
+    return translate(opened.translator, batch["visible"], batch["draw"], cfg)
+
+
+def grey(batch: Batch) -> Tensor:
+    luma = torch.tensor(LUMA, device=batch["visible"].device).view(1, 3, 1, 1)
+    return (batch["visible"] * luma).sum(1, keepdim=True).clamp(0, 1)
+
+
+def fused(seen: Stage1Output) -> Tensor:
+    assert seen.fused is not None
+    return seen.fused.mean(1, keepdim=True).clamp(0, 1)
+
+
+def decomposed(opened: Opened, batch: Batch) -> Stage1Output:
+    """Stage 1's output, made once a batch."""
+    if "decomposed" not in batch:
+        network = opened.translator.decompose if opened.translator else opened.stage1
+        batch["decomposed"] = network(batch["visible"])
+    return batch["decomposed"]
+
+
+def samples(opened: Opened, batch: Batch) -> Tensor:
+    """(B, n, H, W): the samples that `translate` averages, one by one; of the mode `mean`, one."""
+    assert opened.translator is not None and opened.sampling is not None
+    if opened.sampling.mode == "mean":
+        return translate(opened.translator, batch["visible"], batch["draw"], opened.sampling)
+    n, one = opened.sampling.samples, replace(opened.sampling, samples=1, mirror=False)
+    keys = [[draw * n + k for draw in batch["draw"]] for k in range(n)]
+    found = [translate(opened.translator, batch["visible"], key, one) for key in keys]
+    return torch.cat(found, 1)

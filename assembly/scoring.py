@@ -1,0 +1,159 @@
+"""Every measure of every row on held-out pairs, image by image.
+
+Dimension key:  B batch   H, W pixels   n samples of an image
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assembly import features
+from assembly.rows import Row
+from utils import alignment, dist, metrics, objects
+
+MOST_KERNEL = 2000  # images whose features are compared all with all; evenly spaced
+
+
+@dataclass
+class Found:
+    """What was measured, in the order of the pairs, whatever ranks and batches there were."""
+
+    images: list[dict] = field(default_factory=list)  # one a method and pair
+    boxes: list[dict] = field(default_factory=list)  # one a method and annotated object
+    pooled: dict[str, Any] = field(default_factory=dict)  # (N, C) by method and "truth"
+    displacement: dict[str, dict] = field(default_factory=dict)  # of the whole set, by method
+    seconds: dict[str, float] = field(default_factory=dict)  # an image, by method
+    absent: list[str] = field(default_factory=list)  # what could not be measured, in words
+
+
+class Scorer:
+    """Collects measures of batches. Raises: ValueError: LPIPS was asked for and cannot be had."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        device: torch.device,
+        boxes: objects.Boxes | None = None,
+        lpips: bool = False,
+    ):
+        self.device, self.boxes, self.absent = device, boxes, []
+        self.measures = {
+            "psnr": metrics.psnr,
+            "ssim": metrics.ssim,
+            "mae": metrics.mae,
+            "rank": metrics.rank_correlation,
+            "edge_sharpness": metrics.edge_sharpness,
+            "hot_spot_iou": metrics.hot_spot_iou,
+        }
+        if min(size) >= metrics.MS_SSIM_SIDE:
+            self.measures["ms_ssim"] = metrics.ms_ssim
+        else:
+            self.absent.append(f"no MS-SSIM: it needs sides of {metrics.MS_SSIM_SIDE} or more")
+        if lpips:
+            self.measures["lpips"] = metrics.Lpips(device)
+        self.network = None
+        try:
+            if min(size) >= 32:
+                self.network = features.ImageFeatures(device)
+        except ValueError:
+            self.absent.append(features.WITHOUT)
+        self.found = Found()
+        self.times: dict[str, list[float]] = {}
+        self.surfaces: dict[str, Tensor] = {}  # sums over images, see alignment.surfaces
+
+    def score(self, rows: list[Row], batch: dict) -> None:
+        """Measure every row of a batch; of one whose `filler` is true, only make the images."""
+        true = batch["infrared"][:, :1]
+        images = {row.name: self._timed(row, batch) for row in rows}
+        if batch["filler"]:
+            return
+        true_maps = self.network(true) if self.network else None
+        self._keep_pooled("truth", true_maps, batch)
+        for method, drawn in images.items():
+            image = drawn.mean(1, keepdim=True)
+            values = {name: f(image, true) for name, f in self.measures.items()}
+            agreement = alignment.surfaces(image, true).sum(0).cpu()
+            self.surfaces[method] = self.surfaces.get(method, 0) + agreement
+            shift = alignment.displacement(image, true)
+            values |= {"shift_x": shift[:, 0], "shift_y": shift[:, 1]}
+            if self.network and true_maps is not None:
+                maps = self.network(image)
+                values["feature_distance"] = features.distance(maps, true_maps)
+                self._keep_pooled(method, maps, batch)
+            if drawn.shape[1] > 1:
+                values |= uncertainty(drawn, true)
+            self._keep(method, values, batch)
+            self._keep_boxes(method, image, true, batch)
+
+    def result(self) -> Found:
+        """All ranks' measures, equal on all of them. Collective."""
+        shares = dist.gather((self.found, self.times))
+        surfaces = dist.gather(self.surfaces)
+        all_found = Found(absent=self.absent)
+        times = shares[0][1]
+        all_found.seconds = {name: float(np.median(x)) for name, x in times.items()}
+        for method in surfaces[0]:
+            whole = sum(own[method] for own in surfaces if method in own)
+            x, y = alignment.peak(whole).tolist()
+            clear = alignment.clearness(whole)
+            all_found.displacement[method] = {"x": x, "y": y, "clearness": clear}
+        for name in ("images", "boxes"):
+            items = [item for found, _ in shares for item in getattr(found, name)]
+            setattr(all_found, name, sorted(items, key=lambda item: item["index"]))
+        methods = list(dict.fromkeys(name for found, _ in shares for name in found.pooled))
+        for method in methods:
+            pairs = [pair for found, _ in shares for pair in found.pooled.get(method, [])]
+            vectors = [vector for _, vector in sorted(pairs, key=lambda pair: pair[0])]
+            step = -(-len(vectors) // MOST_KERNEL)
+            all_found.pooled[method] = np.stack(vectors[::step])
+        return all_found
+
+    def _timed(self, row: Row, batch: dict) -> Tensor:
+        self._wait()
+        started = time.perf_counter()
+        image = row.image(batch).float()
+        self._wait()
+        seconds = (time.perf_counter() - started) / len(image)
+        self.times.setdefault(row.name, []).append(seconds)
+        return image
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _keep(self, method: str, values: dict[str, Tensor], batch: dict) -> None:
+        columns = {name: x.tolist() for name, x in values.items()}
+        for i, index in enumerate(batch["draw"]):
+            numbers = {name: x[i] for name, x in columns.items()}
+            where = {"source": batch["source"][i], "name": batch["name"][i]}
+            self.found.images.append({"index": index, **where, "method": method, **numbers})
+
+    def _keep_boxes(self, method: str, image: Tensor, true: Tensor, batch: dict) -> None:
+        if not self.boxes:
+            return
+        for i, index in enumerate(batch["draw"]):
+            source, name = batch["source"][i], batch["name"][i]
+            where = {"index": index, "source": source, "name": name, "method": method}
+            where["light"] = objects.light_of(source, name)
+            for box in objects.contrasts(image[i, 0], true[i, 0], self.boxes.of(source, name)):
+                self.found.boxes.append({**where, **box})
+
+    def _keep_pooled(self, name: str, maps: list[Tensor] | None, batch: dict) -> None:
+        if maps:
+            vectors = features.pooled(maps).cpu().numpy()
+            self.found.pooled.setdefault(name, []).extend(zip(batch["draw"], vectors))
+
+
+def uncertainty(samples: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """spread: mean standard deviation of a pixel over its samples (B, n, H, W); spread_rank: its
+    rank correlation with the error of their mean, 1 where the least sure pixels are the worst."""
+    deviation = samples.std(1, keepdim=True).clamp(0, 1)
+    error = (samples.mean(1, keepdim=True) - target).abs()
+    return {
+        "spread": deviation.mean((1, 2, 3)),
+        "spread_rank": metrics.rank_correlation(deviation, error),
+    }

@@ -1,0 +1,113 @@
+"""The loss of stages 2 and 3: what is predicted of a batch, and how wrong it is."""
+
+import torch
+
+from configs.schema import FlowConfig, TrainConfig
+from data.pseudo_labels import prepare_pseudo_labels
+from losses import flow
+from losses.adversarial import discriminator_loss, generator_loss
+from losses.image import image_loss
+from losses.pretrain import MultiTaskPretrainLoss
+from models.discriminator import Verdict
+from models.sampler import noise_for
+from models.translator import Translator
+from utils import dist
+
+
+def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], device):
+    """predict(model, batch, group, seed) -> loss (B,), t (B,), prediction; the model may be DDP's.
+
+    Times and noise are functions of (seed, draw), so that ranks, accumulation and resuming agree.
+    """
+    shape, painted_S = model.backbone.state_shape(*size), model.backbone.painted(*size, device)
+    round_time, cfg_flow = model.round_time, cfg.flow
+    infrared_only, with_image = cfg_flow.visible_weight == 0, needs_image(cfg_flow)
+
+    def predict(model, batch: dict, group: int, seed: int):
+        draws = batch["draw"]
+        times = flow.sample_times(draws, group, seed, cfg_flow.mean, cfg_flow.std, cfg_flow.shift)
+        mean = torch.tensor(flow.predicts_mean(draws, cfg_flow.mean_share))
+        times = torch.where(mean, 1.0, times)
+        t, mean = (x.to(device, non_blocking=True) for x in (times, mean))
+        t = round_time(t)
+        noise = noise_for(draws, shape, seed, device)
+        encoded = (batch["latents"], batch["masked"]) if "latents" in batch else None
+        images = batch["visible"], batch["infrared"]
+        out = model(*images, noise, t, encoded, infrared_only, mean, with_image)
+        error = flow.velocity_error(out.velocity, out.data, out.end)
+        loss_B = flow.flow_loss(error, painted_S, cfg_flow.visible_weight)
+        if cfg_flow.start == "fused":
+            loss_B = loss_B * flow.clean_image_weight(t)
+        if cfg_flow.image_weight:
+            of_image = image_loss(out.image, batch["infrared"][:, :1])
+            loss_B = loss_B + cfg_flow.image_weight * torch.where(mean, of_image, 0.0)
+        if out.verdict:
+            loss_B = loss_B + cfg_flow.adversarial_weight * torch.where(
+                mean, 0.0, game(out.verdict)
+            )
+        return loss_B, t, out
+
+    return predict
+
+
+def needs_image(cfg: FlowConfig) -> bool:
+    """Whether a step looks at the clean image that its velocity points to."""
+    return cfg.image_weight > 0 or cfg.adversarial_weight > 0
+
+
+def game(verdict: Verdict) -> torch.Tensor:
+    """(B,): what the generator and the discriminator lose; each gets its own gradient only."""
+    of_generator = generator_loss(verdict.persuasion, verdict.feature_distance)
+    return of_generator + discriminator_loss(verdict.real, verdict.generated)
+
+
+def make_loss(cfg: TrainConfig, predict):
+    """The loss of a step: the velocity error, and in stage 3 stage 1's loss on the maps."""
+    training, weight = cfg.training, cfg.training.lambda_decomposition_consistency
+    if weight and cfg.model.freeze_decomposition:
+        raise ValueError(
+            "training.lambda_decomposition_consistency > 0 has no effect on a frozen"
+            " decomposition; use finetune.py or --no_freeze_decomposition"
+        )
+    if cfg.model.discriminator != (cfg.flow.adversarial_weight > 0):
+        raise ValueError(
+            "model.discriminator and flow.adversarial_weight > 0 go together, got"
+            f" {cfg.model.discriminator} and {cfg.flow.adversarial_weight}"
+        )
+    if cfg.flow.adversarial_weight and cfg.flow.mean_share == 1:
+        raise ValueError(
+            "flow.mean_share is 1: no sample is left for flow.adversarial_weight to sharpen"
+        )
+    if cfg.loss.balance:
+        raise ValueError(
+            "loss.balance needs the frequency of each material, which only pretrain.py"
+            " counts; leave it 0 here"
+        )
+    group = training.batch_size * training.gradient_accumulation_steps * dist.world_size()
+    stage1_loss = MultiTaskPretrainLoss(cfg.loss)
+
+    def loss_fn(model, batch: dict):
+        loss_B, t, out = predict(model, batch, group, training.seed)
+        loss = training.lambda_generation * loss_B.mean()
+        parts = {"generation": loss_B.detach().mean(), **by_time(loss_B, t)}
+        if not cfg.model.freeze_decomposition:  # of weight 0 too: DDP needs all that is trained
+            labels = prepare_pseudo_labels(
+                batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
+            )
+            maps, fused = out.stage1
+            intensity, material, context = maps
+            consistency, terms = stage1_loss(
+                intensity, material, context, fused, labels, batch["infrared"][:, :1]
+            )
+            loss = loss + weight * consistency
+            parts["consistency"] = consistency.detach()
+            parts |= {f"stage1_{name}": value for name, value in terms.items()}
+        return loss, parts
+
+    return loss_fn
+
+
+def by_time(loss_B: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The mean loss in ten bins of t; NaN (which the log leaves out) in bins without a sample."""
+    sums, counts = flow.loss_by_time_bin(loss_B, t)
+    return {f"loss_t{i}": x for i, x in enumerate(sums / counts)}

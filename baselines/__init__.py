@@ -1,0 +1,1 @@
+"""Other methods on the same data, loop and metrics, to compare with."""

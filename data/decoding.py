@@ -1,0 +1,333 @@
+"""Image files from bytes to arrays without loss, upright, checked; and PNG back to bytes."""
+
+import io
+import re
+import warnings
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+
+from data import tiff
+from data.materials import decode_palette
+
+MAX_PIXELS = 100_000_000  # more is refused from the header, before any pixel is decoded
+# Channels of a grey image that went through a JPEG differ by a few levels, palettes by tens.
+GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
+# PIL knows many more, among them EPS, which it hands to Ghostscript: a program that it runs.
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
+PNG = b"\x89PNG\r\n\x1a\n"
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+INFRARED_MODES = ("L", "LA", "RGB", "RGBA", "I", "F")  # of PIL, and I;16 in its byte orders
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we refuse instead
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    """Header only: sizes are checked here, pixels are decoded by `load`."""
+    formats = FORMATS
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+        formats = _heif(where)
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError:
+        raise ValueError(f"{where}: more than {MAX_PIXELS:,} pixels, not decoded") from None
+    except Exception as error:  # PIL raises a dozen types on foreign bytes
+        kind = tiff.number_type(data)
+        if kind not in ("", *tiff.READ):
+            wanted = " or ".join(tiff.READ)
+            raise ValueError(f"{where}: a TIFF of {kind}; save it as {wanted}") from None
+        raise ValueError(f"{where}: not a readable image ({_short(error)})") from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{where}: {width} x {height} = {width * height:,} pixels, more than "
+            f"{MAX_PIXELS:,}; not decoded"
+        )
+    if width == 0 or height == 0:
+        raise ValueError(f"{where}: empty image, {width} x {height}")
+    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+        raise ValueError(f"{where}: {frames} frames in one file, expected 1")
+    return image
+
+
+def _heif(where: str) -> tuple[str, ...]:
+    """PIL's name of the format, which an optional package reads."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ValueError(
+            f"{where}: HEIC is read by the package pillow-heif, which is not installed"
+            f' (pip install ".[heic]"); or export JPEG'
+        ) from None
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
+
+
+def _load(data: bytes, where: str) -> tuple[Image.Image, int]:
+    """All pixels as stored, and the EXIF orientation (1 to 8) that they are still to be given."""
+    image = _open(data, where)
+    try:
+        image.load()  # before the orientation is asked for: PIL itself turns a TIFF while loading
+        return image, image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:
+        raise ValueError(f"{where}: damaged or truncated image ({_short(error)})") from None
+
+
+def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """(H,W) or (H,W,C) as stored to as viewed. The one rule of every decoder, whatever PIL does."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
+
+
+def _short(error: Exception) -> str:
+    text = str(error).split("<_io")[0].strip().splitlines()
+    return text[0][:80] if text and text[0] else type(error).__name__
+
+
+def _is_npy(data: bytes) -> bool:
+    return data[:6] == b"\x93NUMPY"
+
+
+def decode_visible(data: bytes, where: str) -> np.ndarray:
+    """Encoded bytes to (H,W,3) uint8 RGB. An opaque alpha channel is dropped, any other refused.
+
+    Raises: ValueError naming `where`: unreadable, truncated, too large, not three channels.
+    """
+    image, orientation = _load(data, where)
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode == "RGBA":
+        if np.asarray(image.getchannel("A")).min() < 255:
+            raise ValueError(f"{where}: the visible image is partly transparent; flatten it first")
+        image = image.convert("RGB")
+    if image.mode != "RGB":
+        channels = len(image.getbands())
+        raise ValueError(
+            f"{where}: the visible image has {channels} channel{'s' * (channels != 1)} "
+            f"({image.mode}), expected 3 (RGB)"
+        )
+    return upright(np.asarray(image), orientation)
+
+
+def decode_infrared(data: bytes, where: str) -> np.ndarray:
+    """Encoded bytes (PNG, TIFF, JPEG, .npy, ...) to (H,W) uint8, uint16 or float32, without loss.
+
+    Three channels that are equal, or equal but for JPEG noise, are averaged to one.
+    Raises: ValueError naming `where`: unreadable, truncated, too large, NaN, false colour.
+    """
+    if _is_npy(data):
+        return _as_counts(_decode_npy(data, where), where)
+    if data[:8] == PNG and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
+        return _as_counts(_decode_wide_png(data, where), where)
+    image, orientation = _load(data, where)
+    if image.mode == "1":
+        raise ValueError(f"{where}: the infrared image has 1 bit a pixel, expected 8 or more")
+    if image.mode == "P":
+        image = image.convert("RGB")
+    if image.mode not in INFRARED_MODES and not image.mode.startswith("I;16"):
+        raise ValueError(f"{where}: an infrared image in {image.mode}, expected one channel")
+    # PIL keeps 8 of the 16 bits of several channels
+    bits = max(getattr(image, "tag_v2", {}).get(tiff.BITS, (8,)))
+    if bits > 8 and len(image.getbands()) > 1:
+        raise ValueError(f"{where}: an infrared TIFF of {bits} bits a channel; save it with one")
+    if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:
+        raise ValueError(f"{where}: a 16-bit TIFF in which 0 is white; save it with 0 as black")
+    return _as_counts(upright(_numbers(image, data, where), orientation), where)
+
+
+def decode_colours(data: bytes, where: str) -> np.ndarray:
+    """(H,W,3) uint8 of an infrared image in false colour, upright."""
+    image, orientation = _load(data, where)
+    return upright(np.asarray(image.convert("RGB")), orientation)
+
+
+def turned_as(array: np.ndarray, data: bytes, where: str) -> np.ndarray:
+    """An image from inside a file turned as the file's own orientation says."""
+    return upright(array, _open(data, where).getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def nodata_of(data: bytes) -> float | None:
+    """The value that a TIFF's own tag (GDAL_NODATA) declares to be none; None without one."""
+    if data[:2] not in (b"II", b"MM"):
+        return None
+    try:
+        return tiff.nodata(Image.open(io.BytesIO(data), formats=("TIFF",)))
+    except Exception:  # what is wrong with the file is said where its pixels are read
+        return None
+
+
+def _numbers(image: Image.Image, data: bytes, where: str) -> np.ndarray:
+    """The pixels as numbers, with the sign and the digits that PIL loses on the way."""
+    array = np.array(image)
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2")  # noqa: B009 - of TIFF images alone
+        bits, kind = tiff.layout(tags.get)
+        if kind == tiff.SIGNED and bits == 8:
+            return array.view(np.int8)  # PIL reads them as 0 to 255
+        if kind == tiff.UNSIGNED and bits == 32 and array.dtype == np.int32:
+            return array.view(np.uint32)
+    if image.format == "PPM" and array.dtype.kind == "i":
+        # PIL stretches 16-bit values to 65535 by this factor, which can be undone exactly
+        most = int(re.sub(rb"#[^\n]*", b" ", data[:4096]).split()[3])
+        return np.rint(array * (most / 65535)).astype(np.int32)
+    return array
+
+
+def _decode_npy(data: bytes, where: str) -> np.ndarray:
+    """Shape and length are checked before memory is asked for."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        reader = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = reader(stream)
+        if dtype.hasobject:
+            raise ValueError("object arrays are not images")
+    except Exception as error:
+        raise ValueError(f"{where}: not a readable .npy array ({_short(error)})") from None
+    pixels = int(np.prod(shape, dtype=np.float64))
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{where}: {pixels:,} values, more than {MAX_PIXELS:,}; not decoded")
+    if len(data) - stream.tell() < pixels * dtype.itemsize:
+        raise ValueError(f"{where}: truncated .npy array, shape {shape} needs more bytes")
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array[0] if array.shape[0] == 1 else array[:, :, 0]
+    return array
+
+
+def _decode_wide_png(data: bytes, where: str) -> np.ndarray:
+    """16-bit PNG of several channels: PIL would drop the low byte without a word."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    _, orientation = _load(data, where)  # size and damage, in the sentences of every other file
+    try:
+        image = decode_image(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{where}: damaged or truncated image ({_short(error)})") from None
+    return upright(image.numpy().transpose(1, 2, 0), orientation)
+
+
+def _as_counts(array: np.ndarray, where: str) -> np.ndarray:
+    """One channel of a dtype that holds the counts exactly."""
+    if array.ndim == 3 and array.shape[2] in (2, 4):
+        opaque = 255 if array.dtype == np.uint8 else 65535
+        if (array[:, :, -1] != opaque).any():
+            raise ValueError(f"{where}: the infrared image is partly transparent; flatten it first")
+        array = array[:, :, :-1]
+    if array.ndim == 3 and array.shape[2] == 3:
+        array = _average_grey(array, where)
+    elif array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"{where}: infrared of shape {array.shape}, expected (H, W)")
+    if array.dtype.kind == "f":
+        bad = int((~np.isfinite(array)).sum())
+        if bad:
+            raise ValueError(f"{where}: {bad} infrared values are NaN or infinite")
+        with np.errstate(over="ignore"):
+            values = array.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{where}: infrared values exceed the range of float32")
+        if array.dtype.itemsize > 4:
+            _check_digits(array, values, where)
+        return values
+    if array.dtype in (np.uint8, np.uint16):
+        return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{where}: infrared of type {array.dtype}, expected numbers")
+    low, high = int(array.min()), int(array.max())
+    if low >= 0 and high <= 65535:
+        return array.astype(np.uint16)
+    if max(-low, high) > 2**24:
+        raise ValueError(f"{where}: integers from {low} to {high} do not fit float32 exactly")
+    return array.astype(np.float32)
+
+
+def _check_digits(exact: np.ndarray, values: np.ndarray, where: str) -> None:
+    """Raises: ValueError: float32 is coarser than a 65535th of what the image spans."""
+    span, lost = float(np.ptp(exact)), float(np.abs(exact - values).max())
+    if lost * 65535 > span:
+        raise ValueError(
+            f"{where}: infrared from {exact.min():.17g} to {exact.max():.17g} differs by less than"
+            f" float32 can tell apart (steps of {2 * lost:.2g}); subtract a constant first"
+        )
+
+
+def _average_grey(array: np.ndarray, where: str) -> np.ndarray:
+    """Three nearly equal channels to one; colours of a palette have no order and are refused."""
+    if (array[:, :, 0] == array[:, :, 1]).all() and (array[:, :, 0] == array[:, :, 2]).all():
+        return array[:, :, 0]
+    wide = array.astype(np.float32)
+    unit = 257.0 if array.dtype == np.uint16 else 1.0
+    if array.dtype.kind == "f":
+        unit = max(float(np.ptp(wide)), 1e-30) / 255.0
+    spread = np.ptp(wide, axis=2) / unit
+    large = float((spread > GREY_LARGE_SPREAD).mean())
+    if spread.mean() > GREY_MEAN_SPREAD or large > GREY_LARGE_SHARE:
+        raise ValueError(
+            f"{where}: the infrared image is coloured (channels differ by {spread.mean():.1f} of "
+            f"255 on average, by more than {GREY_LARGE_SPREAD} in {large:.1%} of pixels): a "
+            f"false-colour palette is not a temperature; export grey levels or raw counts, or give "
+            f"prepare.py --palette NAME, the colormap of matplotlib with these colours"
+        )
+    mean = wide.mean(axis=2)
+    return mean if array.dtype.kind == "f" else np.rint(mean).astype(array.dtype)
+
+
+def decode_semantic(data: bytes, where: str, palette: str | None = None) -> np.ndarray:
+    """Encoded bytes to (H,W) uint8 class ids; `palette` names the colour code of the image.
+
+    Without a palette the pixel values (or palette indices) are the ids.
+    Raises: ValueError naming `where`: unreadable, coloured without a palette, unknown colour.
+    """
+    if _is_npy(data):
+        array = _decode_npy(data, where)
+    else:
+        image, orientation = _load(data, where)
+        if palette:
+            try:
+                colours = upright(np.array(image.convert("RGB")), orientation)
+                return decode_palette(colours, palette)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+        if image.format == "JPEG":
+            raise ValueError(f"{where}: class ids in a JPEG, which changes them; save them as PNG")
+        array = upright(np.array(image), orientation)
+        if data[:8] == PNG and data[25] == 0 and data[24] in (2, 4):
+            array = array // (255 // (2 ** data[24] - 1))  # PIL spreads few bits over 0 to 255
+    if array.ndim == 3 and array.shape[2] == 3:
+        if (array[:, :, 0] != array[:, :, 1]).any() or (array[:, :, 0] != array[:, :, 2]).any():
+            raise ValueError(f"{where}: the semantic image is coloured; name its palette")
+        array = array[:, :, 0]
+    if array.ndim != 2 or array.dtype.kind not in "iub":
+        raise ValueError(f"{where}: semantic of shape {array.shape}, {array.dtype}; expected ids")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 255:
+        raise ValueError(f"{where}: class ids from {low} to {high}, expected 0 to 255")
+    return array.astype(np.uint8)
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """(H,W,3) uint8, (H,W) uint8 or (H,W) uint16 to PNG bytes, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG", compress_level=4)
+    return buffer.getvalue()

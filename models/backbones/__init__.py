@@ -1,0 +1,16 @@
+"""Ways to lay a scene out for a transformer: `model.layout` names one of them.
+
+To add one, write a subclass of `base.Backbone` in a file of its own and name it here.
+"""
+
+from models.backbones.base import Backbone
+from models.backbones.fill import FillChannels, FillDiptych
+from models.backbones.pixels import Pixels
+from models.backbones.reference import Reference
+
+LAYOUTS: dict[str, type[Backbone]] = {
+    "diptych": FillDiptych,
+    "channels": FillChannels,
+    "reference": Reference,
+    "pixels": Pixels,
+}
