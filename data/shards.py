@@ -238,7 +238,7 @@ class Rows:
         if len(fractions) != len(mf.SPLITS) or min(fractions) < 0 or sum(fractions) <= 0:
             raise ValueError(f"data.split_fractions needs three shares, got {list(fractions)}")
         if not all(by_file):
-            splits = _in_blocks(len(self.file_ids), fractions, mf.SPLITS)
+            splits = mf.in_blocks(len(self.file_ids), fractions, mf.SPLITS)
             return splits, f"contiguous blocks by data.split_fractions {list(fractions)}"
         splits = np.array(by_file, dtype="U5")[self.file_ids]
         # A set published with train alone, or train and test: the rest is cut from train.
@@ -248,7 +248,7 @@ class Rows:
             return splits, "file names"
         wanted = [s for s in mf.SPLITS if s == "train" or s in missing]
         train = np.flatnonzero(splits == "train")
-        splits[train] = _in_blocks(len(train), [share[s] for s in wanted], wanted)
+        splits[train] = mf.in_blocks(len(train), [share[s] for s in wanted], wanted)
         text = f"file names; {' and '.join(missing)} cut from train"
         return splits, f"{text} by data.split_fractions {list(fractions)}"
 
@@ -294,17 +294,6 @@ class Rows:
         if len(units) > 1:
             raise ValueError(f"rows are in different units ({', '.join(units)}); use one data set")
         return units[0]
-
-
-def _in_blocks(total: int, fractions: list[float], names: list[str]) -> np.ndarray:
-    """(total,) split of each row in contiguous blocks; of few rows, one for each that is wanted."""
-    ends = np.round(np.cumsum(fractions) / np.sum(fractions) * total).astype(int)
-    counts, wanted = np.diff(ends, prepend=0), np.array(fractions) > 0
-    if total >= wanted.sum():
-        for empty in np.flatnonzero(wanted & (counts == 0)):
-            counts[counts.argmax()] -= 1
-            counts[empty] = 1
-    return np.repeat(np.array(names, dtype="U5"), counts)
 
 
 def _split_of_file(name: str) -> str | None:
