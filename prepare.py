@@ -14,10 +14,10 @@ import argparse
 import shlex
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from data import folders, infrared_files, inspection, ranges, writing
+from data import folders, infrared_files, inspection, layouts, ranges, writing
+from data import splits as splitting
 from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
 from data.pairs import SCENES_PER_SPLIT
@@ -29,6 +29,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--folder", type=Path, help="a whole set as downloaded, in place of --visible ...")
+    text = f"how --folder is laid out: auto, {', '.join(layouts.LAYOUTS)}"
+    add("--layout", default="auto", help=text)
     add("--visible", type=Path, action="append", default=[], help="folder of RGB images (repeat)")
     add("--infrared", type=Path, action="append", default=[], help="folder of infrared images")
     add("--semantic", action="append", default=[], help="folder of class images, or 'none'")
@@ -37,6 +40,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--table", default="", help=f"what class ids mean: {', '.join(TABLES)} (default: palette)")
     add("--splits", type=Path, help="JSON {train: [names], val: .., test: ..} or {source: {..}}")
     add("--sequences", default="auto", help="auto, off, or a pattern: group 1 is the sequence")
+    text = "auto: folders named train, val, test (any depth) are the splits; off"
+    add("--split_folders", choices=("auto", "off"), default="auto", help=text)
+    text = "of train, val and test where no folder or file says them"
+    add("--split_fractions", type=float, nargs=3, default=folders.FRACTIONS, help=text)
+    text = "fixed camera or one video: cut each source into N blocks of time, near-equal or not"
+    add("--time_blocks", type=int, default=0, metavar="N", help=text)
+    text = "pairs left out where one split follows another in --time_blocks"
+    add("--gap", type=int, default=0, metavar="M", help=text)
     text = "endings of the names that differ between the folders: --suffixes=_rgb,_ir,"
     add("--suffixes", default=",,", metavar="VISIBLE,INFRARED,SEMANTIC", help=text)
     text = "values that become 0 and 1; auto: 0 255 for 8 bit, else from the train split"
@@ -52,6 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of rendered scenes")
     add("--out", type=Path, help="folder to write, such as datasets/mine")
     add("--check", metavar="PATH", help="only decode a prepared data set and compare its hashes")
+    add("--report", type=Path, help="HTML page that --check writes: shifts and the worst pairs")
     add("--overwrite", action="store_true", help="replace a data set that is there")
     add("--num_workers", type=int, default=inspection.available(), help="processes that decode")
     return parser.parse_args(argv)
@@ -85,6 +97,14 @@ def prepare_synthetic(args: argparse.Namespace) -> dict:
 
 def find_items(args: argparse.Namespace) -> list[folders.Item]:
     """Matched pairs of all sources. Raises: ValueError: arguments or names that do not pair up."""
+    if args.folder:
+        source = (args.source or ["pairs"])[0]
+        if args.visible or args.infrared or args.semantic or len(args.source) > 1:
+            raise ValueError("--folder is a whole set: leave out --visible, --infrared, --semantic")
+        name, items, notes = layouts.find(source, args.folder, args.layout, args.allow_unmatched)
+        for note in [f"{args.folder} is in the layout '{name}'", *notes]:
+            print(f"note: {note}")
+        return items
     count = len(args.visible)
     if args.suffixes.count(",") != 2:
         raise ValueError(f"--suffixes takes three endings with commas, got {args.suffixes!r}")
@@ -114,35 +134,9 @@ def find_items(args: argparse.Namespace) -> list[folders.Item]:
     return items
 
 
-def choose_splits(args, given, items, found) -> tuple[list[str], int]:
-    """One split an item, and the number of near-duplicate pairs that a given file separates."""
-    links = folders.similar_pairs(
-        np.stack([f.visible_thumbnail for f in found]),
-        np.stack([f.infrared_thumbnail for f in found]),
-    )
-    hashes = [(f.visible_hash, f.infrared_hash) for f in found]
-    folders.refuse_identical(items, hashes)
-    if given:
-        splits, notes = given
-        folders.check_contents(items, splits, hashes)
-        torn = [(i, j) for i, j in links if splits[i] != splits[j]]
-        notes += [
-            f"near-duplicates {items[i].name} ({splits[i]}), {items[j].name} ({splits[j]})"
-            for i, j in torn[:3]
-        ]
-        for note in notes:
-            print(f"note: {note}")
-        return splits, len(torn)
-    first: dict[str, int] = {}
-    for i, pair in enumerate(hashes):
-        links += [(first.setdefault(value, i), i) for value in pair]
-    groups = folders.group(items, links, args.sequences)
-    return folders.default_splits(items, groups), 0
-
-
 def prepare_folders(args: argparse.Namespace) -> dict:
     window = ranges.given_window(args.window, args.scale, args.offset)
-    folders.check_rule(args.sequences)
+    rule = splitting.rule_of(args)
     args.palette, colours = infrared_files.split_palettes(args.palette)
     args.table = args.table or args.palette
     items = find_items(args)
@@ -153,10 +147,13 @@ def prepare_folders(args: argparse.Namespace) -> dict:
     tasks = [(item, options) for item in items]
     looked = inspection.in_workers(inspection.inspect, tasks, args.num_workers)
     found = list(tqdm(looked, total=len(tasks), desc="check", unit="pair"))
-    splits, torn = choose_splits(args, given, items, found)
+    splits, torn, notes = splitting.choose(rule, given, items, found)
+    notes += inspection.aspect_notes(items, found)
+    kept = [i for i, split in enumerate(splits) if split]
+    items, found, splits = ([x[i] for i in kept] for x in (items, found, splits))
     meaning = infrared_files.agreed_radiometry(meaning, items, found)
     choice = ranges.choose_window(items, found, splits, window, *meaning[:3])
-    for note in choice.notes:
+    for note in [*notes, *choice.notes]:
         print(f"note: {note}")
     manifest = {
         "window": choice.window._asdict(),
@@ -176,7 +173,7 @@ def prepare_folders(args: argparse.Namespace) -> dict:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.check:
-        return writing.check(args.check)
+        return writing.check(args.check, args.report)
     if args.out is None:
         raise ValueError("say where to write (--out datasets/mine) or what to --check")
     writing.check_out(args.out, args.overwrite)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ class Item(NamedTuple):
         return f"{self.visible.parent.name}/{self.visible.name} of source '{self.source}'"
 
 
+def plain(name: str) -> str:
+    """A name in NFC, so that composed and decomposed accents (as macOS writes them) are equal."""
+    return unicodedata.normalize("NFC", name)
+
+
 def natural(name: str) -> list:
     """Sort key in which frame_10 follows frame_9."""
     return [(1, int(w), w) if w.isdecimal() else (0, 0, w) for w in re.split(r"(\d+)", name) if w]
@@ -49,7 +55,8 @@ def image_files(
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     files: dict = {}
-    others = 0
+    others, suffix = 0, plain(suffix)
+    excluded = tuple(map(plain, excluded))
     for path in _below(folder):
         if path.name.startswith("."):
             continue
@@ -62,7 +69,7 @@ def image_files(
         if path.suffix.lower() not in EXTENSIONS:
             others += 1
             continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        name = plain(path.relative_to(folder).with_suffix("").as_posix())
         if not name.endswith(suffix) or name.endswith(excluded):
             others += 1
             continue
@@ -179,23 +186,6 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return (grey / length if length > 1e-3 else grey * 0).astype(np.float32)
 
 
-def similar_pairs(visible: np.ndarray, infrared: np.ndarray) -> list[tuple[int, int]]:
-    """Index pairs (i < j) whose thumbnails (N,256) agree in both images: near-duplicates."""
-    found, rows = [], 2048
-    for first in range(0, len(visible), rows):
-        part = slice(first, first + rows)
-        for other in range(first, len(visible), rows):
-            against = slice(other, other + rows)
-            near = visible[part] @ visible[against].T > SIMILAR
-            near &= infrared[part] @ infrared[against].T > SIMILAR
-            found += [
-                (int(i) + first, int(j) + other)
-                for i, j in zip(*np.nonzero(near))
-                if i + first < j + other
-            ]
-    return found
-
-
 def check_rule(rule: str) -> None:
     """Raises: ValueError: neither "auto" nor "off" nor a pattern with a group."""
     try:
@@ -239,44 +229,6 @@ def group(items: list[Item], links: list[tuple[int, int]], rule: str = "auto") -
 # ---------------------------------------------------------------------------- splits
 
 
-def default_splits(items: list[Item], groups: np.ndarray) -> list[str]:
-    """80/10/10 of every source in contiguous blocks of whole groups: train first, test last.
-
-    Raises: ValueError: fewer than three groups, so that a split would be empty.
-    """
-    splits = [""] * len(items)
-    for source in dict.fromkeys(item.source for item in items):
-        members: dict[int, list[int]] = {}
-        for i in range(len(items)):
-            if items[groups[i]].source == source:
-                members.setdefault(int(groups[i]), []).append(i)
-        blocks = list(members.values())
-        for block, split in zip(blocks, _assign([len(block) for block in blocks])):
-            for i in block:
-                splits[i] = split
-    missing = [split for split in SPLITS if split not in splits]
-    if missing:
-        count = len(set(groups.tolist()))
-        raise ValueError(
-            f"{len(items)} pairs form {count} group{'s' * (count != 1)} (sequences and "
-            f"near-duplicates stay together), so {' and '.join(missing)} would be empty; give "
-            f"--splits, or --sequences if the names were misread"
-        )
-    return splits
-
-
-def _assign(sizes: list[int]) -> list[str]:
-    """Split of each block by where its middle falls; no split stays empty if there are three."""
-    middles = (np.cumsum(sizes) - np.array(sizes) / 2) / sum(sizes)
-    ends = np.cumsum(FRACTIONS)[:-1]
-    chosen = [SPLITS[int(np.searchsorted(ends, m, side="right"))] for m in middles]
-    for split in reversed(SPLITS):
-        if split not in chosen and len(sizes) >= len(SPLITS):
-            spare = [i for i, c in enumerate(chosen) if chosen.count(c) > 1]
-            chosen[min(spare, key=lambda i: (sizes[i], -i))] = split
-    return chosen
-
-
 def read_splits(path: Path, items: list[Item], allow_unmatched: bool) -> tuple[list[str], list]:
     """Splits of the items from a JSON file {"train": [names], ...} or {source: {"train": ...}}.
 
@@ -303,7 +255,7 @@ def read_splits(path: Path, items: list[Item], allow_unmatched: bool) -> tuple[l
         for word, names in tables[source].items():
             split = split_name(word, str(path))
             for name in names:
-                other = splits.setdefault((source, str(name)), split)
+                other = splits.setdefault((source, plain(str(name))), split)
                 if other != split:
                     raise ValueError(f"{path}: '{name}' of '{source}' is in {other} and {split}")
     keys = [(item.source, item.name) for item in items]

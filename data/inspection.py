@@ -17,6 +17,9 @@ from data.radiometry import Planck
 from data.transforms import resize_visible
 from utils.labels import IGNORE
 
+# A change of width to height that a resize may make without a note.
+ASPECT = 0.02
+
 
 class Options(NamedTuple):
     """How the files are read; plain values, for worker processes."""
@@ -40,6 +43,7 @@ class Decoded(NamedTuple):
     resized: bool
     stored_infrared: bytes  # the file's bytes, or what stands for them in a row
     planck: Planck | None
+    visible_size: tuple[int, int]  # before a resize
 
 
 class Inspection(NamedTuple):
@@ -56,6 +60,7 @@ class Inspection(NamedTuple):
     resized: bool
     converted: bool  # the row holds other infrared bytes than the file
     planck: Planck | None
+    visible_size: tuple[int, int]
 
 
 def decode_item(item: Item, options: Options) -> Decoded:
@@ -77,6 +82,11 @@ def decode_item(item: Item, options: Options) -> Decoded:
             raise ValueError(
                 f"{where}: visible is {original[1]} x {original[0]} but infrared is {wanted[1]} x "
                 f"{wanted[0]} pixels; --resize_visible resizes the visible if the view is the same"
+                + (
+                    f" (it is hardly: {aspect_text(original, wanted)})"
+                    if squeezed(original, wanted)
+                    else ""
+                )
             )
         visible = resize_visible(visible, wanted)
         if semantic is not None and semantic.shape == original:
@@ -89,7 +99,7 @@ def decode_item(item: Item, options: Options) -> Decoded:
             f"is {wanted[1]} x {wanted[0]} pixels"
         )
     images = visible, infrared, semantic, resized
-    return Decoded(visible_bytes, infrared_bytes, *images, read.stored, read.planck)
+    return Decoded(visible_bytes, infrared_bytes, *images, read.stored, read.planck, original)
 
 
 def _check_ids(semantic: np.ndarray, table: str, where: str) -> None:
@@ -101,6 +111,35 @@ def _check_ids(semantic: np.ndarray, table: str, where: str) -> None:
             f"{where}: class id {int(outside[0])} ({outside.size} pixels) is outside the "
             f"{len(TABLES[table])} classes of '{table}'"
         )
+
+
+def squeezed(original: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    """Whether a resize changes the aspect by more than ASPECT and by more than a pixel's worth."""
+    ratio = original[1] * wanted[0] / (original[0] * wanted[1])
+    pixel = 1 / min(*original, *wanted)
+    return max(ratio, 1 / ratio) - 1 > max(ASPECT, pixel)
+
+
+def aspect_text(original: tuple[int, int], wanted: tuple[int, int]) -> str:
+    """Both sides' width to height, as 1.78:1 and 1.25:1."""
+    first, second = (f"{width / height:.2f}:1" for height, width in (original, wanted))
+    return f"the visible is {first} wide, the infrared {second}"
+
+
+def aspect_notes(items: list[Item], found: list[Inspection]) -> list[str]:
+    """One note a source on the visible images whose aspect --resize_visible changed."""
+    notes = []
+    for source in dict.fromkeys(item.source for item in items):
+        own = [i for i, item in enumerate(items) if item.source == source]
+        bad = [i for i in own if squeezed(found[i].visible_size, found[i].size)]
+        if bad:
+            text = aspect_text(found[bad[0]].visible_size, found[bad[0]].size)
+            notes.append(
+                f"--resize_visible squeezed {len(bad)} of {len(own)} visible images of source "
+                f"'{source}' ({text}; first: {items[bad[0]].name}): the view is hardly the same; "
+                f"crop the wider side before"
+            )
+    return notes
 
 
 def inspect(task: tuple[Item, Options]) -> Inspection:
@@ -127,6 +166,7 @@ def inspect(task: tuple[Item, Options]) -> Inspection:
         pair.resized,
         pair.stored_infrared is not pair.infrared_bytes,
         pair.planck,
+        pair.visible_size,
     )
 
 

@@ -4,6 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterable
 
+import numpy as np
+
 VERSION = 1
 KEY = "thermaflux"  # of the schema's metadata of a shard: window and planck
 MOST = 1e30  # of a window, in any unit
@@ -25,6 +27,17 @@ def split_name(word: str, where: str) -> str:
     if word not in SPLIT_ALIASES:
         raise ValueError(f"{where}: unknown split '{word}', expected train, val or test")
     return SPLIT_ALIASES[word]
+
+
+def in_blocks(total: int, fractions: list[float], names: list[str]) -> np.ndarray:
+    """(total,) split of each row in contiguous blocks; of few rows, one for each that is wanted."""
+    ends = np.round(np.cumsum(fractions) / np.sum(fractions) * total).astype(int)
+    counts, wanted = np.diff(ends, prepend=0), np.array(fractions) > 0
+    if total >= wanted.sum():
+        for empty in np.flatnonzero(wanted & (counts == 0)):
+            counts[counts.argmax()] -= 1
+            counts[empty] = 1
+    return np.repeat(np.array(names, dtype="U5"), counts)
 
 
 def sha256(data: bytes) -> str:

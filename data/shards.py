@@ -235,22 +235,22 @@ class Rows:
                 f"{self.files[with_column.index(False)]}: no column 'split', other files have one"
             )
         by_file = [_split_of_file(posixpath.relpath(f, base)) for f in self.files]
-        if all(by_file):
-            return np.array(by_file, dtype="U5")[self.file_ids], "file names"
         if len(fractions) != len(mf.SPLITS) or min(fractions) < 0 or sum(fractions) <= 0:
             raise ValueError(f"data.split_fractions needs three shares, got {list(fractions)}")
-        total = len(self.file_ids)
-        ends = np.round(np.cumsum(fractions) / np.sum(fractions) * total).astype(int)
-        counts, wanted = np.diff(ends, prepend=0), np.array(fractions) > 0
-        if total >= wanted.sum():  # of few rows, one for each split that is wanted
-            for empty in np.flatnonzero(wanted & (counts == 0)):
-                counts[counts.argmax()] -= 1
-                counts[empty] = 1
-        ends = np.cumsum(counts)
-        splits = np.empty(total, dtype="U5")
-        for split, first, last in zip(mf.SPLITS, [0, *ends], ends):
-            splits[first:last] = split
-        return splits, f"contiguous blocks by data.split_fractions {list(fractions)}"
+        if not all(by_file):
+            splits = mf.in_blocks(len(self.file_ids), fractions, mf.SPLITS)
+            return splits, f"contiguous blocks by data.split_fractions {list(fractions)}"
+        splits = np.array(by_file, dtype="U5")[self.file_ids]
+        # A set published with train alone, or train and test: the rest is cut from train.
+        share = dict(zip(mf.SPLITS, fractions))
+        missing = [s for s in mf.SPLITS if share[s] > 0 and s not in by_file]
+        if not missing or "train" not in by_file or share["train"] <= 0:
+            return splits, "file names"
+        wanted = [s for s in mf.SPLITS if s == "train" or s in missing]
+        train = np.flatnonzero(splits == "train")
+        splits[train] = mf.in_blocks(len(train), [share[s] for s in wanted], wanted)
+        text = f"file names; {' and '.join(missing)} cut from train"
+        return splits, f"{text} by data.split_fractions {list(fractions)}"
 
     def check_disjoint(self) -> None:
         """Raises: ValueError: one (source, name), or one content hash, in two splits."""

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from data import doctor
 from data import manifest as mf
 from data.decoding import encode_png
 from data.folders import Item
@@ -284,10 +285,27 @@ def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = Fal
     return manifest
 
 
-def check(path: str) -> None:
-    """Decode every pair of a prepared data set. Raises: ValueError: names the first that is bad."""
+def check(path: str, report: Path | None = None) -> None:
+    """Decode every pair of a prepared data set and measure its registration; a page if asked.
+
+    Raises: ValueError: names the first pair that is bad; the page cannot be written.
+    """
     labels = LabelConfig(material_source="none")  # class ids are held to the set's own table
     pairs = open_pairs(DataConfig(path=path, cache="none", labels=labels), "all")
+    if report and not report.absolute().parent.is_dir():
+        raise ValueError(f"--report {report}: no folder {report.absolute().parent}")
+    found = []
     for index in tqdm(range(len(pairs)), "check", unit="pair"):
         pairs.check(index)
+        pair = pairs.pair(index)
+        found.append(doctor.examine(pairs.names[index], pair.visible, pair.infrared))
     print(f"{path}: {len(pairs)} pairs are as they were written")
+    for line in doctor.summary(found):
+        print(f"note: {line}")
+    if report:
+        order = sorted(range(len(found)), key=lambda i: (-found[i].constant, -found[i].distance()))
+        order = [i for i in order if found[i].suspect()][: doctor.SHOWN]
+        shown = [(i, pairs.pair(i)) for i in order]
+        worst = [(found[i], pair.visible, pair.infrared) for i, pair in shown]
+        report.write_text(doctor.report(f"Pairs of {path}", found, worst), encoding="utf-8")
+        print(f"report   {report}")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import prepare
-from data import folders, inspection, ranges, writing
+from data import folders, inspection, ranges, splits, writing
 from data.materials import CLASS_NAMES, MATERIALS, PALETTES, material_table
 from data.pairs import DataConfig, LabelConfig, open_pairs
 from tests import tiny_data as tiny
@@ -397,16 +397,15 @@ def test_synthetic_scenes_are_those_that_are_rendered_on_the_fly(tmp_path):
 def test_thumbnails_tell_scenes_apart_and_flat_images_match_nothing():
     some = np.stack([folders.thumbnail(tiny.visible(i)) for i in range(8)])
     other = np.stack([folders.thumbnail(tiny.infrared(i)) for i in range(8)])
-    assert folders.similar_pairs(some, other) == []
-    assert folders.similar_pairs(np.repeat(some[:1], 3, 0), np.repeat(other[:1], 3, 0)) == [
+    assert splits.similar_links(some, other) == []
+    assert splits.similar_links(np.repeat(some[:1], 3, 0), np.repeat(other[:1], 3, 0)) == [
         (0, 1),
         (0, 2),
-        (1, 2),
     ]
-    assert folders.similar_pairs(np.repeat(some[:1], 3, 0), other[:3]) == []
-    assert folders.similar_pairs(some[:3], np.repeat(other[:1], 3, 0)) == []
+    assert splits.similar_links(np.repeat(some[:1], 3, 0), other[:3]) == []
+    assert splits.similar_links(some[:3], np.repeat(other[:1], 3, 0)) == []
     flat = np.stack([folders.thumbnail(np.zeros((9, 5), np.uint8))] * 2)
-    assert folders.similar_pairs(flat, flat) == []
+    assert splits.similar_links(flat, flat) == []
 
 
 def test_exif_turned_photographs_match_their_infrared(tmp_path):

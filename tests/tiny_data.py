@@ -38,7 +38,8 @@ def folders(root, names, size=(24, 32), dtype=np.uint8, classes: int = 0):
     """root/visible, root/infrared (and root/semantic) with one PNG a name."""
     kinds = ["visible", "infrared", *(["semantic"] if classes else [])]
     for kind in kinds:
-        (root / kind).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(names):
         (root / "visible" / f"{name}.png").write_bytes(png(visible(i, size)))
         (root / "infrared" / f"{name}.png").write_bytes(png(infrared(i, size, dtype)))

@@ -1,0 +1,98 @@
+"""Layouts of public sets: which files below one folder are visible and infrared, and their names.
+
+A layout is two patterns for paths below the folder. A pair's name is the named groups, joined:
+what differs between the two sides stands outside of the groups.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from data import folders
+from data.folders import Item
+
+ENDING = r"\.(?i:png|jpe?g|tiff?|bmp|webp|npy)"
+SHARE = 0.5  # of the images must belong to a layout for it to be recognised
+
+
+class Layout(NamedTuple):
+    """Patterns of the visible and of the infrared path, without the extension."""
+
+    visible: str
+    infrared: str
+
+
+# The first that fits is taken: the particular ones before the general.
+LAYOUTS = {
+    "kaist": Layout(r"(?:.*/)?(set\d+/V\d+/)visible/(I\d+)", r"(?:.*/)?(set\d+/V\d+/)lwir/(I\d+)"),
+    "flir_aligned": Layout(
+        r"(?:.*/)?JPEGImages/(FLIR_\w*\d+)_RGB", r"(?:.*/)?JPEGImages/(FLIR_\w*\d+)_PreviewData"
+    ),
+    "dronevehicle": Layout(
+        r"(?:.*/)?((?:train|val|test)/)(?:train|val|test)img/(.+)",
+        r"(?:.*/)?((?:train|val|test)/)(?:train|val|test)imgr/(.+)",
+    ),
+    "msrs": Layout(r"(?:.*/)?((?:train|test)/)vi/(.+)", r"(?:.*/)?((?:train|test)/)ir/(.+)"),
+    "llvip": Layout(
+        r"(?:.*/)?visible/((?:train|test)/.+)", r"(?:.*/)?infrared/((?:train|test)/.+)"
+    ),
+    "m3fd": Layout(r"(?:.*/)?[Vv]is/(.+)", r"(?:.*/)?[Ii]r/(.+)"),
+    "roadscene": Layout(r"(?:.*/)?crop_HR_visible/(.+)", r"(?:.*/)?cropinfrared/(.+)"),
+    "vedai": Layout(r"(?:.*/)?(\d+)_co", r"(?:.*/)?(\d+)_ir"),
+    "suffixes": Layout(
+        r"(.+)[_-](?i:rgb|vis|visible|co)", r"(.+)[_-](?i:ir|thermal|infrared|lwir)"
+    ),
+    "folders": Layout(
+        r"(.*/)?(?i:visible|vis|vi|rgb|color)/(.+)",
+        r"(.*/)?(?i:infrared|ir|thermal|lwir|tir)/(.+)",
+    ),
+}
+
+
+def find(
+    source: str, root: Path, name: str = "auto", allow_unmatched: bool = False
+) -> tuple[str, list[Item], list[str]]:
+    """Name of the layout, pairs in natural order, and notes on what was left out.
+
+    Raises: ValueError: no such layout, none that fits, or names on one side only.
+    """
+    if name not in ("auto", *LAYOUTS):
+        raise ValueError(f"--layout {name}: expected auto or one of {', '.join(LAYOUTS)}")
+    paths = list(folders.image_files(root)[0].values())
+    tried = LAYOUTS if name == "auto" else [name]
+    for word in tried:
+        sides = [_names(root, paths, pattern) for pattern in LAYOUTS[word]]
+        both = sides[0].keys() & sides[1].keys()
+        if both and (name != "auto" or 2 * len(both) >= SHARE * len(paths)):
+            break
+    else:
+        raise ValueError(
+            f"{root}: no pair of images in the layout {' or '.join(tried)}; give the folders with "
+            f"--visible and --infrared"
+        )
+    notes = []
+    for what, own, other in (("visible", *sides), ("infrared", *sides[::-1])):
+        if lonely := sorted(own.keys() - other.keys(), key=folders.natural):
+            first = ", ".join(lonely[:3])
+            notes.append(f"source '{source}': {len(lonely)} {what} without partner ({first})")
+    if notes and not allow_unmatched:
+        raise ValueError("; ".join(notes) + "; use --allow_unmatched to leave them out")
+    if rest := sorted(set(paths) - {p for side in sides for p in side.values()}):
+        notes.append(
+            f"source '{source}': {len(rest)} images are no part of the layout '{word}' and are "
+            f"left out (first: {rest[0].relative_to(root)})"
+        )
+    names = sorted(both, key=folders.natural)
+    return word, [Item(source, n, sides[0][n], sides[1][n]) for n in names], notes
+
+
+def _names(root: Path, paths: list[Path], pattern: str) -> dict[str, Path]:
+    """Paths that fit, by the pair's name. Raises: ValueError: two files of one name."""
+    found, compiled = {}, re.compile(pattern + ENDING)
+    for path in paths:
+        if match := compiled.fullmatch(folders.plain(path.relative_to(root).as_posix())):
+            name = "".join(group or "" for group in match.groups())
+            if name in found:
+                raise ValueError(f"{found[name]} and {path} have one name; names must be unique")
+            found[name] = path
+    return found
