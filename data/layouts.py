@@ -59,10 +59,10 @@ def find(
     if name not in ("auto", *LAYOUTS):
         raise ValueError(f"--layout {name}: expected auto or one of {', '.join(LAYOUTS)}")
     paths = list(folders.image_files(root)[0].values())
-    tried = LAYOUTS if name == "auto" else [name]
+    tried = list(LAYOUTS) if name == "auto" else [name]
     for word in tried:
         sides = [_names(root, paths, pattern) for pattern in LAYOUTS[word]]
-        both = sides[0].keys() & sides[1].keys()
+        both = set(sides[0]) & set(sides[1])
         if both and (name != "auto" or 2 * len(both) >= SHARE * len(paths)):
             break
     else:
@@ -72,7 +72,7 @@ def find(
         )
     notes = []
     for what, own, other in (("visible", *sides), ("infrared", *sides[::-1])):
-        if lonely := sorted(own.keys() - other.keys(), key=folders.natural):
+        if lonely := sorted(set(own) - set(other), key=folders.natural):
             first = ", ".join(lonely[:3])
             notes.append(f"source '{source}': {len(lonely)} {what} without partner ({first})")
     if notes and not allow_unmatched:
@@ -88,7 +88,8 @@ def find(
 
 def _names(root: Path, paths: list[Path], pattern: str) -> dict[str, Path]:
     """Paths that fit, by the pair's name. Raises: ValueError: two files of one name."""
-    found, compiled = {}, re.compile(pattern + ENDING)
+    found: dict[str, Path] = {}
+    compiled = re.compile(pattern + ENDING)
     for path in paths:
         if match := compiled.fullmatch(folders.plain(path.relative_to(root).as_posix())):
             name = "".join(group or "" for group in match.groups())

@@ -238,7 +238,7 @@ class Rows:
         if len(fractions) != len(mf.SPLITS) or min(fractions) < 0 or sum(fractions) <= 0:
             raise ValueError(f"data.split_fractions needs three shares, got {list(fractions)}")
         if not all(by_file):
-            splits = mf.in_blocks(len(self.file_ids), fractions, mf.SPLITS)
+            splits = mf.in_blocks(len(self.file_ids), fractions, list(mf.SPLITS))
             return splits, f"contiguous blocks by data.split_fractions {list(fractions)}"
         splits = np.array(by_file, dtype="U5")[self.file_ids]
         # A set published with train alone, or train and test: the rest is cut from train.

@@ -79,7 +79,8 @@ def torn_pairs(
 ) -> tuple[int, list[tuple[int, int]]]:
     """Number of near-duplicate pairs in two splits, and the first three; "" is in no split."""
     number = np.array([SPLITS.index(s) if s else -1 for s in splits])
-    count, shown = 0, []
+    count = 0
+    shown: list[tuple[int, int]] = []
     for first, other, near in near_blocks(visible, infrared):
         rows, columns = (number[x : x + n] for x, n in zip((first, other), near.shape))
         near = near & (rows[:, None] != columns) & (rows[:, None] >= 0) & (columns >= 0)
@@ -117,7 +118,7 @@ def folder_splits(items: list[Item]) -> list[str | None]:
         own = [i for i, item in enumerate(items) if item.source == source]
         outside = [i for i in own if splits[i] is None]
         if 0 < len(outside) < len(own):
-            named = ", ".join(sorted({splits[i] for i in own} - {None}))
+            named = ", ".join(sorted({split for i in own if (split := splits[i])}))
             raise ValueError(
                 f"source '{source}': {len(outside)} of {len(own)} pairs are outside its folders of "
                 f"{named} (first: {items[outside[0]].name}); give --splits, or --split_folders off"
@@ -138,7 +139,7 @@ def fill(items: list[Item], splits: list, groups: np.ndarray, fractions) -> list
         if not missing:
             continue
         sizes = {s: sum(splits[i] == s for i in own) for s in present}
-        donor = "train" if "train" in present else max(sizes, key=sizes.get)
+        donor = "train" if "train" in present else max(sizes, key=sizes.__getitem__)
         wanted = [s for s in SPLITS if s in missing or s == donor]
         members: dict[int, list[int]] = {}
         for i in own:
@@ -209,7 +210,9 @@ def choose(rule: Rule, given, items: list[Item], found: list) -> tuple[list[str]
     infrared = np.stack([f.infrared_thumbnail for f in found])
     hashes = [(f.visible_hash, f.infrared_hash) for f in found]
     folders.refuse_identical(items, hashes)
-    named = folder_splits(items) if rule.by_folder == "auto" and not given else [None] * len(items)
+    named: list[str | None] = [None] * len(items)
+    if rule.by_folder == "auto" and not given:
+        named = folder_splits(items)
     if given:
         splits, notes = given
     elif rule.blocks:
@@ -224,7 +227,7 @@ def choose(rule: Rule, given, items: list[Item], found: list) -> tuple[list[str]
         splits, notes = fill(items, named, groups, rule.fractions), []
         if not any(named):
             return splits, 0, notes
-        kept = {s: named.count(s) for s in SPLITS if s in named}
+        kept = {s: sum(n == s for n in named) for s in SPLITS if s in named}
         notes.append(
             f"splits by folder names ({', '.join(f'{s} {n}' for s, n in kept.items())})"
             + "".join(f"; {s} is cut from the rest" for s in SPLITS if s not in kept)
