@@ -14,9 +14,10 @@ import argparse
 import shlex
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from data import folders, infrared_files, inspection, layouts, ranges, writing
+from data import boxes, doctor, folders, infrared_files, inspection, layouts, ranges, writing
 from data import splits as splitting
 from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
@@ -57,13 +58,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scale", type=float, default=1.0, help="unit per count")
     add("--offset", type=float, default=0.0, help="unit at count 0")
     add("--resize_visible", action="store_true", help="visible to the infrared's size")
+    text = "translation: crop a source whose infrared is displaced as a whole, by whole pixels"
+    add("--align", choices=("off", "translation"), default="off", help=text)
     add("--allow_unmatched", action="store_true", help="leave out names without a partner")
     add("--synthetic", type=int, metavar="N", help="render N scenes instead of reading folders")
     add("--size", type=int, nargs="+", default=[256], help="of rendered scenes: side or H W")
     add("--seed", type=int, default=0, help="of rendered scenes")
     add("--out", type=Path, help="folder to write, such as datasets/mine")
     add("--check", metavar="PATH", help="only decode a prepared data set and compare its hashes")
-    add("--report", type=Path, help="HTML page that --check writes: shifts and the worst pairs")
+    add("--report", type=Path, help="HTML page that --check writes")
     add("--overwrite", action="store_true", help="replace a data set that is there")
     add("--num_workers", type=int, default=inspection.available(), help="processes that decode")
     return parser.parse_args(argv)
@@ -95,60 +98,29 @@ def prepare_synthetic(args: argparse.Namespace) -> dict:
     return writing.write(args.out, rows, manifest, args.overwrite)
 
 
-def find_items(args: argparse.Namespace) -> list[folders.Item]:
-    """Matched pairs of all sources. Raises: ValueError: arguments or names that do not pair up."""
-    if args.folder:
-        source = (args.source or ["pairs"])[0]
-        if args.visible or args.infrared or args.semantic or len(args.source) > 1:
-            raise ValueError("--folder is a whole set: leave out --visible, --infrared, --semantic")
-        name, items, notes = layouts.find(source, args.folder, args.layout, args.allow_unmatched)
-        for note in [f"{args.folder} is in the layout '{name}'", *notes]:
-            print(f"note: {note}")
-        return items
-    count = len(args.visible)
-    if args.suffixes.count(",") != 2:
-        raise ValueError(f"--suffixes takes three endings with commas, got {args.suffixes!r}")
-    semantic = args.semantic or ["none"] * count
-    sources = args.source or (["pairs"] if count == 1 else [])
-    if not count or not len(args.infrared) == len(semantic) == len(sources) == count:
-        raise ValueError(
-            f"give --visible, --infrared, --source (and --semantic, or 'none') once for each pair "
-            f"of folders: got {count} visible, {len(args.infrared)} infrared, "
-            f"{len(args.source)} source, {len(args.semantic)} semantic; or --synthetic N"
-        )
-    if len(set(sources)) < count:
-        raise ValueError(f"--source names must differ, got {', '.join(sources)}")
-    if (args.table or args.palette) and not args.semantic:
-        raise ValueError("--table and --palette describe semantic images: give --semantic")
-    if args.semantic and args.table not in TABLES:
-        raise ValueError(f"--table must say what class ids mean: one of {', '.join(TABLES)}")
-    items: list[folders.Item] = []
-    for source, visible, infrared, maps in zip(sources, args.visible, args.infrared, semantic):
-        maps = None if maps == "none" else Path(maps)
-        found, notes = folders.match(
-            source, visible, infrared, maps, args.suffixes.split(","), args.allow_unmatched
-        )
-        items += found
-        for note in notes:
-            print(f"note: {note}")
-    return items
-
-
 def prepare_folders(args: argparse.Namespace) -> dict:
     window = ranges.given_window(args.window, args.scale, args.offset)
     rule = splitting.rule_of(args)
     args.palette, colours = infrared_files.split_palettes(args.palette)
     args.table = args.table or args.palette
-    items = find_items(args)
+    items, notes = layouts.find_items(args)
+    for note in notes:
+        print(f"note: {note}")
     meaning = infrared_files.given_radiometry(args, items)
     given = args.splits and folders.read_splits(args.splits, items, args.allow_unmatched)
     wanted = tuple(args.nodata), colours, meaning.unit
     options = inspection.Options(args.resize_visible, args.palette, args.table, *wanted)
-    tasks = [(item, options) for item in items]
+    tasks = list(zip(items, [options] * len(items), doctor.sample([i.source for i in items])))
     looked = inspection.in_workers(inspection.inspect, tasks, args.num_workers)
     found = list(tqdm(looked, total=len(tasks), desc="check", unit="pair"))
     splits, torn, notes = splitting.choose(rule, given, items, found)
-    notes += inspection.aspect_notes(items, found)
+    notes += [*inspection.aspect_notes(items, found), *boxes.notes(items)]
+    findings, shifts = [f.finding for f in found], {}
+    heat = np.stack([f.infrared_thumbnail for f in found])
+    notes += [*doctor.summary(findings), *doctor.polarity_notes([i.source for i in items], heat)]
+    if args.align == "translation":
+        found, shifts, more = inspection.aligned(items, found)
+        notes += more
     kept = [i for i, split in enumerate(splits) if split]
     items, found, splits = ([x[i] for i in kept] for x in (items, found, splits))
     meaning = infrared_files.agreed_radiometry(meaning, items, found)
@@ -161,6 +133,7 @@ def prepare_folders(args: argparse.Namespace) -> dict:
         "infrared": choice.facts,
         "planck": meaning.planck and meaning.planck._asdict(),
         "sizes": inspection.sizes(found),
+        "aligned": shifts,
         "sources": {s: sum(i.source == s for i in items) for s in {i.source: 0 for i in items}},
         "near_duplicates_in_two_splits": torn,
     }

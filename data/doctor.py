@@ -1,4 +1,4 @@
-"""What may be wrong with prepared pairs: registration, constant frames; one page with the worst."""
+"""What may be wrong with pairs: registration, sides, constant images, polarity; the worst shown."""
 
 import base64
 import html
@@ -9,116 +9,218 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-SIDE = 512  # pixels on the longer side that are compared
-FAR = 3.0  # pixels of shift that are worth a look
-SURE = 13.0  # peak of the correlation over its spread; unrelated images stay below
+from data import registration
+from data.registration import Shift
+
+FAR = 3.0  # pixels that a pair lies apart from the rest of its source
+OFF = 1.0  # pixels that a whole source is displaced
 SHOWN = 8
+GREY = 1.0  # mean difference of the colour channels, of 255: no photograph in colour is below
+SAME = 0.98  # correlation of the two sides: visible and infrared of one scene stay far below
+OPPOSITE = -0.7  # correlation of two sources' mean infrared images; unlike scenes reach -0.6
+FEWEST, SHARED = 5, 0.3  # images, and length of their mean image, for polarity to be compared
+MEASURED = 200  # pairs of a source whose shift is measured when a set is prepared
 
 
 class Finding(NamedTuple):
-    """One pair: shift (rows, columns) in pixels that moves the visible onto the infrared."""
+    """One pair, as `examine` sees it."""
 
     name: str
-    shift: tuple[float, float]
-    score: float
+    source: str
+    size: tuple[int, int]
+    surface: np.ndarray | None  # of registration.surface
     constant: bool
+    grey: bool  # the visible image has no colour
+    same: bool  # both sides show one image
 
-    def distance(self) -> float:
-        return float(np.hypot(*self.shift))
-
-    def suspect(self) -> bool:
-        return self.constant or (self.score >= SURE and self.distance() >= FAR)
-
-
-def edges(image: np.ndarray) -> np.ndarray:
-    """(H,W) or (H,W,3) to (H,W) strength of edges without their sign, fading to 0 at the border."""
-    grey = image.astype(np.float32)
-    grey = grey.mean(axis=2) if grey.ndim == 3 else grey
-    rows, columns = np.gradient(grey)
-    strength = np.sqrt(np.hypot(rows, columns))  # the root: a few strong edges do not decide alone
-    strength -= strength.mean()
-    return strength * np.hanning(len(grey))[:, None] * np.hanning(grey.shape[1])
+    def shift(self) -> Shift | None:
+        return (
+            None
+            if self.surface is None
+            else registration.shift_of(self.surface, registration.step_of(self.size))
+        )
 
 
-def registration(visible: np.ndarray, infrared: np.ndarray) -> tuple[tuple[float, float], float]:
-    """Shift (rows, columns) that moves the visible (H,W,3) onto the infrared (H,W), and its score.
-
-    Phase correlation of edges, to a part of a pixel by a parabola through the peak. The score is
-    the peak over the spread of the correlation; below SURE the shift means nothing.
-    """
-    first, second = (np.fft.rfft2(edges(image)) for image in (visible, infrared))
-    cross = second * first.conj()
-    height, width = infrared.shape
-    row, column = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    smooth = np.exp(-((row**2 + column**2) / (2 * 0.12**2)))  # fine grain differs in both bands
-    plane = np.fft.irfft2(smooth * cross / (np.abs(cross) + 1e-9), s=(height, width))
-    peak = np.unravel_index(plane.argmax(), plane.shape)
-    spread = float(plane.std())
-    score = float(plane[peak] / spread) if spread > 0 else 0.0
-    shift = []
-    for axis, size in enumerate(plane.shape):
-        line = np.take(plane, peak[1 - axis], axis=1 - axis)
-        around = [line[(peak[axis] + step) % size] for step in (-1, 0, 1)]
-        bend = around[0] - 2 * around[1] + around[2]
-        part = 0.5 * (around[0] - around[2]) / bend if bend else 0.0
-        place = peak[axis] - size if peak[axis] > size // 2 else peak[axis]
-        shift.append(float(place + part))
-    return (shift[0], shift[1]), score
-
-
-def examine(name: str, visible: np.ndarray, infrared: np.ndarray) -> Finding:
-    """visible (H,W,3) and infrared (H,W) of any type, as they are stored."""
+def examine(
+    name: str, source: str, visible: np.ndarray, infrared: np.ndarray, measured: bool = True
+) -> Finding:
+    """visible (H,W,3) and infrared (H,W) of any type, as they are stored; shift if `measured`."""
     constant = bool(np.ptp(infrared) == 0 or np.ptp(visible) == 0)
-    step = -(-max(infrared.shape) // SIDE)
-    shift, score = registration(visible[::step, ::step], infrared[::step, ::step])
-    return Finding(name, (shift[0] * step, shift[1] * step), score, constant)
+    small = visible[::4, ::4].astype(np.float32)
+    grey = float(np.ptp(small, axis=2).mean()) < GREY
+    same = False
+    if not constant:
+        first, second = small.mean(axis=2).ravel(), infrared[::4, ::4].astype(np.float64).ravel()
+        if first.std() > 0 and second.std() > 0:
+            same = bool(np.corrcoef(first, second)[0, 1] > SAME)
+    surface = registration.surface(visible, infrared) if measured and not constant else None
+    return Finding(name, source, infrared.shape, surface, constant, grey, same)
+
+
+def sample(sources: list[str]) -> list[bool]:
+    """Whether each pair is among the MEASURED of its source, evenly spaced."""
+    chosen = [False] * len(sources)
+    for source in dict.fromkeys(sources):
+        own = [i for i, s in enumerate(sources) if s == source]
+        for place in np.linspace(0, len(own) - 1, min(len(own), MEASURED)).astype(int):
+            chosen[own[place]] = True
+    return chosen
+
+
+def source_shifts(findings: list[Finding]) -> dict[str, Shift]:
+    """Shift of each source by all its pairs together, at the size that most of them have."""
+    shifts = {}
+    for source in dict.fromkeys(f.source for f in findings):
+        totals: dict[int, list[np.ndarray]] = {}
+        for f in findings:
+            if f.source == source and f.surface is not None:
+                totals.setdefault(registration.step_of(f.size), []).append(f.surface)
+        if totals:
+            step = max(totals, key=lambda s: len(totals[s]))
+            total = np.stack(totals[step]).sum(axis=0)
+            shifts[source] = registration.shift_of(total, step)
+    return shifts
+
+
+def astray(findings: list[Finding], shifts: dict[str, Shift]) -> list[tuple[Finding, float]]:
+    """Pairs whose own clear shift is FAR from their source's, and how far; the farthest first.
+
+    Where a source as a whole has no clear shift, far from none.
+    """
+    found = []
+    for f in findings:
+        own, rest = f.shift(), shifts.get(f.source)
+        if own and own.clear():
+            distance = own.distance(rest if rest and rest.clear() else None)
+            if distance >= FAR:
+                found.append((f, distance))
+    return sorted(found, key=lambda pair: -pair[1])
 
 
 def summary(findings: list[Finding]) -> list[str]:
     """Sentences on the whole set."""
-    sure = [f for f in findings if f.score >= SURE and not f.constant]
-    lines = [f"{len(sure)} of {len(findings)} pairs have edges enough to measure their shift"]
-    if sure:
-        rows, columns = np.median([f.shift for f in sure], axis=0)
-        lines.append(f"median shift {rows:+.1f} rows, {columns:+.1f} columns")
-        far = sorted((f for f in sure if f.suspect()), key=lambda f: -f.distance())
-        if far:
-            first = f"first: {far[0].name}, {far[0].distance():.1f} pixels"
-            lines.append(f"{len(far)} pairs are shifted by {FAR:g} pixels or more ({first})")
-    dead = [f.name for f in findings if f.constant]
-    if dead:
+    shifts = source_shifts(findings)
+    lines = []
+    for source in dict.fromkeys(f.source for f in findings):
+        own = [f for f in findings if f.source == source]
+        shift = shifts.get(source)
+        if shift is None:
+            lines.append(f"source '{source}': images too small or flat to measure a shift")
+        elif not shift.clear():
+            lines.append(f"source '{source}': no clear shift in all pairs together")
+        else:
+            off = shift.distance() >= OFF
+            lines.append(
+                f"source '{source}': the infrared lies {shift.text()} from the visible over "
+                f"{sum(f.surface is not None for f in own)} pairs"
+                + "; --align translation crops that away"
+                * off
+            )
+        for what, count in (
+            ("show one image on both sides", sum(f.same for f in own)),
+            ("have a visible image without colour: are the sides swapped?", _grey(own)),
+        ):
+            if count:
+                lines.append(f"source '{source}': {count} of {len(own)} pairs {what}")
+    if far := astray(findings, shifts):
+        named = ", ".join(f"{f.name} by {distance:.1f}" for f, distance in far[:3])
+        lines.append(f"{len(far)} pairs lie {FAR:g} or more pixels off their source: {named}")
+    if dead := [f.name for f in findings if f.constant]:
         lines.append(f"{len(dead)} pairs have a constant image (first: {dead[0]})")
     return lines
 
 
-def report(title: str, findings: list[Finding], worst: Iterable[tuple]) -> str:
-    """One HTML page without other files. worst: (finding, visible, infrared) to show."""
-    rows = []
-    for finding, visible, infrared in worst:
-        low, high = float(infrared.min()), float(infrared.max())
-        grey = (infrared.astype(np.float64) - low) / max(high - low, 1e-9) * 255
-        text = (
-            "constant image"
-            if finding.constant
-            else (
-                f"shift {finding.shift[0]:+.1f} rows, {finding.shift[1]:+.1f} columns, "
-                f"score {finding.score:.1f}"
-            )
+def repairs(findings: list[Finding]) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Whole rows and columns to crop from each source that is clearly displaced, and notes."""
+    crops, notes = {}, []
+    for source, shift in source_shifts(findings).items():
+        whole = round(shift.rows), round(shift.columns)
+        if not shift.clear() or shift.distance() < OFF or not any(whole):
+            why = f"{shift.text()}" if shift.clear() else "no clear shift"
+            notes.append(f"source '{source}' stays as it is ({why})")
+            continue
+        crops[source] = whole
+        notes.append(
+            f"source '{source}' is cropped on both sides by {abs(whole[0])} rows and "
+            f"{abs(whole[1])} columns, so that its infrared no longer lies {shift.text()} away; "
+            f"boxes and labels of the infrared move with it"
         )
+    return crops, notes
+
+
+def _grey(own: list[Finding]) -> int:
+    """Pairs with a grey visible image that are not counted for another reason."""
+    return sum(f.grey and not f.same and not f.constant for f in own)
+
+
+def polarity_notes(sources: list[str], infrared: np.ndarray) -> list[str]:
+    """Sources whose infrared runs the other way. infrared: thumbnails (N,256).
+
+    What most images of a source share (a cold sky above warm ground) makes its mean image. Where
+    those of two sources are each other's negative, one of them may be black-hot.
+    """
+    means = {}
+    for source in dict.fromkeys(sources):
+        own = infrared[np.array([s == source for s in sources])]
+        mean = own.mean(axis=0)
+        length = float(np.linalg.norm(mean))
+        if len(own) >= FEWEST and length >= SHARED:
+            means[source] = mean / length
+    names, notes = list(means), []
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            agreement = float(means[first] @ means[second])
+            if agreement < OPPOSITE:
+                notes.append(
+                    f"the mean infrared images of sources '{first}' and '{second}' are opposite "
+                    f"(correlation {agreement:+.2f}): is one of them black-hot?"
+                )
+    return notes
+
+
+# ---------------------------------------------------------------------------- the page
+
+
+def worst(findings: list[Finding]) -> list[tuple[int, str]]:
+    """Numbers of the pairs to look at first, and why."""
+    reasons: dict[int, str] = {}
+    place = {id(f): i for i, f in enumerate(findings)}
+    for i, f in enumerate(findings):
+        if f.constant or f.same:
+            reasons[i] = "constant image" if f.constant else "one image on both sides"
+    for f, distance in astray(findings, source_shifts(findings)):
+        shift = f.shift()
+        if shift:
+            reasons.setdefault(place[id(f)], f"{shift.text()}: {distance:.1f} pixels off")
+    return list(reasons.items())[:SHOWN]
+
+
+def report(title: str, lines: list[str], shown: Iterable[tuple]) -> str:
+    """One HTML page without other files. shown: (name, reason, visible, infrared) of pairs."""
+    rows = []
+    for name, reason, visible, infrared in shown:
+        low, high = (float(x) for x in np.percentile(infrared, (0.5, 99.5)))
+        grey = np.clip((infrared.astype(np.float64) - low) / max(high - low, 1e-9), 0, 1) * 255
         pictures = "".join(_picture(x) for x in (visible, grey.astype(np.uint8)))
-        rows.append(f"<h3>{html.escape(finding.name)}</h3><p>{text}</p>{pictures}")
-    lines = "".join(f"<li>{html.escape(line)}</li>" for line in summary(findings))
-    style = "body{font:16px sans-serif;max-width:900px;margin:2em auto}img{width:49%;margin:.3%}"
+        rows.append(
+            f"<section><h3>{html.escape(name)}</h3><p>{html.escape(reason)}</p>{pictures}</section>"
+        )
+    listed = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    style = (
+        "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
+        "h3{margin:1.5em 0 0}p{margin:.2em 0}img{width:49.5%;vertical-align:top}"
+        "img+img{margin-left:1%}"
+    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style><h1>{html.escape(title)}</h1><ul>{lines}</ul>"
+        f"<style>{style}</style><h1>{html.escape(title)}</h1><ul>{listed}</ul>"
         f"<h2>The pairs to look at first</h2>{''.join(rows) or '<p>None stands out.</p>'}</html>\n"
     )
 
 
 def _picture(image: np.ndarray) -> str:
     small = Image.fromarray(image)
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((registration.SIDE, registration.SIDE))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG")
     return (

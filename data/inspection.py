@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import image_values
+from data import doctor, image_values
 from data.decoding import decode_semantic, decode_visible, nodata_of
 from data.folders import Item, thumbnail
 from data.infrared_files import read_infrared
@@ -61,6 +61,8 @@ class Inspection(NamedTuple):
     converted: bool  # the row holds other infrared bytes than the file
     planck: Planck | None
     visible_size: tuple[int, int]
+    finding: doctor.Finding
+    shift: tuple[int, int] = (0, 0)  # rows and columns that are cropped away, see --align
 
 
 def decode_item(item: Item, options: Options) -> Decoded:
@@ -142,9 +144,9 @@ def aspect_notes(items: list[Item], found: list[Inspection]) -> list[str]:
     return notes
 
 
-def inspect(task: tuple[Item, Options]) -> Inspection:
-    """Decode a pair and keep its numbers."""
-    item, options = task
+def inspect(task: tuple[Item, Options, bool]) -> Inspection:
+    """Decode a pair and keep its numbers; with its registration where the task says so."""
+    item, options, measured = task
     pair = decode_item(item, options)
     infrared = pair.infrared
     tag = nodata_of(pair.infrared_bytes)
@@ -167,7 +169,22 @@ def inspect(task: tuple[Item, Options]) -> Inspection:
         pair.stored_infrared is not pair.infrared_bytes,
         pair.planck,
         pair.visible_size,
+        doctor.examine(item.name, item.source, pair.visible, infrared, measured),
     )
+
+
+def aligned(
+    items: list[Item], found: list[Inspection]
+) -> tuple[list[Inspection], dict[str, tuple[int, int]], list[str]]:
+    """Inspections with the crops that align their sources, those crops, and notes."""
+    crops, notes = doctor.repairs([f.finding for f in found])
+    changed = []
+    for item, f in zip(items, found):
+        if shift := crops.get(item.source):
+            size = f.size[0] - abs(shift[0]), f.size[1] - abs(shift[1])
+            f = f._replace(shift=shift, size=size)
+        changed.append(f)
+    return changed, crops, notes
 
 
 def available() -> int:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from data import folders
 from data.folders import Item
+from data.materials import TABLES
 
 ENDING = r"\.(?i:png|jpe?g|tiff?|bmp|webp|npy)"
 SHARE = 0.5  # of the images must belong to a layout for it to be recognised
@@ -97,3 +98,42 @@ def _names(root: Path, paths: list[Path], pattern: str) -> dict[str, Path]:
                 raise ValueError(f"{found[name]} and {path} have one name; names must be unique")
             found[name] = path
     return found
+
+
+def find_items(args) -> tuple[list[Item], list[str]]:
+    """Matched pairs of all sources of prepare.py's arguments, and notes.
+
+    Raises: ValueError: arguments or names that do not pair up.
+    """
+    if args.folder:
+        source = (args.source or ["pairs"])[0]
+        if args.visible or args.infrared or args.semantic or len(args.source) > 1:
+            raise ValueError("--folder is a whole set: leave out --visible, --infrared, --semantic")
+        name, items, notes = find(source, args.folder, args.layout, args.allow_unmatched)
+        return items, [f"{args.folder} is in the layout '{name}'", *notes]
+    count = len(args.visible)
+    if args.suffixes.count(",") != 2:
+        raise ValueError(f"--suffixes takes three endings with commas, got {args.suffixes!r}")
+    semantic = args.semantic or ["none"] * count
+    sources = args.source or (["pairs"] if count == 1 else [])
+    if not count or not len(args.infrared) == len(semantic) == len(sources) == count:
+        raise ValueError(
+            f"give --visible, --infrared, --source (and --semantic, or 'none') once for each pair "
+            f"of folders: got {count} visible, {len(args.infrared)} infrared, "
+            f"{len(args.source)} source, {len(args.semantic)} semantic; or --synthetic N"
+        )
+    if len(set(sources)) < count:
+        raise ValueError(f"--source names must differ, got {', '.join(sources)}")
+    if (args.table or args.palette) and not args.semantic:
+        raise ValueError("--table and --palette describe semantic images: give --semantic")
+    if args.semantic and args.table not in TABLES:
+        raise ValueError(f"--table must say what class ids mean: one of {', '.join(TABLES)}")
+    items, notes = [], []
+    for source, visible, infrared, maps in zip(sources, args.visible, args.infrared, semantic):
+        maps = None if maps == "none" else Path(maps)
+        found, own = folders.match(
+            source, visible, infrared, maps, args.suffixes.split(","), args.allow_unmatched
+        )
+        items += found
+        notes += own
+    return items, notes

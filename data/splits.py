@@ -90,6 +90,18 @@ def torn_pairs(
     return count, shown
 
 
+def torn_notes(
+    names: list[str], visible: np.ndarray, infrared: np.ndarray, splits: list[str]
+) -> tuple[int, list[str]]:
+    """Number of near-duplicate pairs in two splits, and notes that name the first of them."""
+    count, shown = torn_pairs(visible, infrared, splits)
+    notes = [f"{count} pairs of near-duplicates are in two splits"] if count else []
+    notes += [
+        f"near-duplicates {names[i]} ({splits[i]}), {names[j]} ({splits[j]})" for i, j in shown
+    ]
+    return count, notes
+
+
 # ---------------------------------------------------------------------------- folder names
 
 
@@ -234,11 +246,5 @@ def choose(rule: Rule, given, items: list[Item], found: list) -> tuple[list[str]
         )
     if not rule.blocks or given:
         folders.check_contents(items, splits, hashes)
-    count, shown = torn_pairs(visible, infrared, splits)
-    if count:
-        notes.append(f"{count} pairs of near-duplicates are in two splits")
-    notes += [
-        f"near-duplicates {items[i].name} ({splits[i]}), {items[j].name} ({splits[j]})"
-        for i, j in shown
-    ]
-    return splits, count, notes
+    count, torn = torn_notes([item.name for item in items], visible, infrared, splits)
+    return splits, count, notes + torn

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data import doctor
+from data import doctor, splits
 from data import manifest as mf
-from data.decoding import encode_png
-from data.folders import Item
+from data.decoding import encode_npy, encode_png
+from data.folders import Item, thumbnail
 from data.inspection import Inspection, Options, decode_item
 from data.manifest import SPLITS, digest, dump, sha256
 from data.materials import (
@@ -26,8 +26,9 @@ from data.materials import (
     ClassBalance,
     material_table,
 )
-from data.pairs import DataConfig, open_pairs
+from data.pairs import DataConfig, ParquetSource, open_pairs
 from data.pseudo_labels import LabelConfig
+from data.registration import cropped
 from data.synthetic import render_scene
 from utils.labels import IGNORE
 
@@ -59,12 +60,19 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
     if (sha256(visible), sha256(infrared)) != (found.visible_hash, found.infrared_hash):
         raise ValueError(f"{item.where()}: a file changed while the data set was prepared")
     semantic = classes = None
-    if found.resized or found.converted or item.semantic is not None:
+    moved = any(found.shift)
+    if found.resized or found.converted or item.semantic is not None or moved:
         pair = decode_item(item, options)
         infrared = pair.stored_infrared
-        visible = encode_png(pair.visible) if found.resized else visible
-        if pair.semantic is not None:
-            semantic, classes = encode_png(pair.semantic), _count(pair.semantic)
+        if moved:
+            heat = cropped(pair.infrared, found.shift, infrared=True)
+            whole = heat.dtype in (np.uint8, np.uint16)
+            infrared = (encode_png if whole else encode_npy)(np.ascontiguousarray(heat))
+        if found.resized or moved:
+            visible = encode_png(cropped(pair.visible, found.shift, infrared=False))
+        if pair.semantic is not None:  # drawn on the visible image
+            classes_there = cropped(pair.semantic, found.shift, infrared=False)
+            semantic, classes = encode_png(classes_there), _count(classes_there)
     return _hashed(
         {
             "visible": visible,
@@ -286,7 +294,7 @@ def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = Fal
 
 
 def check(path: str, report: Path | None = None) -> None:
-    """Decode every pair of a prepared data set and measure its registration; a page if asked.
+    """Decode every pair of a prepared data set and say what may be wrong; a page if asked.
 
     Raises: ValueError: names the first pair that is bad; the page cannot be written.
     """
@@ -294,18 +302,27 @@ def check(path: str, report: Path | None = None) -> None:
     pairs = open_pairs(DataConfig(path=path, cache="none", labels=labels), "all")
     if report and not report.absolute().parent.is_dir():
         raise ValueError(f"--report {report}: no folder {report.absolute().parent}")
-    found = []
+    found, thumbnails = [], []
     for index in tqdm(range(len(pairs)), "check", unit="pair"):
         pairs.check(index)
         pair = pairs.pair(index)
-        found.append(doctor.examine(pairs.names[index], pair.visible, pair.infrared))
+        name, source = pairs.names[index], pairs.sources[index]
+        found.append(doctor.examine(name, source, pair.visible, pair.infrared))
+        thumbnails.append((thumbnail(pair.visible), thumbnail(pair.infrared)))
+    visible, infrared = (np.stack(side) for side in zip(*thumbnails))
+    lines = [
+        *doctor.summary(found),
+        *doctor.polarity_notes(pairs.sources, infrared),
+    ]
+    if isinstance(pairs.source, ParquetSource):
+        there = pairs.source.rows.splits[pairs.source.index].tolist()
+        lines += splits.torn_notes(pairs.names, visible, infrared, there)[1]
     print(f"{path}: {len(pairs)} pairs are as they were written")
-    for line in doctor.summary(found):
+    for line in lines:
         print(f"note: {line}")
     if report:
-        order = sorted(range(len(found)), key=lambda i: (-found[i].constant, -found[i].distance()))
-        order = [i for i in order if found[i].suspect()][: doctor.SHOWN]
-        shown = [(i, pairs.pair(i)) for i in order]
-        worst = [(found[i], pair.visible, pair.infrared) for i, pair in shown]
-        report.write_text(doctor.report(f"Pairs of {path}", found, worst), encoding="utf-8")
+        chosen = [(i, why, pairs.pair(i)) for i, why in doctor.worst(found)]
+        shown = [(pairs.names[i], why, p.visible, p.infrared) for i, why, p in chosen]
+        page = doctor.report(f"Pairs of {path}", lines, shown)
+        report.write_text(page, encoding="utf-8")
         print(f"report   {report}")

@@ -1,0 +1,105 @@
+"""By how many pixels is the infrared displaced against the visible? Of one pair, and of many.
+
+Both images become fields of edge directions, in which light on dark and dark on light are the same
+(the angle is doubled). Their phase correlation has a peak at the displacement. One pair often has
+no clear peak (night, glare, little texture); the correlations of many pairs are added up before
+the peak is sought. utils/alignment.py compares images of one kind, where edge strengths suffice.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+SIDE = 640  # larger images are averaged to this many pixels or fewer before they are compared
+NEAR = 16  # displacements up to here are searched, in pixels of the images that are compared
+SMALLEST = 3 * NEAR  # side below which nothing is measured
+PASSED = 0.12  # standard deviation of the low pass in cycles a pixel: grain differs in the bands
+CLEAR = 15.0  # of `clearness`: below, a peak is chance (unrelated images reach about 9)
+
+
+class Shift(NamedTuple):
+    """Pixels by which the infrared lies below (rows) and right (columns) of the visible."""
+
+    rows: float
+    columns: float
+    clearness: float
+
+    def clear(self) -> bool:
+        return self.clearness >= CLEAR
+
+    def distance(self, other: "Shift | None" = None) -> float:
+        from_rows, from_columns = other[:2] if other else (0.0, 0.0)
+        return float(np.hypot(self.rows - from_rows, self.columns - from_columns))
+
+    def text(self) -> str:
+        return f"{self.rows:+.1f} rows, {self.columns:+.1f} columns"
+
+
+def step_of(shape: tuple[int, int]) -> int:
+    """Pixels that are averaged to one on either axis before images of this size are compared."""
+    return -(-max(shape) // SIDE)
+
+
+def surface(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray | None:
+    """Agreement at each displacement, none in the middle: (2*NEAR+3, 2*NEAR+3) float32.
+
+    Surfaces of one `step_of` can be added up. visible: (H,W,3) or (H,W); infrared: (H,W), of any
+    type. None where the images are too small or have no edges.
+    """
+    step = step_of(infrared.shape)
+    fields = [_directions(_averaged(image, step)) for image in (visible, infrared)]
+    height, width = fields[0].shape
+    if min(height, width) < SMALLEST or not all(np.abs(field).max() > 0 for field in fields):
+        return None
+    first, second = (np.fft.fft2(field) for field in fields)
+    cross = second * first.conj()
+    row, column = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)
+    cross *= np.exp(-(row**2 + column**2) / (2 * PASSED**2)) / np.maximum(np.abs(cross), 1e-12)
+    plane = np.fft.fftshift(np.fft.ifft2(cross).real)
+    top, left, reach = height // 2, width // 2, NEAR + 1  # one more, for the parabola
+    near = plane[top - reach : top + reach + 1, left - reach : left + reach + 1]
+    return near.astype(np.float32)
+
+
+def shift_of(total: np.ndarray, step: int) -> Shift:
+    """Where the peak of a surface, or of a sum of them, lies; `step` as `step_of` gives it."""
+    inner = total[1:-1, 1:-1]
+    row, column = np.unravel_index(int(inner.argmax()), inner.shape)
+    down, across = total[row : row + 3, column + 1], total[row + 1, column : column + 3]
+    above = np.abs(total - np.median(total))
+    clearness = float(inner.max() - np.median(total)) / max(float(np.median(above)), 1e-12)
+    rows, columns = (int(at) - NEAR + _vertex(x) for at, x in ((row, down), (column, across)))
+    return Shift(rows * step, columns * step, clearness)
+
+
+def cropped(image: np.ndarray, shift: tuple[int, int], infrared: bool) -> np.ndarray:
+    """The part of one side that the other sees too, for a shift of whole rows and columns."""
+    first = [max(s if infrared else -s, 0) for s in shift]
+    last = [size - max(-s if infrared else s, 0) for s, size in zip(shift, image.shape)]
+    return image[first[0] : last[0], first[1] : last[1]]
+
+
+def _averaged(image: np.ndarray, step: int) -> np.ndarray:
+    grey: np.ndarray = image.astype(np.float32)
+    grey = grey.mean(axis=2) if grey.ndim == 3 else grey
+    if step == 1:
+        return grey
+    height, width = (size // step for size in grey.shape)
+    blocks = grey[: height * step, : width * step].reshape(height, step, width, step)
+    return blocks.mean(axis=(1, 3))
+
+
+def _directions(grey: np.ndarray) -> np.ndarray:
+    """Complex (H,W): doubled angle of the gradient, root of its strength, 0 at the border."""
+    rows, columns = np.gradient(grey)
+    gradient = columns + 1j * rows
+    strength = np.abs(gradient)
+    field = gradient**2 / np.maximum(strength, 1e-6) ** 1.5
+    return field * np.hanning(len(grey))[:, None] * np.hanning(grey.shape[1])
+
+
+def _vertex(three: np.ndarray) -> float:
+    """Where a parabola through the logarithms of three values has its top, in [-0.5, 0.5]."""
+    before, at, after = np.log(np.maximum(three, 1e-12))
+    bend = before - 2 * at + after
+    return float(np.clip((before - after) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0
