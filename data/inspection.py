@@ -169,7 +169,7 @@ def inspect(task: tuple[Item, Options, bool]) -> Inspection:
         pair.stored_infrared is not pair.infrared_bytes,
         pair.planck,
         pair.visible_size,
-        doctor.examine(item.name, item.source, pair.visible, infrared, measured),
+        doctor.examine(item.name, item.source, pair.visible, seen, measured),
     )
 
 

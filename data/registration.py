@@ -94,6 +94,8 @@ def _directions(grey: np.ndarray) -> np.ndarray:
     rows, columns = np.gradient(grey)
     gradient = columns + 1j * rows
     strength = np.abs(gradient)
+    highest = max(float(strength.max()), 1e-30)  # of 8-bit, 16-bit and float images alike
+    gradient, strength = gradient / highest, strength / highest
     field = gradient**2 / np.maximum(strength, 1e-6) ** 1.5
     return field * np.hanning(len(grey))[:, None] * np.hanning(grey.shape[1])
 

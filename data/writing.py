@@ -307,8 +307,11 @@ def check(path: str, report: Path | None = None) -> None:
         pairs.check(index)
         pair = pairs.pair(index)
         name, source = pairs.names[index], pairs.sources[index]
-        found.append(doctor.examine(name, source, pair.visible, pair.infrared))
-        thumbnails.append((thumbnail(pair.visible), thumbnail(pair.infrared)))
+        seen = pair.infrared
+        if pairs.window:  # borders without values would make all images look alike
+            seen = np.clip(seen, pairs.window.low, pairs.window.high)
+        found.append(doctor.examine(name, source, pair.visible, seen))
+        thumbnails.append((thumbnail(pair.visible), thumbnail(seen)))
     visible, infrared = (np.stack(side) for side in zip(*thumbnails))
     lines = [
         *doctor.summary(found),
