@@ -3,6 +3,7 @@
 import io
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -331,3 +332,24 @@ def encode_png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()
+
+
+def four_channels(path: Path) -> bool:
+    """Whether a file is an 8-bit image of four channels."""
+    try:
+        with Image.open(path) as image:
+            return image.mode == "RGBA"
+    except OSError:
+        return False
+
+
+def split_channels(data: bytes, where: str) -> tuple[bytes, bytes]:
+    """PNGs of the first three channels and of the fourth. Raises: ValueError: not four channels."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mode, pixels = image.mode, np.array(image)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{where}: cannot be read ({error})") from None
+    if mode != "RGBA":
+        raise ValueError(f"{where}: visible and infrared in one file need 4 channels, has {mode}")
+    return encode_png(np.ascontiguousarray(pixels[..., :3])), encode_png(pixels[..., 3].copy())

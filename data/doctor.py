@@ -142,8 +142,7 @@ def repairs(findings: list[Finding]) -> tuple[dict[str, tuple[int, int]], list[s
         crops[source] = whole
         notes.append(
             f"source '{source}' is cropped on both sides by {abs(whole[0])} rows and "
-            f"{abs(whole[1])} columns, so that its infrared no longer lies {shift.text()} away; "
-            f"boxes and labels of the infrared move with it"
+            f"{abs(whole[1])} columns, so that its infrared no longer lies {shift.text()} away"
         )
     return crops, notes
 

@@ -45,8 +45,8 @@ def natural(name: str) -> list:
 
 def image_files(
     folder: Path, suffix: str = "", excluded: tuple[str, ...] = ()
-) -> tuple[dict[str, Path], int]:
-    """Images below a folder by name (less `suffix`), and the number of other files.
+) -> tuple[dict[str, Path], list[Path]]:
+    """Images below a folder by name (less `suffix`), and the other files.
 
     Only names that end in `suffix`, and in none of `excluded`, are candidates.
 
@@ -55,7 +55,8 @@ def image_files(
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     files: dict = {}
-    others, suffix = 0, plain(suffix)
+    others: list[Path] = []
+    suffix = plain(suffix)
     excluded = tuple(map(plain, excluded))
     for path in _below(folder):
         if path.name.startswith("."):
@@ -67,11 +68,11 @@ def image_files(
         if not path.is_file():
             raise ValueError(f"{path}: a link to nothing")
         if path.suffix.lower() not in EXTENSIONS:
-            others += 1
+            others.append(path)
             continue
         name = plain(path.relative_to(folder).with_suffix("").as_posix())
         if not name.endswith(suffix) or name.endswith(excluded):
-            others += 1
+            others.append(path)
             continue
         name = name.removesuffix(suffix)
         if name in files:
@@ -136,7 +137,7 @@ def match(
     for name in left.keys() & right.keys():
         if left[name].resolve() == right[name].resolve():
             raise ValueError(f"{left[name]} is given as visible and as infrared")
-    maps, others_maps = image_files(semantic, suffixes[2]) if semantic else ({}, 0)
+    maps, others_maps = image_files(semantic, suffixes[2]) if semantic else ({}, [])
     both = sorted(left.keys() & right.keys(), key=natural)
     notes = []
     lonely = {
@@ -160,11 +161,11 @@ def match(
             f"source '{source}': {len(both) - len(maps.keys() & set(both))} of {len(both)} pairs "
             f"have no semantic image and stay unlabelled"
         )
-    if others_left + others_right + others_maps:
-        count = others_left + others_right + others_maps
+    used = {*left.values(), *right.values(), *maps.values()}
+    if others := sorted({*others_left, *others_right, *others_maps} - used):
         notes.append(
-            f"source '{source}': {count} files left out: no images by extension, or without the"
-            " ending that --suffixes names"
+            f"source '{source}': {len(others)} files left out: no images by extension, or without "
+            f"the ending that --suffixes names (first: {', '.join(p.name for p in others[:3])})"
         )
     return [Item(source, n, left[n], right[n], maps.get(n)) for n in both], notes
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data import doctor, image_values
-from data.decoding import decode_semantic, decode_visible, nodata_of
+from data.decoding import decode_semantic, decode_visible, nodata_of, split_channels
 from data.folders import Item, thumbnail
 from data.infrared_files import read_infrared
 from data.manifest import sha256
@@ -65,10 +65,17 @@ class Inspection(NamedTuple):
     shift: tuple[int, int] = (0, 0)  # rows and columns that are cropped away, see --align
 
 
+def read_files(item: Item) -> tuple[bytes, bytes]:
+    """Visible and infrared bytes; of one file with four channels, a PNG for each side."""
+    if item.visible != item.infrared:
+        return item.visible.read_bytes(), item.infrared.read_bytes()
+    return split_channels(item.visible.read_bytes(), str(item.visible))
+
+
 def decode_item(item: Item, options: Options) -> Decoded:
     """All files of a pair. Raises: ValueError naming the file, or both sizes where they differ."""
     where = item.where()
-    visible_bytes, infrared_bytes = item.visible.read_bytes(), item.infrared.read_bytes()
+    visible_bytes, infrared_bytes = read_files(item)
     visible = decode_visible(visible_bytes, str(item.visible))
     read = read_infrared(infrared_bytes, str(item.infrared), options.unit, options.colours)
     infrared = read.values

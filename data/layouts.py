@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data import folders
+from data.decoding import four_channels
 from data.folders import Item
+from data.manifest import SPLITS
 from data.materials import TABLES
 
 ENDING = r"\.(?i:png|jpe?g|tiff?|bmp|webp|npy)"
@@ -37,6 +39,12 @@ LAYOUTS = {
     "llvip": Layout(
         r"(?:.*/)?visible/((?:train|test)/.+)", r"(?:.*/)?infrared/((?:train|test)/.+)"
     ),
+    # Four channels in one PNG: red, green, blue, thermal. Names in _flip are mirrored copies.
+    "mfnet": Layout(r"(?:.*/)?images/(\d+[DN])", r"(?:.*/)?images/(\d+[DN])"),
+    "ab_folders": Layout(
+        r"(?:.*/)?(train|val|test)A(/.+)",
+        r"(?:.*/)?(train|val|test)B(/.+)",
+    ),
     "m3fd": Layout(r"(?:.*/)?[Vv]is/(.+)", r"(?:.*/)?[Ii]r/(.+)"),
     "roadscene": Layout(r"(?:.*/)?crop_HR_visible/(.+)", r"(?:.*/)?cropinfrared/(.+)"),
     "vedai": Layout(r"(?:.*/)?(\d+)_co", r"(?:.*/)?(\d+)_ir"),
@@ -59,11 +67,14 @@ def find(
     """
     if name not in ("auto", *LAYOUTS):
         raise ValueError(f"--layout {name}: expected auto or one of {', '.join(LAYOUTS)}")
-    paths = list(folders.image_files(root)[0].values())
+    files, others = folders.image_files(root)
+    paths = list(files.values())
     tried = list(LAYOUTS) if name == "auto" else [name]
     for word in tried:
         sides = [_names(root, paths, pattern) for pattern in LAYOUTS[word]]
         both = set(sides[0]) & set(sides[1])
+        if both and sides[0] == sides[1] and not four_channels(next(iter(sides[0].values()))):
+            continue
         if both and (name != "auto" or 2 * len(both) >= SHARE * len(paths)):
             break
     else:
@@ -81,10 +92,25 @@ def find(
     if rest := sorted(set(paths) - {p for side in sides for p in side.values()}):
         notes.append(
             f"source '{source}': {len(rest)} images are no part of the layout '{word}' and are "
-            f"left out (first: {rest[0].relative_to(root)})"
+            f"left out (first: {', '.join(str(p.relative_to(root)) for p in rest[:3])})"
         )
+    if others:
+        first = ", ".join(str(p.relative_to(root)) for p in others[:3])
+        notes.append(f"source '{source}': {len(others)} files are no images (first: {first})")
     names = sorted(both, key=folders.natural)
-    return word, [Item(source, n, sides[0][n], sides[1][n]) for n in names], notes
+    listed = _listed(root, others) if word == "mfnet" else {}
+    return word, [Item(source, listed.get(n, n), sides[0][n], sides[1][n]) for n in names], notes
+
+
+def _listed(root: Path, others: list[Path]) -> dict[str, str]:
+    """Names with their split as folder, from train.txt, val.txt and test.txt: one name a line."""
+    listed: dict[str, str] = {}
+    for path in others:
+        if path.name in {f"{split}.txt" for split in SPLITS}:
+            for name in path.read_text(encoding="utf-8-sig").split():
+                if listed.setdefault(name, f"{path.stem}/{name}") != f"{path.stem}/{name}":
+                    raise ValueError(f"{path}: {name} is in {listed[name].split('/')[0]} too")
+    return listed
 
 
 def _names(root: Path, paths: list[Path], pattern: str) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from data import doctor, splits
 from data import manifest as mf
 from data.decoding import encode_npy, encode_png
 from data.folders import Item, thumbnail
-from data.inspection import Inspection, Options, decode_item
+from data.inspection import Inspection, Options, decode_item, read_files
 from data.manifest import SPLITS, digest, dump, sha256
 from data.materials import (
     CLASS_NAMES,
@@ -56,7 +56,7 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
     Raises: ValueError: a file is not what was inspected.
     """
     item, found, split, options, radiometry = task
-    visible, infrared = item.visible.read_bytes(), item.infrared.read_bytes()
+    visible, infrared = read_files(item)
     if (sha256(visible), sha256(infrared)) != (found.visible_hash, found.infrared_hash):
         raise ValueError(f"{item.where()}: a file changed while the data set was prepared")
     semantic = classes = None
