@@ -47,7 +47,7 @@ def main() -> None:
     source = dict(flags=FLAGS, default="configs/finetune.yaml")
     cfg = config.load(FinetuneConfig, **source)
     given, _ = config.given(FinetuneConfig, **source)
-    device = dist.init(cfg.run.device, cfg.run.deterministic)
+    device = dist.init(cfg.run.device, cfg.run.deterministic, cfg.run.timeout)
     # how it is trained is this run's choice; what it is comes from the checkpoint
     names = ("freeze_decomposition", "train_batchnorm", *HOW_IT_RUNS)
     chosen = {name: getattr(cfg.model, name) for name in names}

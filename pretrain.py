@@ -34,7 +34,7 @@ NEAR_CHANCE = 0.9  # a cross-entropy above this share of ln(materials) has learn
 
 def main() -> None:
     cfg = config.load(PretrainConfig, flags=FLAGS, default="configs/pretrain.yaml")
-    pretrain(cfg, dist.init(cfg.run.device, cfg.run.deterministic))
+    pretrain(cfg, dist.init(cfg.run.device, cfg.run.deterministic, cfg.run.timeout))
 
 
 def pretrain(cfg: PretrainConfig, device: torch.device) -> None:

@@ -31,7 +31,7 @@ from utils.scenes import scene_cells, scene_figure
 
 def main() -> None:
     cfg = config.load(TrainConfig, flags=FLAGS, default="configs/train.yaml")
-    device = dist.init(cfg.run.device, cfg.run.deterministic)
+    device = dist.init(cfg.run.device, cfg.run.deterministic, cfg.run.timeout)
     model, plan = checkpoints.new_translator(cfg, device)
     train(cfg, model, plan, device)
 
@@ -123,7 +123,7 @@ def export(cfg: TrainConfig, model: Translator, run: Run) -> None:
     """Write the best weights as a folder that generate.py and diffusers read."""
     best = run.dir / "best_model.pth"
     if dist.is_main() and best.is_file():
-        parts = checkpoint.load(best)
+        parts = checkpoint.load(checkpoints.file_of(best))
         checkpoint.load_into(model, parts["model"], best)
         state = checkpoint.trained_state(model)
         save_bundle(run.dir / "export", model, state, config.to_dict(cfg), parts["versions"])

@@ -32,14 +32,24 @@ from utils import checkpoint, config, dist
 def file_of(path: str | Path) -> Path:
     """The checkpoint that a path names: a file, or a run's folder, whose best model it is.
 
-    Raises: ValueError: there is none.
+    In a folder whose best model is damaged it is the newest intact checkpoint, and that is said.
+    Raises: ValueError: there is none, or the file is damaged and another one beside it is not.
     """
     path = Path(path)
     if path.is_dir():
         best = path / "best_model.pth"
-        path = best if best.is_file() else checkpoint.latest(path) or best
+        if best.is_file() and not (damage := checkpoint.damaged(best)):
+            return best
+        found = checkpoint.newest(path)
+        if found and best.is_file():
+            dist.print0(f"passing over {best}, which is damaged ({damage}): using {found[0]}")
+        path = found[0] if found else best
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}; train.py and pretrain.py write them")
+    if (damage := checkpoint.damaged(path)) and (found := checkpoint.newest(path.parent)):
+        raise ValueError(
+            f"checkpoint {path} is damaged: {damage}; use {found[0]}, the newest intact one"
+        )
     return path
 
 

@@ -53,7 +53,7 @@ def train(
     cfg = config.load(BaselineConfig, flags=FLAGS, default=f"configs/baselines/{name}.yaml")
     if cfg.model.baseline != name:
         raise ValueError(f"this script trains {name}; model.baseline is {cfg.model.baseline}")
-    device = dist.init(cfg.run.device, cfg.run.deterministic)
+    device = dist.init(cfg.run.device, cfg.run.deterministic, cfg.run.timeout)
     run = Run(cfg.run.output_dir, cfg)
     train_set, val_set = open_pairs(cfg.data, "train"), open_pairs(cfg.data, "val")
     for note in train_set.notes:

@@ -1,7 +1,10 @@
 """One full look at every pair before anything is written: sizes, ranges, hashes, classes."""
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -204,9 +207,15 @@ def in_workers(function: Callable, tasks: list, workers: int, block: int = 256) 
     if workers <= 1:
         yield from map(function, tasks)
         return
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
+    with multiprocessing.get_context("fork").Pool(workers, end_with_parent) as pool:
         for first in range(0, len(tasks), block):
             yield from pool.imap(function, tasks[first : first + block], chunksize=4)
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when its parent is; without it workers would wait for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 def sizes(found: list[Inspection]) -> dict[str, int]:

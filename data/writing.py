@@ -1,11 +1,9 @@
 """Rows to parquet shards with a manifest: streamed, hashed, renamed into place when complete."""
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from data.pairs import DataConfig, ParquetSource, open_pairs
 from data.pseudo_labels import LabelConfig
 from data.registration import cropped
 from data.synthetic import render_scene
+from utils.files import clear_remains, whole_folder
 from utils.labels import IGNORE
 
 SHARD_BYTES, SHARD_ROWS = 512 * 2**20, 2000
@@ -221,6 +220,7 @@ class ShardWriter:
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Raises: ValueError: `out` exists and may not be replaced, or cannot be made."""
+    clear_remains(out)
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists; choose another --out or add --overwrite")
     if out.exists() and not (out / "manifest.json").is_file():
@@ -228,23 +228,6 @@ def check_out(out: Path, overwrite: bool) -> None:
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(f"{out} cannot be made: {above} is no folder that can be written to")
-
-
-@contextlib.contextmanager
-def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that becomes `out` if the block succeeds and vanishes if it does not."""
-    check_out(out, overwrite)
-    temporary = out.with_name(f".{out.name}.new-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        old = out.with_name(f".{out.name}.old-{os.getpid()}")
-        if out.exists():
-            out.rename(old)
-        temporary.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = False) -> dict:
@@ -255,41 +238,51 @@ def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = Fal
     """
     table = manifest["table"]
     lookup = material_table(table).numpy() if table else None
-    with new_folder(out, overwrite) as folder:
-        facts = {key: manifest[key] for key in ("window", "planck") if manifest.get(key)}
-        writers = {split: ShardWriter(folder, split, facts) for split in SPLITS}
-        balances = {split: Balance() for split in SPLITS}
-        for row in rows:
-            classes = row.pop("classes")
-            if lookup is not None and classes is not None:
-                balances[row["split"]].add(classes, lookup)
-            writers[row["split"]].add(row)
-        for split, writer in writers.items():
-            writer.close()
-            if not writer.hashes:
-                raise ValueError(f"split '{split}' would be empty; each needs at least one pair")
-        manifest = {
-            **manifest,
-            "balance": {
-                s: b.to_dict(table, lookup)
-                for s, b in balances.items()
-                if b.images and lookup is not None
-            },
-            "columns": SCHEMA.names,
-            "splits": {
-                split: {
-                    "pairs": len(writer.hashes),
-                    "sha256": digest(writer.hashes),
-                    "names": [f"{source}/{name}" for source, name, _ in writer.hashes],
-                }
-                for split, writer in writers.items()
-            },
-            "shards": [shard for writer in writers.values() for shard in writer.shards],
-        }
-        path = folder / "manifest.json"
-        path.write_text(dump(manifest))
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    check_out(out, overwrite)
+    try:
+        with whole_folder(out) as folder:
+            return _write_into(folder, rows, manifest, table, lookup)
+    except OSError as error:
+        raise OSError(f"{out} was not written: {error}") from error
+
+
+def _write_into(
+    folder: Path, rows: Iterable[dict], manifest: dict, table: str, lookup: np.ndarray | None
+) -> dict:
+    facts = {key: manifest[key] for key in ("window", "planck") if manifest.get(key)}
+    writers = {split: ShardWriter(folder, split, facts) for split in SPLITS}
+    balances = {split: Balance() for split in SPLITS}
+    for row in rows:
+        classes = row.pop("classes")
+        if lookup is not None and classes is not None:
+            balances[row["split"]].add(classes, lookup)
+        writers[row["split"]].add(row)
+    for split, writer in writers.items():
+        writer.close()
+        if not writer.hashes:
+            raise ValueError(f"split '{split}' would be empty; each needs at least one pair")
+    manifest = {
+        **manifest,
+        "balance": {
+            s: b.to_dict(table, lookup)
+            for s, b in balances.items()
+            if b.images and lookup is not None
+        },
+        "columns": SCHEMA.names,
+        "splits": {
+            split: {
+                "pairs": len(writer.hashes),
+                "sha256": digest(writer.hashes),
+                "names": [f"{source}/{name}" for source, name, _ in writer.hashes],
+            }
+            for split, writer in writers.items()
+        },
+        "shards": [shard for writer in writers.values() for shard in writer.shards],
+    }
+    path = folder / "manifest.json"
+    path.write_text(dump(manifest))
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
     return manifest
 
 

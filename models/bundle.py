@@ -7,7 +7,6 @@ thermaflux.json                    the run's configuration and versions
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,9 +15,11 @@ from torch import Tensor
 
 from models.lora import LORA_FILE, lora_layers, save_lora
 from models.translator import Translator
+from utils.files import whole_folder
 
 STATE_FILE = "thermaflux.safetensors"
 CONFIG_FILE = "thermaflux.json"
+FILES = LORA_FILE, STATE_FILE, CONFIG_FILE
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -42,44 +43,29 @@ def save_bundle(
         OSError: one sentence with the folder; an export that was there before still is.
     """
     folder = Path(folder).absolute()
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")
     notes = {"config": config, "versions": versions, "text_tokens": len(translator.prompt.tokens)}
     rest = {n: x.detach().cpu().contiguous() for n, x in state.items() if ".lora_" not in n}
     try:
-        part.mkdir(parents=True)
-        if lora_layers(translator.flux):
-            save_lora(translator.flux, part / LORA_FILE, {"made_by": "ThermaFlux"})
-        save_file(rest, str(part / STATE_FILE), metadata={"format": "pt"})
-        (part / CONFIG_FILE).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
-        _put(part, folder)
+        there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        alone = there <= set(FILES) and not folder.is_symlink()
+        with whole_folder(folder if alone else folder / ".export") as part:
+            if lora_layers(translator.flux):
+                save_lora(translator.flux, part / LORA_FILE, {"made_by": "ThermaFlux"})
+            save_file(rest, str(part / STATE_FILE), metadata={"format": "pt"})
+            (part / CONFIG_FILE).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        if not alone:
+            _replace_files(folder)
     except (OSError, SafetensorError) as error:
         raise OSError(f"export {folder} was not written: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
-def _put(part: Path, folder: Path) -> None:
-    """Rename `part` to `folder`; files in it that are not ours stay there."""
-    names = (LORA_FILE, STATE_FILE, CONFIG_FILE)
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if there <= set(names) and not folder.is_symlink():
-        old = part.with_name(part.name + ".old")
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(part, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-        return
+def _replace_files(folder: Path) -> None:
+    """Move the export in folder/.export to a folder that has other files too, which stay."""
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # no export until the last file is in place
-    for name in names:
-        if (part / name).exists():
-            os.replace(part / name, folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
+    (folder / LORA_FILE).unlink(missing_ok=True)  # the new one may have no adapters
+    for path in sorted((folder / ".export").iterdir(), key=lambda p: p.suffix == ".json"):
+        os.replace(path, folder / path.name)
+    (folder / ".export").rmdir()
 
 
 def read_bundle(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ PACKAGES = {"models", "losses", "data", "utils"}
 SCRIPTS = sorted(ROOT.glob("*.py"))
 FOLDERS = [*PACKAGES, "configs", "assembly", "baselines", "benchmarks"]
 MODULES = sorted(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))
-SHARED = {"utils.labels", "utils.correlation"}  # facts that every package may import
+SHARED = {"utils.labels", "utils.correlation", "utils.files"}  # every package may import them
 OURS = {p.stem for p in SCRIPTS} | set(FOLDERS) | {"tests"}
 
 

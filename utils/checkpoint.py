@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -195,22 +195,44 @@ def _write(path: Path, parts: dict[str, Any], keep: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob("*.pth.tmp"):  # of a process that was killed here
         stale.unlink(missing_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, faults = path.with_name(path.name + ".tmp"), []
     try:
         with open(temporary, "wb") as file:
-            torch.save(parts, file)
+            torch.save(parts, _Noted(file, faults))
         _add_hash(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer says what only it knows
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(path.parent).free / 2**20  # as it was when the write failed
         temporary.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free / 2**20
-        raise OSError(f"{path} was not written, {free:.0f} MiB are free there: {error}") from error
+        raise OSError(
+            f"{path} was not written, {free:.0f} MiB are free there: {(faults or [error])[0]}"
+        ) from error
     folder = os.open(path.parent, os.O_RDONLY)  # the new name must survive a power cut too
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
     prune(path, keep)
+
+
+class _Noted:
+    """A file whose errors are kept: torch replaces them by one of its own, without the reason."""
+
+    def __init__(self, file: IO[bytes], faults: list[OSError]):
+        self.file, self.faults = file, faults
+
+    def write(self, data: Any) -> int:
+        return self._try(self.file.write, data)
+
+    def flush(self) -> None:
+        self._try(self.file.flush)
+
+    def _try(self, call: Callable, *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except OSError as error:
+            self.faults.append(error)
+            raise
 
 
 def step_of(path: Path) -> int:

@@ -5,6 +5,7 @@ Under torchrun there are many; without it one process is rank 0 of 1 and every c
 
 import math
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ import torch.distributed.nn  # before there is a group: see `close`
 from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
+JOIN = 300.0  # seconds, at least, for all ranks to start Python and find each other
+_limit = {"seconds": math.inf}  # of `init`, for the sentence when it is over
 
 
 def rank() -> int:
@@ -35,13 +38,17 @@ def print0(*values: Any) -> None:
         print(*values, flush=True)
 
 
-def init(device: str = "auto", deterministic: bool = False) -> torch.device:
+def init(
+    device: str = "auto", deterministic: bool = False, timeout: float = 1800.0
+) -> torch.device:
     """Join the other processes, if torchrun started any, and return the device of this one.
 
     Args:
         device: auto (cuda where there is a GPU for every process), cpu or cuda.
         deterministic: only kernels that give the same bits every time; torch says which operation
             has none. A CPU's are so anyway.
+        timeout: seconds that a rank waits for the others before the run ends; rank 0 may be busy
+            alone for long: a first compilation, a checkpoint on a slow disk.
 
     Raises:
         ValueError: no such device here.
@@ -65,13 +72,59 @@ def init(device: str = "auto", deterministic: bool = False) -> torch.device:
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
         torch.use_deterministic_algorithms(True)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch_dist.is_initialized():
-        # rank 0 may be busy alone for long: a first compilation, a checkpoint on a slow disk
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        joining = timedelta(seconds=max(timeout, JOIN))
+        store, own, count = next(torch_dist.rendezvous("env://", timeout=joining))
         torch_dist.init_process_group(
             "nccl" if use_cuda else "gloo",
-            timeout=timedelta(minutes=30),
+            # torchrun's store outlives a restart; in it are the addresses of processes now dead
+            store=torch_dist.PrefixStore(f"attempt{attempt}", store),
+            rank=own,
+            world_size=count,
+            timeout=joining,
             device_id=chosen if use_cuda else None,
         )
+        older = torch_dist.distributed_c10d._set_pg_timeout  # its name before torch 2.14
+        getattr(torch_dist, "set_timeout", older)(timedelta(seconds=timeout))
+        _limit["seconds"] = timeout
     return chosen
+
+
+def together(work: Callable[[], None]) -> None:
+    """`work` on every rank; what fails on one, as OSError or ValueError, fails on all alike."""
+    wrong: OSError | ValueError | None = None
+    try:
+        work()
+    except (OSError, ValueError) as error:
+        wrong = error
+    for number, text in enumerate(gather(str(wrong) if wrong else "")):
+        if text and not wrong:
+            raise ValueError(f"{text} (on rank {number})")
+    if wrong:
+        raise wrong
+
+
+def lost_ranks(error: Exception) -> str | None:
+    """One sentence if `error` is that of a collective which other ranks did not join, else None.
+
+    Each rank that waited in vain says so in the store; who has not after a few seconds hangs.
+    """
+    text = str(error)
+    if world_size() == 1 or not ("gloo" in text or isinstance(error, torch_dist.DistError)):
+        return None
+    if any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer")):
+        return "another rank has ended; what it said is the reason"
+    if not any(sign in text for sign in ("Timed out waiting", "timed out", "timeout")):
+        return None
+    store = torch_dist.distributed_c10d._get_default_store()
+    store.set(f"waited/{rank()}", "yes")
+    time.sleep(min(5.0, _limit["seconds"] / 2))  # the others' waits began and end about now
+    missing = [r for r in range(world_size()) if not store.check([f"waited/{r}"])]
+    who = f"rank {', '.join(map(str, missing))} did" if missing else "a rank did"
+    return (
+        f"{who} not arrive within {_limit['seconds']:g} s (run.timeout): it hangs, or does"
+        " something that takes longer"
+    )
 
 
 def close() -> None:

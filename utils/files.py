@@ -1,6 +1,10 @@
 """Files that appear whole or not at all, and a gate for those that come from outside."""
 
+import contextlib
+import fcntl
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -10,9 +14,10 @@ def write_whole(path: str | Path, data: bytes | str) -> None:
     Raises: OSError: one sentence with the file; what was at `path` before is still there.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
+        _clear_parts(path.parent)
+        with open(part, "wb") as file, _held(part):
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -21,6 +26,20 @@ def write_whole(path: str | Path, data: bytes | str) -> None:
         raise OSError(f"{path} was not written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+_cleared: set[Path] = set()  # folders that this process has looked through
+
+
+def _clear_parts(folder: Path) -> None:
+    """Delete the files that processes which are gone had begun to write; once in a process."""
+    folder = folder.absolute()
+    if folder not in _cleared:
+        for left in folder.glob(".*.part"):
+            with _held(left) as free:
+                if free and left.is_file():
+                    left.unlink(missing_ok=True)
+        _cleared.add(folder)
 
 
 def read_limited(path: str | Path, most: int) -> bytes:
@@ -36,3 +55,68 @@ def read_limited(path: str | Path, most: int) -> bytes:
     if len(data) > most:
         raise ValueError(f"{path} has more than {most:,} bytes, the most that is read of its kind")
     return data
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes it if the block succeeds, else vanishes."""
+    out = out.absolute()
+    clear_remains(out)
+    part, old = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
+    part.mkdir(parents=True)
+    with _held(part):
+        try:
+            yield part
+            with _held(out):  # it is `old` for a moment
+                if out.exists():
+                    out.rename(old)
+                try:
+                    part.rename(out)
+                except OSError:
+                    if old.exists():
+                        old.rename(out)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def clear_remains(out: Path) -> None:
+    """Put right what a process left that was killed in `whole_folder(out)`.
+
+    If it died between the two renames, the old folder gets its name back. What another process
+    still holds stays.
+    """
+    out = out.absolute()
+    for kind in ("old", "new"):
+        for left in sorted(out.parent.glob(f".{out.name}.{kind}-*")):
+            with _held(left) as free:
+                if not free or not left.is_dir() or left.is_symlink():
+                    continue
+                if kind == "old" and not out.exists():
+                    left.rename(out)
+                    print(f"{out} is back: a process was killed while it replaced it", flush=True)
+                else:
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Lock a file or folder while the block runs; the end of the process unlocks it too.
+
+    Gives whether it is ours now: no other process holds it, and this file system can tell.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except OSError:
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(number)

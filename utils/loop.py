@@ -149,7 +149,7 @@ def fit(
         )
     if training.steps or training.max_seconds:
         dist.print0(f"{what_ends(training)}; training.epochs does not count")
-    run.start(state.step)
+    dist.together(lambda: run.start(state.step))
     ddp: Any = distributed(model, device)
     meter = Meter()
     autocast = partial(

@@ -78,7 +78,7 @@ class State:
             there, here = (c.get(section, {}) for c in (saved, now))
             compared = here.keys() - set(getattr(cfg, "MAY_CHANGE", {}).get(section, ()))
             same += [there.get(key) == here[key] for key in compared]
-        return all(same) and (run.dir / "best_model.pth").is_file()
+        return all(same) and not checkpoint.damaged(run.dir / "best_model.pth")
 
     def save(self, cfg: FitConfig, model: nn.Module, optimizer: Any, ema: Ema, run: Run) -> Path:
         """Begin to write this step's checkpoint (rank 0). Returns its path."""

@@ -4,12 +4,14 @@ runs/x/  config.yaml  command.txt  commit.txt  code.diff  metrics.jsonl  events.
          run.lock (locked while a process writes here; names it)
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import math
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -17,8 +19,9 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import torch
@@ -34,10 +37,13 @@ class RunConfig:
     device: str = "auto"  # auto, cpu or cuda
     images: int = 4  # scenes drawn at every evaluation
     deterministic: bool = False  # on a GPU: the same bits in every run, by slower kernels
+    timeout: float = 1800.0  # seconds that a rank waits for the others before the run ends
 
     def __post_init__(self):
         if not self.output_dir.strip():
             raise ValueError("output_dir is empty; name a folder")
+        if not 1 <= self.timeout <= 10**6:
+            raise ValueError(f"timeout must be 1 to 1,000,000 seconds, got {self.timeout}")
 
 
 class Run:
@@ -60,11 +66,13 @@ class Run:
     def start(self, step: int | None = None) -> None:
         """Describe the run; drop the rows after `step` that an earlier start wrote (None: none).
 
-        Raises: ValueError: another process writes to this folder.
+        Raises: ValueError: another process writes to this folder. OSError: it cannot be written.
         """
         self.described = True
-        if not dist.is_main():
-            return
+        if dist.is_main():
+            self._describe(step)
+
+    def _describe(self, step: int | None) -> None:
         self._take_lock()
         (self.dir / "config.yaml").write_text(config.to_yaml(self.cfg), encoding="utf-8")
         with open(self.dir / "command.txt", "a", encoding="utf-8") as file:
@@ -199,20 +207,22 @@ def entry(main: Callable[[], None]) -> None:
     """Run a script's `main`. What the user can mend ends in one line and exit code 2.
 
     ValueError and OSError are printed as `error: ...` without a traceback, unless the environment
-    has THERMAFLUX_TRACEBACK=1. Anything else is a fault of ours and keeps its traceback.
+    has THERMAFLUX_TRACEBACK=1. Anything else is a fault of ours and keeps its traceback. torchrun's
+    own summary shows the same line.
     """
+    if "RANK" not in os.environ and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, partial(_end_in_order, os.getpid()))
     try:
         main()
     except (ValueError, OSError) as error:
-        if os.environ.get("THERMAFLUX_TRACEBACK", "") not in ("", "0"):
-            traceback.print_exc()
-        who = f" (rank {dist.rank()})" if dist.world_size() > 1 else ""
-        print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        # without dist.close(): the other ranks may be in a collective; torchrun ends them
-        raise SystemExit(2) from None
+        _refuse(" ".join(str(error).split()), error)
     except torch.OutOfMemoryError as error:
-        print(f"error: {out_of_memory(error)}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        _refuse(out_of_memory(error), error)
+    except RuntimeError as error:
+        if (sentence := dist.lost_ranks(error)) is None:
+            _tell_launcher("".join(traceback.format_exception(error)))
+            raise
+        _refuse(sentence, error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -221,6 +231,37 @@ def entry(main: Callable[[], None]) -> None:
             dist.close()
         raise
     dist.close()
+
+
+def _end_in_order(owner: int, number: int, frame: Any) -> None:
+    """At SIGTERM: leave all blocks, so that temporary files are deleted. Workers end at once."""
+    if os.getpid() != owner:
+        os._exit(128 + number)
+    raise SystemExit(128 + number)
+
+
+def _refuse(sentence: str, error: Exception) -> NoReturn:
+    """Say what is wrong on this rank and to the launcher, and end with code 2.
+
+    Without dist.close(): the other ranks may be in a collective; torchrun ends them.
+    """
+    if os.environ.get("THERMAFLUX_TRACEBACK", "") not in ("", "0"):
+        traceback.print_exception(error)
+    who = f" (rank {dist.rank()})" if dist.world_size() > 1 else ""
+    sys.stderr.write(f"error{who}: {sentence}\n")  # in one piece: other ranks write here too
+    _tell_launcher(f"error: {sentence}")
+    sys.stdout.flush()
+    if dist.world_size() > 1:
+        os._exit(2)  # threads of a collective that never ends would keep the process
+    raise SystemExit(2) from None
+
+
+def _tell_launcher(message: str) -> None:
+    """Fill the file that torchrun reads for its summary; it names the rank that failed first."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        text = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": text}), encoding="utf-8")
 
 
 def out_of_memory(error: torch.OutOfMemoryError) -> str:

@@ -6,10 +6,12 @@ pytest tests/faults/test_runs.py
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from assembly import checkpoints
 from tests.test_loop import ROOT, ToyConfig, rows_of, train, weights
 from utils import checkpoint
 from utils.run import Run
@@ -83,3 +85,29 @@ def test_an_intact_checkpoint_of_wrong_contents_is_passed_over_or_refused(tmp_pa
     checkpoint.save(tmp_path / "named.pth", parts)
     with pytest.raises(ValueError, match=r"named.pth cannot be resumed from"):
         train(tmp_path / "other", f"run.resume={tmp_path / 'named.pth'}")
+
+
+def test_a_truncated_best_model_is_no_dead_end(tmp_path, capsys):
+    train(tmp_path, "training.eval_every=3", eval_fn=lambda model: {"val_loss": 1.0})
+    best = tmp_path / "best_model.pth"
+    best.write_bytes(best.read_bytes()[:500])
+    assert checkpoints.file_of(tmp_path).name == "checkpoint_00000006.pth"
+    assert f"passing over {best}, which is damaged" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"best_model.pth is damaged.*use .*checkpoint_00000006"):
+        checkpoints.file_of(best)
+    again = ["training.eval_every=3", "training.steps=9"]
+    train(tmp_path, *again, eval_fn=lambda model: {"val_loss": 2.0})
+    assert not checkpoint.damaged(best)  # chosen anew
+
+
+def test_the_free_space_is_said_as_it_was_when_the_write_failed(tmp_path, monkeypatch):
+    def free(folder):
+        return SimpleNamespace(free=2**20 * (5 if list(tmp_path.glob("*.tmp")) else 900))
+
+    def full(parts, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", free)
+    with pytest.raises(OSError, match="5 MiB are free there: .*No space left"):
+        checkpoint.save(tmp_path / "checkpoint_1.pth", {"model": {}})
