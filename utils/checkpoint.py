@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -195,10 +195,11 @@ def _write(path: Path, parts: dict[str, Any], keep: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob("*.pth.tmp"):  # of a process that was killed here
         stale.unlink(missing_ok=True)
-    temporary, faults = path.with_name(path.name + ".tmp"), []
+    temporary = path.with_name(path.name + ".tmp")
+    faults: list[OSError] = []
     try:
         with open(temporary, "wb") as file:
-            torch.save(parts, _Noted(file, faults))
+            torch.save(parts, cast(IO[bytes], _Noted(file, faults)))
         _add_hash(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:

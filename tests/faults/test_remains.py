@@ -169,6 +169,6 @@ def test_a_report_killed_at_random_moments_is_old_or_new(tmp_path):
         if path.exists():
             lines = path.read_text().splitlines()
             assert len(lines) == 2000 and len(set(lines)) == 1
-    assert leftovers(tmp_path, "results.md")
+    (tmp_path / ".results.md.1.part").write_text("half")  # the last kill may have left none
     files.write_whole(path, "end")
     assert not leftovers(tmp_path, "results.md")
