@@ -61,8 +61,9 @@ def model_rows(opened: Opened) -> list[Row]:
     trained: Any = opened.trained
     if opened.translator and trained.flow.mean_share == 0:
         rows.append(Row("ours", lambda batch: samples(opened, batch)))
-    elif opened.translator:
-        rows.append(Row("sample", lambda batch: samples(opened, batch)))
+    elif opened.translator and opened.sampling:
+        sampled = replace(opened.sampling, mode="sample")
+        rows.append(Row("sample", lambda batch: samples(opened._replace(sampling=sampled), batch)))
         rows.append(Row("mean", lambda batch: mean(opened, batch)))
     return rows
 

@@ -205,9 +205,8 @@ def _write(path: Path, parts: dict[str, Any], keep: int) -> None:
     except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(path.parent).free / 2**20  # as it was when the write failed
         temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"{path} was not written, {free:.0f} MiB are free there: {(faults or [error])[0]}"
-        ) from error
+        reason = faults[0] if faults else error
+        raise OSError(f"{path} was not written, {free:.0f} MiB are free there: {reason}") from error
     folder = os.open(path.parent, os.O_RDONLY)  # the new name must survive a power cut too
     try:
         os.fsync(folder)
