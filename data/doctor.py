@@ -108,7 +108,8 @@ def summary(findings: list[Finding]) -> list[str]:
             lines.append(f"source '{source}': images too small or flat to measure a shift")
         elif not shift.clear():
             lines.append(
-                f"source '{source}': no clear shift in all pairs together: do the names pair one scene?"
+                f"source '{source}': no clear shift in all pairs together: "
+                "do the names pair one scene?"
             )
         else:
             off = shift.distance() >= OFF
