@@ -107,7 +107,10 @@ def summary(findings: list[Finding]) -> list[str]:
         if shift is None:
             lines.append(f"source '{source}': images too small or flat to measure a shift")
         elif not shift.clear():
-            lines.append(f"source '{source}': no clear shift in all pairs together")
+            lines.append(
+                f"source '{source}': no clear shift in all pairs together: "
+                "do the names pair one scene?"
+            )
         else:
             off = shift.distance() >= OFF
             lines.append(

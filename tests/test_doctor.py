@@ -73,7 +73,10 @@ def test_unrelated_and_constant_images_are_not_measured():
     images = noise.integers(0, 256, (10, 96, 128, 4), dtype=np.uint8)
     found = examined((x[..., :3], x[..., 3]) for x in images)
     assert not doctor.source_shifts(found)["s"].clear() and not doctor.astray(found, {})
-    assert doctor.repairs(found)[0] == {}
+    assert (
+        doctor.repairs(found)[0] == {}
+        and "do the names pair one scene?" in doctor.summary(found)[0]
+    )
     (dead,) = examined([(images[0, ..., :3], np.full((96, 128), 7, np.uint16))])
     assert dead.constant and dead.shift() is None
     assert "1 pairs have a constant image (first: x0)" in doctor.summary([dead])
