@@ -207,13 +207,18 @@ def in_workers(function: Callable, tasks: list, workers: int, block: int = 256) 
     if workers <= 1:
         yield from map(function, tasks)
         return
-    with multiprocessing.get_context("fork").Pool(workers, end_with_parent) as pool:
+    with multiprocessing.get_context("fork").Pool(workers, begin_worker) as pool:
         for first in range(0, len(tasks), block):
             yield from pool.imap(function, tasks[first : first + block], chunksize=4)
 
 
-def end_with_parent() -> None:
-    """Let this process be killed when its parent is; without it workers would wait for ever."""
+def begin_worker() -> None:
+    """Let this process end at SIGTERM, and be killed when its parent is.
+
+    A handler that it inherits is Python's: one that arrives just before the worker waits for its
+    next task would never run, and the pool would wait for the worker for ever.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
