@@ -1,6 +1,7 @@
 """Splits by folder names, cut by fractions or by time; near-duplicates; aspect; names in NFC."""
 
 import json
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -11,6 +12,7 @@ from PIL import Image
 
 import prepare
 from data import splits
+from data.inspection import in_workers
 from data.pairs import DataConfig, LabelConfig, open_pairs
 from tests import tiny_data as tiny
 
@@ -182,3 +184,15 @@ def test_parquet_published_with_train_alone_can_be_used(tmp_path, files, sizes):
         first += count
     cfg = DataConfig(path=str(tmp_path), labels=LabelConfig(material_source="none"))
     assert tuple(len(open_pairs(cfg, s)) for s in splits.SPLITS) == sizes
+
+
+def _ends_at_sigterm(_) -> bool:
+    return signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_workers_do_not_inherit_a_handler_that_they_could_miss():
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        assert all(in_workers(_ends_at_sigterm, [0] * 8, 2))
+    finally:
+        signal.signal(signal.SIGTERM, before)
