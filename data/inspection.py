@@ -210,6 +210,8 @@ def in_workers(function: Callable, tasks: list, workers: int, block: int = 256) 
     with multiprocessing.get_context("fork").Pool(workers, begin_worker) as pool:
         for first in range(0, len(tasks), block):
             yield from pool.imap(function, tasks[first : first + block], chunksize=4)
+        pool.close()  # all is done: let the workers end by themselves, without a signal
+        pool.join()
 
 
 def begin_worker() -> None:
