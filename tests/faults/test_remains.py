@@ -7,12 +7,14 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import prepare
 from data import writing
@@ -32,6 +34,8 @@ def leftovers(folder, *wanted):
 
 def quietly(work):
     """Without what it prints, in a forked child."""
+    # tqdm's lock is shared by forked processes: killed with it, the child would stop its parent
+    tqdm.set_lock(threading.RLock())
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1), os.dup2(null, 2)
     work()
