@@ -105,8 +105,11 @@ def write_table(cfg: CompareConfig) -> None:
     count = {name: sum(n == name for n, _ in done) for name in cfg.methods}
     lines = [*results.table(summary, seconds), ""]
     lines.append("± half of the 95 % interval over images, which are averaged over seeds.")
-    lines += [f"{cfg.seconds:g} s of training each; finished seeds: "
-              + ", ".join(f"{name} {n}" for name, n in count.items()), ""]  # fmt: skip
+    lines += [
+        f"{cfg.seconds:g} s of training each; finished seeds: "
+        + ", ".join(f"{name} {n}" for name, n in count.items()),
+        "",
+    ]
     lines += ["Means of single seeds, standard deviation between them:", "", *seeds_table(summary)]
     for name in (x for x in own if x.startswith(f"{list(cfg.methods)[-1]}: ")):
         lines += ["", *results.verdict_table(summary, name)]

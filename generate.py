@@ -45,7 +45,7 @@ def main() -> None:
     )
     dist.print0(plan)
     translator.eval()
-    sampling = checkpoints.sampling_of(trained.sampling, cfg)
+    sampling = checkpoints.sampling_of(trained, cfg)
     window = trained.window and make_window(*trained.window, trained.unit)
     planck = trained.planck and Planck(*trained.planck)
     to = outputs.make_format(cfg.format, window, planck, whole=cfg.counts)

@@ -69,17 +69,20 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
 
     @torch.compiler.set_stance(stance)
     def eval_fn(model):
-        bins = torch.zeros(2, flow.TIME_BINS, device=device)
+        bins = torch.zeros(2, flow.TIME_BINS + 1, device=device)  # the last: of the mean
         total = torch.zeros(2, device=device)
         for batch in in_step(val_set, training.batch_size, *ranks, cfg.data.num_workers):
-            loss_B, t, _ = predict(model, to_device(batch, device), len(val_set), seed=0)
+            loss_B, t, _, mean = predict(model, to_device(batch, device), len(val_set), seed=0)
             if batch["filler"]:
                 continue
             total += torch.stack([loss_B.sum(), loss_B.new_tensor(len(loss_B))])
-            bins += torch.stack(flow.loss_by_time_bin(loss_B, t))
+            bins += torch.stack(flow.loss_by_time_bin(loss_B, t, mean))
         loss, count = dist.sum_over_ranks(total).tolist()
         sums, counts = dist.sum_over_ranks(bins).cpu()
-        found = {f"val_loss_t{i}": x for i, x in enumerate((sums / counts).tolist())}
+        names = [*(f"val_loss_t{i}" for i in range(flow.TIME_BINS)), "val_loss_mean"]
+        found = dict(zip(names, (sums / counts).tolist()))
+        if cfg.flow.mean_share == 0:
+            del found["val_loss_mean"]
         return {"val_loss": loss / count, **found, **draw_scenes(cfg, model, val_set, device)}
 
     if cfg.run.dry_run:

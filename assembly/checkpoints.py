@@ -16,6 +16,7 @@ from configs.schema import (
     ModelUseConfig,
     PretrainConfig,
     TrainConfig,
+    check_mode,
 )
 from data.materials import TABLES
 from data.pairs import DataConfig, Pairs, open_pairs
@@ -210,11 +211,16 @@ def load_any(
     return translator.eval().stage1, translator, cfg
 
 
-def sampling_of(trained: SamplingConfig, use: ModelUseConfig) -> SamplingConfig:
-    """How the run sampled, with what the user asked for instead."""
+def sampling_of(trained: TrainConfig, use: ModelUseConfig) -> SamplingConfig:
+    """How the run sampled, with what the user asked for instead.
+
+    Raises: ValueError: the model was not trained for what is asked.
+    """
     names = ("mode", "steps", "guidance_scale", "shift", "samples", "mirror", "seed")
     asked = {name: getattr(use, name) for name in names}
-    return replace(trained, **{name: x for name, x in asked.items() if x is not None})
+    chosen = replace(trained.sampling, **{name: x for name, x in asked.items() if x is not None})
+    check_mode(trained.flow, chosen)
+    return chosen
 
 
 class Opened(NamedTuple):
@@ -243,7 +249,7 @@ def open_all(cfg: HeldOutConfig, device: torch.device) -> Opened:
             f" {pairs.window.high:g} {pairs.window.unit}; the model was trained with {window[0]:g}"
             f" to {window[1]:g}, so its levels mean other values: compare rank corr. and SSIM"
         )
-    sampling = sampling_of(trained.sampling, cfg) if isinstance(trained, TrainConfig) else None
+    sampling = sampling_of(trained, cfg) if isinstance(trained, TrainConfig) else None
     return Opened(stage1, translator, trained, data, pairs, sampling)
 
 

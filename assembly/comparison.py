@@ -26,8 +26,11 @@ class CompareConfig:
     train: bool = True  # false: only the table
 
     def __post_init__(self):
-        wrong = [f"{n!r} becomes a folder: letters, digits, . _ - only"
-                 for n in self.methods if not NAME.fullmatch(n)]  # fmt: skip
+        wrong = [
+            f"{n!r} becomes a folder: letters, digits, . _ - only"
+            for n in self.methods
+            if not NAME.fullmatch(n)
+        ]
         if not self.methods:
             wrong.append("methods names none")
         if self.only is not None and self.only not in self.methods:

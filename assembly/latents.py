@@ -18,9 +18,17 @@ def attach_latents(cfg: TrainConfig, model: Translator, sets: tuple[Pairs, ...],
     those of a run that encodes in every step if the codec gives an image the same bits in any
     batch: the cosine codec does (on a CPU), the FLUX autoencoder may differ in the last ones.
 
-    Raises: ValueError: the folder cannot be made, is too small, or not the same on all machines.
+    Raises: ValueError: the layout has no latents; the folder cannot be made, is too small, or not
+        the same on all machines.
     """
-    if cfg.data.latents is None or cfg.run.dry_run:
+    if cfg.data.latents is None:
+        return
+    if cfg.model.layout == "pixels":
+        raise ValueError(
+            "data.latents keeps what a codec makes, and model.layout=pixels has none: set"
+            f" data.latents=null (it is {cfg.data.latents})"
+        )
+    if cfg.run.dry_run:
         return
     rank, world = dist.rank(), dist.world_size()
     folder = latents.make_folder(cfg.data.latents)

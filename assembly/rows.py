@@ -59,11 +59,9 @@ def model_rows(opened: Opened) -> list[Row]:
     if opened.stage1.fusion is not None:
         rows.append(Row("fused (stage 1)", lambda batch: fused(decomposed(opened, batch))))
     trained: Any = opened.trained
-    if opened.translator and trained.flow.mean_share == 0:
-        rows.append(Row("ours", lambda batch: samples(opened, batch)))
-    elif opened.translator and opened.sampling:
-        sampled = replace(opened.sampling, mode="sample")
-        rows.append(Row("sample", lambda batch: samples(opened._replace(sampling=sampled), batch)))
+    if opened.translator and (share := trained.flow.mean_share) < 1:
+        rows.append(Row("sample" if share else "ours", lambda batch: samples(opened, batch)))
+    if opened.translator and trained.flow.mean_share > 0:
         rows.append(Row("mean", lambda batch: mean(opened, batch)))
     return rows
 
@@ -109,11 +107,10 @@ def decomposed(opened: Opened, batch: Batch) -> Stage1Output:
 
 
 def samples(opened: Opened, batch: Batch) -> Tensor:
-    """(B, n, H, W): the samples that `translate` averages, one by one; of the mode `mean`, one."""
+    """(B, n, H, W): the samples that `translate` averages, one by one and not mirrored."""
     assert opened.translator is not None and opened.sampling is not None
-    if opened.sampling.mode == "mean":
-        return translate(opened.translator, batch["visible"], batch["draw"], opened.sampling)
-    n, one = opened.sampling.samples, replace(opened.sampling, samples=1, mirror=False)
+    n = opened.sampling.samples
+    one = replace(opened.sampling, mode="sample", samples=1, mirror=False)
     keys = [[draw * n + k for draw in batch["draw"]] for k in range(n)]
     found = [translate(opened.translator, batch["visible"], key, one) for key in keys]
     return torch.cat(found, 1)

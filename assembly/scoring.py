@@ -14,6 +14,7 @@ from torch import Tensor
 from assembly import features
 from assembly.rows import Row
 from utils import alignment, dist, metrics, objects
+from utils.correlation import clearness, peak
 
 MOST_KERNEL = 2000  # images whose features are compared all with all; evenly spaced
 
@@ -98,8 +99,9 @@ class Scorer:
         all_found.seconds = {name: float(np.median(x)) for name, x in times.items()}
         for method in surfaces[0]:
             whole = sum(own[method] for own in surfaces if method in own)
-            x, y = alignment.peak(whole).tolist()
-            clear = alignment.clearness(whole)
+            whole = whole.numpy()
+            y, x = peak(whole)
+            clear = clearness(whole)
             all_found.displacement[method] = {"x": x, "y": y, "clearness": clear}
         for name in ("images", "boxes"):
             items = [item for found, _ in shares for item in getattr(found, name)]

@@ -15,7 +15,8 @@ from utils import dist
 
 
 def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], device):
-    """predict(model, batch, group, seed) -> loss (B,), t (B,), prediction; the model may be DDP's.
+    """predict(model, batch, group, seed) -> loss (B,), t (B,), prediction, mean (B,) bool: whether
+    the mean is predicted. The model may be DDP's.
 
     Times and noise are functions of (seed, draw), so that ranks, accumulation and resuming agree.
     """
@@ -41,11 +42,11 @@ def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], dev
         if cfg_flow.image_weight:
             of_image = image_loss(out.image, batch["infrared"][:, :1])
             loss_B = loss_B + cfg_flow.image_weight * torch.where(mean, of_image, 0.0)
-        if out.verdict:
+        if out.verdict and torch.is_grad_enabled():  # an evaluation has no game to win
             loss_B = loss_B + cfg_flow.adversarial_weight * torch.where(
                 mean, 0.0, game(out.verdict)
             )
-        return loss_B, t, out
+        return loss_B, t, out, mean
 
     return predict
 
@@ -87,9 +88,9 @@ def make_loss(cfg: TrainConfig, predict):
     stage1_loss = MultiTaskPretrainLoss(cfg.loss)
 
     def loss_fn(model, batch: dict):
-        loss_B, t, out = predict(model, batch, group, training.seed)
+        loss_B, t, out, mean = predict(model, batch, group, training.seed)
         loss = training.lambda_generation * loss_B.mean()
-        parts = {"generation": loss_B.detach().mean(), **by_time(loss_B, t)}
+        parts = {"generation": loss_B.detach().mean(), **by_time(loss_B, t, mean)}
         if not cfg.model.freeze_decomposition:  # of weight 0 too: DDP needs all that is trained
             labels = prepare_pseudo_labels(
                 batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
@@ -107,7 +108,9 @@ def make_loss(cfg: TrainConfig, predict):
     return loss_fn
 
 
-def by_time(loss_B: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The mean loss in ten bins of t; NaN (which the log leaves out) in bins without a sample."""
-    sums, counts = flow.loss_by_time_bin(loss_B, t)
-    return {f"loss_t{i}": x for i, x in enumerate(sums / counts)}
+def by_time(loss_B: torch.Tensor, t: torch.Tensor, mean: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The loss averaged over ten bins of t, and over the samples that predict the mean; NaN (which
+    the log leaves out) where there is no sample."""
+    sums, counts = flow.loss_by_time_bin(loss_B, t, mean)
+    *bins, of_mean = sums / counts
+    return {**{f"loss_t{i}": x for i, x in enumerate(bins)}, "loss_mean": of_mean}

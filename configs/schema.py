@@ -24,6 +24,7 @@ _LABELLED = ["material_ce", *metrics.ConfusionMatrix.RESULTS]
 OF_MAPS = [f"val_{name}" for name in ["loss", *TERMS, *_LABELLED, *metrics.OF_INTENSITY]]
 OF_FUSED = [f"val_{name}" for name in [*FUSED_TERMS, *metrics.OF_FUSED]]
 OF_VELOCITY = ["val_loss", *(f"val_loss_t{i}" for i in range(TIME_BINS))]
+OF_MEAN = ["val_loss_mean"]
 OF_SAMPLES = ["val_psnr", "val_ssim"]
 
 
@@ -162,6 +163,16 @@ class FlowConfig(PathConfig):
             raise ValueError(f"flow.mean is {self.mean}: nearly every time would be 0 or 1")
 
 
+def check_mode(flow: FlowConfig, sampling: SamplingConfig) -> None:
+    """Raises: ValueError: a mode that the model is not trained for."""
+    untrained = {"mean": flow.mean_share == 0, "sample": flow.mean_share == 1}
+    if untrained[sampling.mode]:
+        raise ValueError(
+            f"the mode {sampling.mode} is not trained for: flow.mean_share is {flow.mean_share:g}"
+            " (0 trains samples alone, 1 the mean alone)"
+        )
+
+
 @dataclass(kw_only=True)
 class TranslatorTrainingConfig(TrainingConfig):
     batch_size: int = 4
@@ -201,7 +212,10 @@ class TrainConfig:
     planck: list[float] | None = None
 
     def __post_init__(self):
-        _check_best(self.training, OF_VELOCITY + (OF_SAMPLES if self.run.images else []))
+        check_mode(self.flow, self.sampling)
+        of_mean = OF_MEAN if self.flow.mean_share else []
+        of_samples = OF_SAMPLES if self.run.images else []
+        _check_best(self.training, OF_VELOCITY + of_mean + of_samples)
 
 
 @dataclass(kw_only=True)

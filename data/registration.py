@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.correlation import clearness, peak
+
 SIDE = 640  # larger images are averaged to this many pixels or fewer before they are compared
 NEAR = 16  # displacements up to here are searched, in pixels of the images that are compared
 SMALLEST = 3 * NEAR  # side below which nothing is measured
@@ -63,13 +65,8 @@ def surface(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray | None:
 
 def shift_of(total: np.ndarray, step: int) -> Shift:
     """Where the peak of a surface, or of a sum of them, lies; `step` as `step_of` gives it."""
-    inner = total[1:-1, 1:-1]
-    row, column = np.unravel_index(int(inner.argmax()), inner.shape)
-    down, across = total[row : row + 3, column + 1], total[row + 1, column : column + 3]
-    above = np.abs(total - np.median(total))
-    clearness = float(inner.max() - np.median(total)) / max(float(np.median(above)), 1e-12)
-    rows, columns = (int(at) - NEAR + _vertex(x) for at, x in ((row, down), (column, across)))
-    return Shift(rows * step, columns * step, clearness)
+    rows, columns = peak(total)
+    return Shift(rows * step, columns * step, clearness(total))
 
 
 def cropped(image: np.ndarray, shift: tuple[int, int], infrared: bool) -> np.ndarray:
@@ -98,10 +95,3 @@ def _directions(grey: np.ndarray) -> np.ndarray:
     gradient, strength = gradient / highest, strength / highest
     field = gradient**2 / np.maximum(strength, 1e-6) ** 1.5
     return field * np.hanning(len(grey))[:, None] * np.hanning(grey.shape[1])
-
-
-def _vertex(three: np.ndarray) -> float:
-    """Where a parabola through the logarithms of three values has its top, in [-0.5, 0.5]."""
-    before, at, after = np.log(np.maximum(three, 1e-12))
-    bend = before - 2 * at + after
-    return float(np.clip((before - after) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0

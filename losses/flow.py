@@ -89,12 +89,20 @@ def flow_loss(error_BN: Tensor, infrared_N: Tensor, visible_weight: float = 0.0)
     return loss
 
 
-def loss_by_time_bin(loss_B: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums and counts of the loss in ten equal bins of t: two (10,) tensors; no synchronisation."""
+def loss_by_time_bin(
+    loss_B: Tensor, t_B: Tensor, mean_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sums and counts of the loss in ten equal bins of t: two (10,) tensors; no synchronisation.
+
+    With mean_B, bool, there is an eleventh bin: of the samples that predict the mean, which are
+    then in no other. Raises: ValueError: the shapes differ.
+    """
     if loss_B.shape != t_B.shape:
         raise ValueError(f"shapes differ: {loss_B.shape=}, {t_B.shape=}")
     index = (t_B * TIME_BINS).long().clamp(0, TIME_BINS - 1)
-    zeros = torch.zeros(TIME_BINS, device=loss_B.device)
+    if mean_B is not None:
+        index = torch.where(mean_B, TIME_BINS, index)
+    zeros = torch.zeros(TIME_BINS + (mean_B is not None), device=loss_B.device)
     return (
         zeros.index_add(0, index, loss_B.detach().float()),
         zeros.index_add(0, index, torch.ones_like(loss_B, dtype=torch.float32)),

@@ -287,7 +287,7 @@ class Translator(nn.Module):
 
         A token crosses 12 D^2 weights in every block, forward and for its gradient (and once more
         for the weights' gradient where the base is trained); attention counts 4 S D a token and
-        block, three times over.
+        block, three times over. Stage 1, codec and convolutions around FLUX are not counted.
         """
         D = self.flux.inner_dim
         blocks = len(self.flux.transformer_blocks) + len(self.flux.single_transformer_blocks)

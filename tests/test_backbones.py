@@ -8,7 +8,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
+from assembly.checkpoints import sampling_of
+from assembly.translator_step import game, make_predict
+from configs.schema import FlowConfig, ModelUseConfig, TrainConfig
 from models.backbones import LAYOUTS
+from models.backbones.fill import FillDiptych
 from models.backbones.reference import Reference
 from models.discriminator import Discriminator
 from models.sampler import SamplingConfig, noise_for, predict_mean, sample, translate
@@ -160,6 +164,40 @@ def test_pixels_are_refused_for_a_base_that_is_not_trained():
             check(TranslatorConfig(**{**RANDOM, "layout": "pixels", **wrong}))
     with pytest.raises(ValueError, match="there are diptych, channels"):
         check(TranslatorConfig(**RANDOM, layout="mosaic"))
+
+
+def test_a_backbone_that_lacks_an_answer_is_refused_when_it_is_made():
+    class Half(FillDiptych.__base__):
+        def known(self, visible):
+            return visible
+
+    with pytest.raises(TypeError, match="abstract.*encode.*tokens"):
+        Half(nn.Identity())
+
+
+@pytest.mark.parametrize("share, mode", [(0.0, "mean"), (1.0, "sample")])
+def test_a_mode_that_is_not_trained_for_is_refused(share, mode):
+    with pytest.raises(ValueError, match=f"the mode {mode} is not trained for"):
+        TrainConfig(flow=FlowConfig(mean_share=share), sampling=SamplingConfig(mode=mode))
+    trained = TrainConfig(
+        flow=FlowConfig(mean_share=share),
+        sampling=SamplingConfig(mode="mean" if share else "sample"),
+    )
+    with pytest.raises(ValueError, match=f"the mode {mode} is not trained for"):
+        sampling_of(trained, ModelUseConfig(mode=mode))
+
+
+def test_an_evaluation_has_no_game():
+    model = translator(layout="pixels", discriminator=True)
+    cfg = TrainConfig(model=model.cfg, flow=FlowConfig(start="fused", adversarial_weight=1.0))
+    predict = make_predict(cfg, model, (H, W), torch.device("cpu"))
+    batch = {"visible": VISIBLE, "infrared": INFRARED, "draw": [0, 1]}
+    training, *_ = predict(model, batch, 2, seed=0)
+    with torch.no_grad():
+        evaluation, _, out, _ = predict(model, batch, 2, seed=0)
+    expected = training - game(out.verdict)
+    torch.testing.assert_close(evaluation, expected.detach(), atol=1e-4, rtol=0)
+    assert (game(out.verdict) > 0.5).all()
 
 
 def test_each_side_of_the_game_gets_its_own_gradient_alone():

@@ -46,10 +46,16 @@ def write_run(folder: Path, name: str, seed: int, images: dict, protocol="p") ->
 
 
 def test_every_step_gets_its_share_its_seed_and_the_folder_before():
-    cfg = config.from_dict(CompareConfig, {
-        "methods": {"a": ["0.25 x.py", "0.75 y.py --from {before}/best_model.pth"]},
-        "seconds": 80, "output_dir": "out", "common": ["data.size=32"], "boxes": "b",
-    })  # fmt: skip
+    cfg = config.from_dict(
+        CompareConfig,
+        {
+            "methods": {"a": ["0.25 x.py", "0.75 y.py --from {before}/best_model.pth"]},
+            "seconds": 80,
+            "output_dir": "out",
+            "common": ["data.size=32"],
+            "boxes": "b",
+        },
+    )
     first, second, last = commands_of(cfg, "a", 3)
     assert first[:2] == ["x.py", "data.size=32"] and "training.max_seconds=20" in first
     assert "training.max_seconds=60" in second and "out/a/seed_3/1_x/best_model.pth" in second

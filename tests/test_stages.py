@@ -4,7 +4,6 @@ pytest tests/test_stages.py
 """
 
 import csv
-import importlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from models.fast.plan import resolve
 from models.translator import TranslatorConfig
 from tests import tiny_data
 from tests.conftest import ROOT
+from tests.conftest import call_main as call
 from utils import checkpoint, config, metrics
 
 SCENES = "data.synthetic_scenes={train: 12, val: 4, test: 4}"
@@ -74,18 +74,6 @@ def arguments(stage: str, folder: Path, made: Path, *more: str) -> list[str]:
         "finetune": ["--checkpoint", str(made / "train" / "best_model.pth")],
     }
     return [*STAGE[stage], *TINY, *links[stage], "--output_dir", str(folder), *more]
-
-
-def call(script: str, *argv: str) -> None:
-    """Run a script's main in this process, from the repository root."""
-    before, folder = sys.argv, Path.cwd()
-    sys.argv = [f"{script}.py", *map(str, argv)]
-    os.chdir(ROOT)
-    try:
-        importlib.import_module(script).main()
-    finally:
-        sys.argv = before
-        os.chdir(folder)
 
 
 @pytest.mark.parametrize("folder", ["configs", "configs/demo", "configs/small", "configs/real"])
@@ -580,6 +568,16 @@ BAD = [
     ("train", ["data.path=missing_folder"], "missing_folder"),
     ("train", ["data.size=40"], "multiples of 16"),
     ("train", ["model.inject={9: [intensity]}"], "block 9"),
+    (
+        "train",
+        [
+            "data.latents=cache",
+            "data.augment.crop_scale=[1,1]",
+            "data.augment.brightness=0",
+            "data.augment.contrast=0",
+        ],
+        "data.latents=null",
+    ),
     (
         "train",
         ["model.preset=null", "model.layout=channels", "model.flux_fill_id=missing_flux"],

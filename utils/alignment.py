@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from utils.correlation import peak
+
 PASSED = 0.12  # standard deviation of the low pass, in cycles a pixel
 FARTHEST = 16  # pixels that are searched
 WARN_ABOVE = 0.5  # pixels of displacement, over a whole set, that are worth a warning
@@ -25,7 +27,8 @@ def displacement(predicted: Tensor, target: Tensor) -> Tensor:
     """
     found = surfaces(predicted, target)
     known = found.flatten(1).amax(1) > 0
-    return torch.where(known[:, None], torch.stack([peak(x) for x in found]), math.nan).float()
+    peaks = torch.tensor([peak(x.cpu().numpy())[::-1] for x in found], device=found.device)
+    return torch.where(known[:, None], peaks, math.nan).float()
 
 
 def surfaces(predicted: Tensor, target: Tensor) -> Tensor:
@@ -54,20 +57,6 @@ def surfaces(predicted: Tensor, target: Tensor) -> Tensor:
     return torch.where(known[:, None, None], near, 0.0)
 
 
-def peak(surface: Tensor) -> Tensor:
-    """(2,): x and y in pixels of the highest value of (h, w), to a fraction of a pixel."""
-    h, w = surface.shape
-    y, x = divmod(int(surface[1:-1, 1:-1].argmax()), w - 2)
-    across, down = surface[y + 1, x : x + 3], surface[y : y + 3, x + 1]
-    return torch.stack([x + 1 - w // 2 + _vertex(across), y + 1 - h // 2 + _vertex(down)])
-
-
-def clearness(surface: Tensor) -> float:
-    """How far the peak stands out, in median deviations of the surface."""
-    above = surface - surface.median()
-    return (above.max() / above.abs().median().clamp(min=1e-12)).item()
-
-
 def _edges(image: Tensor) -> Tensor:
     """(B, 1, H, W) -> (B, H, W) fp64, steepness, faded out towards the borders."""
     x = image.detach().double()[:, 0]
@@ -76,10 +65,3 @@ def _edges(image: Tensor) -> Tensor:
     H, W = steep.shape[-2:]
     windows = [torch.hann_window(n, periodic=False, dtype=x.dtype, device=x.device) for n in (H, W)]
     return (steep - steep.mean((-2, -1), keepdim=True)) * windows[0][:, None] * windows[1]
-
-
-def _vertex(three: Tensor) -> Tensor:
-    """Where a parabola through the logarithms of three values has its top, in [-0.5, 0.5]."""
-    a, b, c = three.clamp(min=1e-12).log()
-    bend = a - 2 * b + c
-    return torch.where(bend < 0, (a - c) / (2 * bend), 0.0).clamp(-0.5, 0.5)

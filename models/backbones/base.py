@@ -8,6 +8,7 @@ Dimension key:  B batch   H, W pixels of one panel   S, C places and channels of
                 N image tokens   I, O channels of a token, in and out
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -66,7 +67,7 @@ class FluxRunner:
         return [None] * len(times)
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """One transformer and one layout of its tokens.
 
     Args:
@@ -84,21 +85,21 @@ class Backbone(nn.Module):
 
     # ---- the state of the flow
 
+    @abstractmethod
     def state_shape(self, H: int, W: int) -> tuple[int, int]:
         """(S, C). Raises: ValueError: a side is no multiple of 16."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, visible: Tensor, infrared: Tensor) -> Tensor:
         """The state (B, S, C) fp32 of pairs (B, 3, H, W) in [0, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def known(self, visible: Tensor) -> Tensor:
         """What every step sees of photographs (B, 3, H, W) in [0, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, state: Tensor, size: tuple[int, int]) -> Tensor:
         """The infrared image (B, 1, H, W) of a state, about [0, 1]."""
-        raise NotImplementedError
 
     def painted(self, H: int, W: int, device=None) -> Tensor:
         """(S,) bool: True where the state is infrared; elsewhere it is known."""
@@ -110,9 +111,9 @@ class Backbone(nn.Module):
 
     # ---- a step
 
+    @abstractmethod
     def tokens(self, noisy: Tensor, condition: Condition) -> tuple[Tensor, Any]:
         """What the transformer sees, (B, N, I), and what `output` needs besides its answer."""
-        raise NotImplementedError
 
     def output(self, tokens: Tensor, kept: Any, condition: Condition) -> Tensor:
         """The transformer's answer (B, N, O) as a state (B, S, C)."""

@@ -83,8 +83,10 @@ def main() -> None:
     for name, pairs, unit in (("memory", sizes, "MiB"), ("step", times, "ms")):
         begin = [x for step, x in pairs if first < step <= first + tenth]
         end = [x for step, x in pairs if step > args.steps - tenth]
-        print(f"{name}: {median(begin):.1f} {unit} -> {median(end):.1f} {unit}"
-              f" (medians; most {max(x for _, x in pairs):.1f})")  # fmt: skip
+        print(
+            f"{name}: {median(begin):.1f} {unit} -> {median(end):.1f} {unit}"
+            f" (medians; most {max(x for _, x in pairs):.1f})"
+        )
     boards = sum(p.stat().st_size for p in args.output_dir.glob("events*")) / 2**20
     kept = len(list(args.output_dir.glob("checkpoint_*.pth")))
     print(f"TensorBoard: {boards:.1f} MiB; checkpoints kept: {kept}")
