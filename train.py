@@ -13,7 +13,7 @@ import torch
 from assembly import checkpoints
 from assembly.latents import attach_latents
 from assembly.translator_step import make_loss, make_predict
-from configs.schema import FLAGS, TrainConfig
+from configs.schema import FLAGS, TrainConfig, of_velocity
 from data.materials import MATERIALS, material_colors
 from data.pairs import Pairs, describe, open_pairs
 from data.stream import collate, evenly_spaced, in_step, stream
@@ -67,9 +67,11 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
     # a small model is compiled for the batches of training alone: others would be compiled anew
     stance = "force_eager" if cfg.model.train_base else "default"
 
+    given = of_velocity(cfg.flow)
+
     @torch.compiler.set_stance(stance)
     def eval_fn(model):
-        bins = torch.zeros(2, flow.TIME_BINS + 1, device=device)  # the last: of the mean
+        bins = torch.zeros(2, len(flow.BIN_NAMES), device=device)
         total = torch.zeros(2, device=device)
         for batch in in_step(val_set, training.batch_size, *ranks, cfg.data.num_workers):
             loss_B, t, _, mean = predict(model, to_device(batch, device), len(val_set), seed=0)
@@ -79,11 +81,8 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
             bins += torch.stack(flow.loss_by_time_bin(loss_B, t, mean))
         loss, count = dist.sum_over_ranks(total).tolist()
         sums, counts = dist.sum_over_ranks(bins).cpu()
-        names = [*(f"val_loss_t{i}" for i in range(flow.TIME_BINS)), "val_loss_mean"]
-        found = dict(zip(names, (sums / counts).tolist()))
-        if cfg.flow.mean_share == 0:
-            del found["val_loss_mean"]
-        return {"val_loss": loss / count, **found, **draw_scenes(cfg, model, val_set, device)}
+        means = zip(given, [loss / count, *(sums / counts).tolist()])
+        return {**dict(means), **draw_scenes(cfg, model, val_set, device)}
 
     if cfg.run.dry_run:
         batch = to_device(next(batches(0)), device)

@@ -49,8 +49,8 @@ def stage1_step(
 
     def loss_fn(model: nn.Module, batch: Batch):
         images = batch["visible"], batch["infrared"], batch["semantic"]
-        due = compiled and next(calls) % COMPARE_EVERY == 0
-        expected = _without_a_trace(plain, model, images) if due else None
+        checked = compiled and next(calls) % COMPARE_EVERY == 0
+        expected = _without_a_trace(plain, model, images) if checked else None
         loss, parts = step(model, *images)
         if expected is not None:
             _compare(loss.item(), expected.item())

@@ -112,5 +112,4 @@ def by_time(loss_B: torch.Tensor, t: torch.Tensor, mean: torch.Tensor) -> dict[s
     """The loss averaged over ten bins of t, and over the samples that predict the mean; NaN (which
     the log leaves out) where there is no sample."""
     sums, counts = flow.loss_by_time_bin(loss_B, t, mean)
-    *bins, of_mean = sums / counts
-    return {**{f"loss_t{i}": x for i, x in enumerate(bins)}, "loss_mean": of_mean}
+    return dict(zip(flow.BIN_NAMES, sums / counts))

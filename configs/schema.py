@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from data.materials import NUM_MATERIALS
 from data.pairs import DataConfig
 from data.pseudo_labels import CONTEXT_CHANNELS
-from losses.flow import TIME_BINS
+from losses.flow import BIN_NAMES
 from losses.pretrain import FUSED_TERMS, IF_WEIGHTED, TERMS, PretrainLossConfig
 from models.decomposition import DecompositionConfig
 from models.sampler import SamplingConfig
@@ -23,8 +23,6 @@ MOST_MEAN = 20  # of flow.mean: beyond it the sigmoid is 0 or 1 in fp32
 _LABELLED = ["material_ce", *metrics.ConfusionMatrix.RESULTS]
 OF_MAPS = [f"val_{name}" for name in ["loss", *TERMS, *_LABELLED, *metrics.OF_INTENSITY]]
 OF_FUSED = [f"val_{name}" for name in [*FUSED_TERMS, *metrics.OF_FUSED]]
-OF_VELOCITY = ["val_loss", *(f"val_loss_t{i}" for i in range(TIME_BINS))]
-OF_MEAN = ["val_loss_mean"]
 OF_SAMPLES = ["val_psnr", "val_ssim"]
 
 
@@ -163,6 +161,12 @@ class FlowConfig(PathConfig):
             raise ValueError(f"flow.mean is {self.mean}: nearly every time would be 0 or 1")
 
 
+def of_velocity(cfg: FlowConfig) -> list[str]:
+    """What a validation of stages 2 and 3 gives without drawing images, in its order."""
+    names = BIN_NAMES if cfg.mean_share else BIN_NAMES[:-1]
+    return ["val_loss", *(f"val_{name}" for name in names)]
+
+
 def check_mode(flow: FlowConfig, sampling: SamplingConfig) -> None:
     """Raises: ValueError: a mode that the model is not trained for."""
     untrained = {"mean": flow.mean_share == 0, "sample": flow.mean_share == 1}
@@ -213,9 +217,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check_mode(self.flow, self.sampling)
-        of_mean = OF_MEAN if self.flow.mean_share else []
         of_samples = OF_SAMPLES if self.run.images else []
-        _check_best(self.training, OF_VELOCITY + of_mean + of_samples)
+        _check_best(self.training, of_velocity(self.flow) + of_samples)
 
 
 @dataclass(kw_only=True)

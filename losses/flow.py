@@ -13,6 +13,8 @@ from torch import Tensor
 
 SMALLEST_SQUARED_TIME = 0.02
 TIME_BINS = 10  # the loss is logged in this many equal bins of t
+# names of what `loss_by_time_bin` gives, as they are logged
+BIN_NAMES = (*(f"loss_t{i}" for i in range(TIME_BINS)), "loss_mean")
 
 
 def sample_times(
@@ -89,20 +91,17 @@ def flow_loss(error_BN: Tensor, infrared_N: Tensor, visible_weight: float = 0.0)
     return loss
 
 
-def loss_by_time_bin(
-    loss_B: Tensor, t_B: Tensor, mean_B: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sums and counts of the loss in ten equal bins of t: two (10,) tensors; no synchronisation.
+def loss_by_time_bin(loss_B: Tensor, t_B: Tensor, mean_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums and counts of the loss in the bins of BIN_NAMES: two (11,) tensors; no synchronisation.
 
-    With mean_B, bool, there is an eleventh bin: of the samples that predict the mean, which are
-    then in no other. Raises: ValueError: the shapes differ.
+    Ten are equal bins of t; the last is of the samples that predict the mean (mean_B, bool), which
+    are in no other. Raises: ValueError: the shapes differ.
     """
-    if loss_B.shape != t_B.shape:
-        raise ValueError(f"shapes differ: {loss_B.shape=}, {t_B.shape=}")
+    if not loss_B.shape == t_B.shape == mean_B.shape:
+        raise ValueError(f"shapes differ: {loss_B.shape=}, {t_B.shape=}, {mean_B.shape=}")
     index = (t_B * TIME_BINS).long().clamp(0, TIME_BINS - 1)
-    if mean_B is not None:
-        index = torch.where(mean_B, TIME_BINS, index)
-    zeros = torch.zeros(TIME_BINS + (mean_B is not None), device=loss_B.device)
+    index = torch.where(mean_B, TIME_BINS, index)
+    zeros = torch.zeros(len(BIN_NAMES), device=loss_B.device)
     return (
         zeros.index_add(0, index, loss_B.detach().float()),
         zeros.index_add(0, index, torch.ones_like(loss_B, dtype=torch.float32)),

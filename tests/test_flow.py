@@ -60,7 +60,7 @@ def test_the_loss_counts_the_infrared_panel_unless_asked():
 
 def test_time_bins_add_up_to_the_loss():
     loss, t = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.05, 0.06, 1.0])
-    sums, counts = flow.loss_by_time_bin(loss, t)
+    sums, counts = flow.loss_by_time_bin(loss, t, torch.zeros(3, dtype=torch.bool))
     assert sums[0] == 3 and counts[0] == 2 and sums[9] == 4 and counts.sum() == 3
     mean = torch.tensor([False, False, True])
     sums, counts = flow.loss_by_time_bin(loss, t, mean)
