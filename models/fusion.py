@@ -12,6 +12,8 @@ Dimension key:  B batch   H, W pixels   M materials   C context channels
 import torch
 from torch import Tensor, nn
 
+from models.decomposition import DecompositionConfig
+
 # where the learnt scalars start; alpha and beta before their sigmoid
 POWER, ALPHA, BETA = 2.5, 0.7, 0.3
 DARKEST = 1e-6  # below it the derivative of a power is no longer bounded
@@ -23,7 +25,11 @@ class PhysicsInspiredFusion(nn.Module):
     The output is not clamped to [0, 1]: a clamp would leave pixels without gradient.
     """
 
-    def __init__(self, num_materials: int = 32, num_context_channels: int = 8):
+    def __init__(
+        self,
+        num_materials: int = DecompositionConfig.num_materials,
+        num_context_channels: int = DecompositionConfig.num_context_channels,
+    ):
         super().__init__()
         self.num_materials = num_materials
         self.power = nn.Parameter(torch.tensor(POWER))
