@@ -13,19 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from assembly import checkpoints
+from assembly.inference import infrared_of, same_area
 from configs.schema import USE_FLAGS, GenerateConfig
 from data import outputs
 from data.decoding import decode_visible
 from data.pairs import make_window
 from data.photographs import find_photographs, refuse_raw
 from data.radiometry import Planck
-from data.transforms import resize_visible
 from models.codec import TOKEN
-from models.sampler import translate
 from utils import config, dist
 from utils.files import write_whole
 from utils.run import entry
@@ -60,21 +58,16 @@ def main() -> None:
         if cfg.keep_aspect:
             ((only, _),) = photographs
             size = same_area(size, only.shape[0] / only.shape[1])
-        visible = np.stack([resize_visible(x, size) for x, _ in photographs])
-        visible = torch.from_numpy(visible).to(device).permute(0, 3, 1, 2).float() / 255
-        made = translate(translator, visible, batch, sampling)
-        for draw, (photograph, fault), infrared in zip(batch, photographs, made):
+        made = infrared_of(translator, [x for x, _ in photographs], batch, sampling, size)
+        for draw, (_, fault), infrared in zip(batch, photographs, made):
             if draw >= len(paths):
                 continue
             if fault:
                 faults.append(fault)
                 continue
-            infrared = F.interpolate(
-                infrared[None], photograph.shape[:2], mode="bicubic", antialias=True
-            ).clamp(0, 1)
             target = folder / names[draw]
             target.parent.mkdir(parents=True, exist_ok=True)
-            for suffix, data in outputs.encode(infrared[0, 0].cpu().numpy(), to).items():
+            for suffix, data in outputs.encode(infrared, to).items():
                 write_whole(target.with_name(target.name + suffix), data)
         progress.update(min(len(batch) * dist.world_size(), len(paths) - progress.n))
     progress.close()
@@ -114,14 +107,6 @@ def check_output(folder: Path, paths: list[Path], names: list[Path], suffix: str
     for p, name in zip(paths, names):
         if (target := folder / f"{name}{suffix}").exists() and target.samefile(p):
             raise ValueError(f"{p} would be overwritten; choose another --output_dir")
-
-
-def same_area(size: tuple[int, int], aspect: float) -> tuple[int, int]:
-    """About the pixels of `size` at height / width = `aspect`, sides in multiples of 16."""
-    area = size[0] * size[1]
-    height = max(1, round(math.sqrt(area * aspect) / TOKEN)) * TOKEN
-    width = max(1, round(math.sqrt(area / aspect) / TOKEN)) * TOKEN
-    return height, width
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from configs.schema import (
     ModelUseConfig,
     PretrainConfig,
     TrainConfig,
-    check_mode,
 )
 from data.materials import TABLES
 from data.pairs import DataConfig, Pairs, open_pairs
@@ -24,7 +23,7 @@ from data.pseudo_labels import LabelConfig
 from models.bundle import is_bundle, read_bundle
 from models.fast.plan import Plan, build, speed_up_stage1
 from models.flux import Prompt
-from models.sampler import SamplingConfig
+from models.sampler import SamplingConfig, check_mode
 from models.stage1 import Stage1
 from models.translator import PathConfig, Translator, TranslatorConfig
 from utils import checkpoint, config, dist
@@ -219,7 +218,7 @@ def sampling_of(trained: TrainConfig, use: ModelUseConfig) -> SamplingConfig:
     names = ("mode", "steps", "guidance_scale", "shift", "samples", "mirror", "seed")
     asked = {name: getattr(use, name) for name in names}
     chosen = replace(trained.sampling, **{name: x for name, x in asked.items() if x is not None})
-    check_mode(trained.flow, chosen)
+    check_mode(chosen, trained.flow.mean_share)
     return chosen
 
 

@@ -9,7 +9,7 @@ from data.pseudo_labels import CONTEXT_CHANNELS
 from losses.flow import BIN_NAMES
 from losses.pretrain import FUSED_TERMS, IF_WEIGHTED, TERMS, PretrainLossConfig
 from models.decomposition import DecompositionConfig
-from models.sampler import SamplingConfig
+from models.sampler import SamplingConfig, check_mode
 from models.translator import PathConfig, TranslatorConfig
 from utils import metrics
 from utils.loop import TrainingConfig
@@ -167,16 +167,6 @@ def of_velocity(cfg: FlowConfig) -> list[str]:
     return ["val_loss", *(f"val_{name}" for name in names)]
 
 
-def check_mode(flow: FlowConfig, sampling: SamplingConfig) -> None:
-    """Raises: ValueError: a mode that the model is not trained for."""
-    untrained = {"mean": flow.mean_share == 0, "sample": flow.mean_share == 1}
-    if untrained[sampling.mode]:
-        raise ValueError(
-            f"the mode {sampling.mode} is not trained for: flow.mean_share is {flow.mean_share:g}"
-            " (0 trains samples alone, 1 the mean alone)"
-        )
-
-
 @dataclass(kw_only=True)
 class TranslatorTrainingConfig(TrainingConfig):
     batch_size: int = 4
@@ -216,7 +206,7 @@ class TrainConfig:
     planck: list[float] | None = None
 
     def __post_init__(self):
-        check_mode(self.flow, self.sampling)
+        check_mode(self.sampling, self.flow.mean_share)
         of_samples = OF_SAMPLES if self.run.images else []
         _check_best(self.training, of_velocity(self.flow) + of_samples)
 

@@ -10,11 +10,9 @@ from PIL import Image
 from data import tiff
 from data.decoding import encode_npy, encode_png
 from data.radiometry import TEMPERATURES, Planck, kelvin_known, to_kelvin
-from data.transforms import Window
+from data.transforms import MOST, Window, holds_whole_counts, to_8_bits, to_16_bits
 
 SUFFIXES = {"png8": ".png", "png16": ".png", "npy": ".npy", "tiff": ".tiff"}
-FEW = 250  # whole counts; a window of fewer, as in degrees, is spread over all 16 bits
-MOST = 65535
 
 
 class Format(NamedTuple):
@@ -38,7 +36,7 @@ def make_format(kind: str, window: Window | None, planck: Planck | None, whole: 
             f"{asked} needs the window of the training data, and this run has none"
             f" (data.window=per_image)"
         )
-    if whole and not _fits(window):
+    if whole and not holds_whole_counts(window):
         raise ValueError(
             f"--counts writes whole numbers from 0 to {MOST}, too few or too coarse for the"
             f" training data's window {window.low:g} to {window.high:g}; --format png16 scales them"
@@ -59,19 +57,17 @@ def encode(values: np.ndarray, to: Format) -> dict[str, bytes]:
     counts stay what they were. npy: float32 kelvin. tiff: float32 kelvin, or the data set's unit
     where no temperature is known; the description says which.
     """
-    values = np.clip(np.asarray(values, np.float64), 0, 1)
     if to.kind == "png8":
-        return {".png": encode_png(np.rint(values * 255).astype(np.uint8))}
+        return {".png": encode_png(to_8_bits(values))}
     assert to.window is not None  # every other kind has one
-    low, high, unit = to.window
-    exact = values * (high - low) + low
     if to.kind == "png16":
-        scale, offset = (1.0, 0.0) if _fits(to.window) else ((high - low) / MOST, low)
-        facts = {"unit": unit, "scale": scale, "offset": offset}
+        numbers, scale, offset = to_16_bits(values, to.window)
+        facts = {"unit": to.window.unit, "scale": scale, "offset": offset}
         if to.planck:
             facts["planck"] = to.planck._asdict()
-        numbers = np.rint((exact - offset) / scale).astype(np.uint16)
         return {".png": encode_png(numbers), ".json": json.dumps(facts, indent=1).encode()}
+    low, high, unit = to.window
+    exact = np.clip(np.asarray(values, np.float64), 0, 1) * (high - low) + low
     if kelvin_known(unit, to.planck):
         exact, unit = to_kelvin(exact, unit, to.planck), "kelvin"
     exact = exact.astype(np.float32)
@@ -81,8 +77,3 @@ def encode(values: np.ndarray, to: Format) -> dict[str, bytes]:
     description = {tiff.DESCRIPTION: json.dumps({"unit": unit})}
     Image.fromarray(exact).save(buffer, format="TIFF", tiffinfo=description)
     return {".tiff": buffer.getvalue()}
-
-
-def _fits(window: Window) -> bool:
-    """Whether the data set's own numbers, rounded to whole ones, are worth writing."""
-    return window.low >= 0 and window.high <= MOST and window.high - window.low >= FEW

@@ -48,6 +48,35 @@ def make_window(low: float, high: float, unit: str = "counts") -> Window:
     return Window(float(low), float(high), unit)
 
 
+FEW = 250  # whole counts; a window of fewer, as in degrees, is spread over all 16 bits
+MOST = 65535
+
+
+def holds_whole_counts(window: Window) -> bool:
+    """Whether the data set's own numbers, rounded to whole ones, are worth writing in 16 bits."""
+    return window.low >= 0 and window.high <= MOST and window.high - window.low >= FEW
+
+
+def to_16_bits(values: np.ndarray, window: Window) -> tuple[np.ndarray, float, float]:
+    """[0, 1] to uint16 numbers, their scale and offset: number * scale + offset is in the unit.
+
+    Whole counts stay what they were: scale 1, offset 0.
+    """
+    exact = _clipped(values) * (window.high - window.low) + window.low
+    whole = holds_whole_counts(window)
+    scale, offset = (1.0, 0.0) if whole else ((window.high - window.low) / MOST, window.low)
+    return np.rint((exact - offset) / scale).astype(np.uint16), scale, offset
+
+
+def to_8_bits(values: np.ndarray) -> np.ndarray:
+    """[0, 1] to grey levels, uint8."""
+    return np.rint(_clipped(values) * 255).astype(np.uint8)
+
+
+def _clipped(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.asarray(values, np.float64), 0, 1)
+
+
 @dataclass(kw_only=True)
 class AugmentConfig:
     """Random changes of the pair as a whole, and of the visible image's exposure."""

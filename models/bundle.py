@@ -1,8 +1,11 @@
 """A trained translator as a folder that needs nothing else, and back.
 
-pytorch_lora_weights.safetensors   adapters, as `FluxFillPipeline.load_lora_weights` reads them
-thermaflux.safetensors             guidance, stage 1, prompt; and FLUX where it was trained
-thermaflux.json                    the run's configuration and versions
+diffusion_pytorch_model.safetensors   all that was trained, the prompt, stage 1; a random FLUX whole
+translator/config.json                the run's configuration and versions
+pytorch_lora_weights.safetensors      the adapters alone, as other programs load them
+
+What else an exported folder holds (model card, pipeline code, ...) is made by assembly/export.py.
+The names are those that diffusers downloads from a hub.
 """
 
 import json
@@ -13,13 +16,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.lora import LORA_FILE, lora_layers, save_lora
-from models.translator import Translator
+from models.lora import LORA_FILE, LoraConfig, save_lora
 from utils.files import whole_folder
 
-STATE_FILE = "thermaflux.safetensors"
-CONFIG_FILE = "thermaflux.json"
-FILES = LORA_FILE, STATE_FILE, CONFIG_FILE
+STATE_FILE = "diffusion_pytorch_model.safetensors"
+COMPONENT = "translator"  # the folder of the pipeline's one component
+CONFIG_FILE = f"{COMPONENT}/config.json"
+CARD_FILE = "README.md"
+OURS = "thermaflux"  # a word of every model card that we write
+FILES = (
+    STATE_FILE,
+    COMPONENT,
+    LORA_FILE,
+    CARD_FILE,
+    "model_index.json",
+    "pipeline.py",
+    "comfyui_workflow.json",
+    "pictures",
+)
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -28,43 +42,68 @@ def is_bundle(path: str | Path) -> bool:
 
 def save_bundle(
     folder: str | Path,
-    translator: Translator,
     state: dict[str, Tensor],
     config: dict,
     versions: dict[str, str],
+    more: dict[str, bytes] | None = None,
 ) -> None:
     """Write the folder: beside its place, then renamed, so that no two exports are ever mixed.
 
     Args:
-        state: the trained tensors by their names in `translator` (a checkpoint's `model`).
+        state: the trained tensors by their names in the translator (a checkpoint's `model`).
         config, versions: plain values; `config["model"]` must describe the translator.
+        more: other files by their names in the folder, the first part of each one of FILES.
 
     Raises:
         OSError: one sentence with the folder; an export that was there before still is.
+        ValueError: the folder has a README.md that is not ours.
     """
-    folder = Path(folder).absolute()
-    notes = {"config": config, "versions": versions, "text_tokens": len(translator.prompt.tokens)}
-    rest = {n: x.detach().cpu().contiguous() for n, x in state.items() if ".lora_" not in n}
+    folder, more = Path(folder).absolute(), more or {}
+    assert {name.split("/")[0] for name in more} <= set(FILES)
+    files = {**more, CONFIG_FILE: _text({"config": config, "versions": versions})}
+    _refuse_to_replace(folder / CARD_FILE)
     try:
         there = {path.name for path in folder.iterdir()} if folder.exists() else set()
         alone = there <= set(FILES) and not folder.is_symlink()
         with whole_folder(folder if alone else folder / ".export") as part:
-            if lora_layers(translator.flux):
-                save_lora(translator.flux, part / LORA_FILE, {"made_by": "ThermaFlux"})
-            save_file(rest, str(part / STATE_FILE), metadata={"format": "pt"})
-            (part / CONFIG_FILE).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+            for name, data in files.items():
+                (part / name).parent.mkdir(exist_ok=True)
+                (part / name).write_bytes(data)
+            tensors = {n: x.detach().cpu().contiguous() for n, x in state.items()}
+            save_file(tensors, str(part / STATE_FILE), metadata={"format": "pt"})
+            if any(".lora_" in name for name in state):
+                lora = LoraConfig(**config["model"]["lora_config"])
+                adapters = {n.removeprefix("flux."): x for n, x in tensors.items()}
+                save_lora(adapters, lora, part / LORA_FILE, {"made_by": "ThermaFlux"})
         if not alone:
             _replace_files(folder)
     except (OSError, SafetensorError) as error:
         raise OSError(f"export {folder} was not written: {error}") from error
 
 
+def _text(values: dict) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
+
+
+def _refuse_to_replace(card: Path) -> None:
+    if card.is_file() and OURS not in card.read_text(encoding="utf-8", errors="replace").lower():
+        raise ValueError(f"{card} is not a model card of ours; export to another folder")
+
+
 def _replace_files(folder: Path) -> None:
     """Move the export in folder/.export to a folder that has other files too, which stay."""
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # no export until the last file is in place
     (folder / LORA_FILE).unlink(missing_ok=True)  # the new one may have no adapters
-    for path in sorted((folder / ".export").iterdir(), key=lambda p: p.suffix == ".json"):
-        os.replace(path, folder / path.name)
+    for old in (folder / COMPONENT).glob(f"{OURS}_*.py"):
+        old.unlink()  # the code of another version has other names
+    made = [path for path in (folder / ".export").rglob("*") if path.is_file()]
+    config = folder / ".export" / CONFIG_FILE
+    for path in sorted(made, key=lambda p: p == config):
+        target = folder / path.relative_to(folder / ".export")
+        target.parent.mkdir(exist_ok=True)
+        os.replace(path, target)
+    for left in sorted((folder / ".export").rglob("*"), reverse=True):
+        left.rmdir()
     (folder / ".export").rmdir()
 
 
@@ -76,14 +115,8 @@ def read_bundle(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["config"]
-        state = load_file(str(folder / STATE_FILE))
-        adapters = load_file(str(folder / LORA_FILE)) if (folder / LORA_FILE).exists() else {}
-        lora = config["model"]["lora_config"]
-        for key, tensor in adapters.items():
-            scale = lora["lora_alpha"] / lora["r"] if ".lora_B." in key else 1.0
-            state["flux." + key.removeprefix("transformer.")] = tensor / scale
+        return config, load_file(str(folder / STATE_FILE))
     except Exception as error:  # safetensors raises its own kinds for a damaged file
         raise ValueError(
             f"{folder} is no exported model: {type(error).__name__}: {error}"
         ) from error
-    return config, state

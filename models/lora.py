@@ -7,6 +7,7 @@ whole activation to the adapter's fp32 instead, which costs more than the adapte
 Source: Hu et al. 2021 (arXiv:2106.09685, Sec. 4.1).
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,14 +94,28 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear)}
 
 
-def save_lora(transformer: nn.Module, path: str | Path, metadata: dict[str, str]) -> None:
+def save_lora(
+    adapters: dict[str, Tensor], cfg: LoraConfig, path: str | Path, metadata: dict[str, str]
+) -> None:
     """Write the adapters so that a stock `FluxFillPipeline.load_lora_weights` reads them.
 
-    alpha / r is folded into B: a file without an alpha is read with scale 1 by every loader.
+    alpha / r is folded into B, because most loaders (ComfyUI's too) read a file without an alpha
+    of its own with scale 1. The header says what that leaves: alpha = r.
+
+    Args: adapters: by their names in the transformer, as `<layer>.lora_A.weight`; others are left.
     """
-    tensors = {}
-    for name, layer in lora_layers(transformer).items():
-        tensors[f"transformer.{name}.lora_A.weight"] = layer.lora_A.weight.detach().cpu().clone()
-        folded = layer.lora_B.weight.detach().cpu() * layer.scale
-        tensors[f"transformer.{name}.lora_B.weight"] = folded
-    save_file(tensors, str(path), metadata={"format": "pt", **metadata})
+    tensors, layers = {}, []
+    for name, tensor in adapters.items():
+        layer, _, part = name.partition(".lora_")
+        if part == "A.weight":
+            layers.append(layer)
+        elif part == "B.weight":
+            tensor = tensor * (cfg.lora_alpha / cfg.r)
+        else:
+            continue
+        tensors[f"transformer.{name}"] = tensor.detach().cpu().clone()
+    peft = {"r": cfg.r, "lora_alpha": cfg.r, "target_modules": sorted(layers)}
+    header = {f"transformer.{key}": value for key, value in peft.items()}
+    text = json.dumps(header, indent=2, sort_keys=True)
+    known = {"format": "pt", "lora_adapter_metadata": text}  # diffusers' own name
+    save_file(tensors, str(path), metadata={**known, **metadata})

@@ -8,13 +8,17 @@ Source: Liu et al. 2022 (arXiv:2209.03003, Eq. 2).
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from models.translator import MEAN_GUIDANCE, Translator
+
+# (step, time before it, state after it) -> the state to go on with; called after every step
+OnStep = Callable[[int, float, Tensor], Tensor]
 
 
 @dataclass(kw_only=True)
@@ -37,6 +41,19 @@ class SamplingConfig:
             )
 
 
+def check_mode(cfg: SamplingConfig, mean_share: float) -> None:
+    """Raises: ValueError: a mode that the model is not trained for.
+
+    mean_share: of the training samples, those that taught the mean.
+    """
+    untrained = {"mean": mean_share == 0, "sample": mean_share == 1}
+    if untrained[cfg.mode]:
+        raise ValueError(
+            f"the mode {cfg.mode} is not trained for: flow.mean_share is {mean_share:g}"
+            " (0 trains samples alone, 1 the mean alone)"
+        )
+
+
 def step_times(steps: int, shift: float) -> Tensor:
     """(steps + 1,) fp32 times from 1 to 0, shifted towards noise."""
     if steps < 1 or not 0 < shift < math.inf:
@@ -46,7 +63,13 @@ def step_times(steps: int, shift: float) -> Tensor:
 
 
 @torch.no_grad()
-def sample(translator: Translator, visible: Tensor, noise: Tensor, cfg: SamplingConfig) -> Tensor:
+def sample(
+    translator: Translator,
+    visible: Tensor,
+    noise: Tensor,
+    cfg: SamplingConfig,
+    on_step: OnStep | None = None,
+) -> Tensor:
     """Infrared (B, 1, H, W) in [0, 1] for visible (B, 3, H, W) in [0, 1].
 
     Args: noise: (B, S, C) standard normal; the result is a function of it.
@@ -59,18 +82,22 @@ def sample(translator: Translator, visible: Tensor, noise: Tensor, cfg: Sampling
     times = translator.round_time(step_times(cfg.steps, cfg.shift))
     prepared = translator.prepare(times[:-1].to(device), cfg.guidance_scale)
     state = end
-    for t, t_next, ready in zip(times[:-1].tolist(), times[1:].tolist(), prepared):
+    steps = zip(times[:-1].tolist(), times[1:].tolist(), prepared)
+    for step, (t, t_next, ready) in enumerate(steps):
         t_B = torch.full((len(visible),), t, device=device)
         velocity = translator.velocity(state, t_B, condition, scale, True, ready).float()
         state = state + (t_next - t) * velocity
         if backbone.panels > 1:
             on_path = torch.lerp(condition.known, end, t_next)
             state = torch.where(painted_S[:, None], state, on_path)
+        state = on_step(step, t, state) if on_step else state
     return translator.decode(state, condition.size)
 
 
 @torch.no_grad()
-def predict_mean(translator: Translator, visible: Tensor) -> Tensor:
+def predict_mean(
+    translator: Translator, visible: Tensor, on_step: OnStep | None = None
+) -> Tensor:
     """The mean infrared image (B, 1, H, W) in [0, 1]: one forward pass from t = 1, no noise."""
     condition, one = translator.condition(visible), torch.ones(len(visible), device=visible.device)
     shape = translator.backbone.state_shape(*condition.size)
@@ -78,7 +105,9 @@ def predict_mean(translator: Translator, visible: Tensor) -> Tensor:
     scale = torch.full_like(one, MEAN_GUIDANCE)
     (ready,) = translator.prepare(one[:1], MEAN_GUIDANCE)
     velocity = translator.velocity(end, one, condition, scale, True, ready).float()
-    return translator.decode(end - velocity, condition.size)
+    state = end - velocity
+    state = on_step(0, 1.0, state) if on_step else state
+    return translator.decode(state, condition.size)
 
 
 def noise_for(draws: list[int], shape: tuple[int, ...], seed: int, device) -> Tensor:
@@ -92,21 +121,43 @@ def noise_for(draws: list[int], shape: tuple[int, ...], seed: int, device) -> Te
 
 
 def translate(
-    translator: Translator, visible: Tensor, draws: list[int], cfg: SamplingConfig
+    translator: Translator,
+    visible: Tensor,
+    draws: list[int] | list[torch.Generator],
+    cfg: SamplingConfig,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Infrared (B, 1, H, W) in [0, 1]: as cfg.mode says, of samples the mean of cfg.samples.
 
-    Args: draws: one number a photograph; the result is a function of (cfg.seed, draw).
+    Args:
+        draws: one number a photograph; the result is a function of (cfg.seed, draw). Or one
+            generator a photograph (one may serve several), from which the noise is drawn instead.
     """
+    shape = translator.backbone.state_shape(*visible.shape[-2:])
+    noises = _noises(draws, shape, cfg, visible.device) if cfg.mode == "sample" else []
+
+    def once(visible: Tensor) -> Tensor:
+        if cfg.mode == "mean":
+            return predict_mean(translator, visible, on_step)
+        total = sum(sample(translator, visible, noise, cfg, on_step) for noise in noises)
+        return total / cfg.samples
+
     if cfg.mirror:
-        plain, turned = replace(cfg, mirror=False), visible.flip(-1)
-        found = (translate(translator, x, draws, plain) for x in (visible, turned))
-        return (next(found) + next(found).flip(-1)) / 2
-    if cfg.mode == "mean":
-        return predict_mean(translator, visible)
-    shape, total = translator.backbone.state_shape(*visible.shape[-2:]), 0
+        return (once(visible) + once(visible.flip(-1)).flip(-1)) / 2
+    return once(visible)
+
+
+def _noises(
+    draws: list[int] | list[torch.Generator], shape: tuple[int, int], cfg: SamplingConfig, device
+) -> list[Tensor]:
+    """Standard normal noise (B, *shape) fp32, cfg.samples times."""
+    generators = [draw for draw in draws if isinstance(draw, torch.Generator)]
+    found = []
     for k in range(cfg.samples):
-        keys = [draw * cfg.samples + k for draw in draws]
-        noise = noise_for(keys, shape, cfg.seed, visible.device)
-        total = total + sample(translator, visible, noise, cfg)
-    return total / cfg.samples
+        if generators:
+            each = [torch.randn(shape, generator=g, device=g.device) for g in generators]
+            found.append(torch.stack(each).to(device))
+        else:
+            keys = [int(draw) * cfg.samples + k for draw in draws]  # type: ignore[call-overload]
+            found.append(noise_for(keys, shape, cfg.seed, device))
+    return found

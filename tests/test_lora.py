@@ -52,15 +52,17 @@ def test_targets_that_match_nothing_are_refused():
 
 def test_a_stock_pipeline_loads_the_file_and_gives_equal_outputs(tmp_path):
     folder = write_flux_fill(tmp_path)
-    ours = tiny_flux()
-    add_lora(ours, LoraConfig(r=2, lora_alpha=6))
+    ours, cfg = tiny_flux(), LoraConfig(r=2, lora_alpha=6)
+    add_lora(ours, cfg)
     for layer in lora_layers(ours).values():
         stir(layer.lora_A, 1)
         stir(layer.lora_B, 2)
-    save_lora(ours, tmp_path / LORA_FILE, {"text_tokens": "4"})
+    save_lora(ours.state_dict(), cfg, tmp_path / LORA_FILE, {"made_by": "a test"})
     pipeline = FluxFillPipeline.from_pretrained(folder)
     pipeline.load_lora_weights(tmp_path)
     theirs = pipeline.transformer
+    read = theirs.peft_config["default_0"]
+    assert (read.r, read.lora_alpha) == (2, 2)  # from the header; 6 / 2 is folded into B
     inputs = flux_inputs(ours)
     plain = tiny_flux()(**inputs)[0]
     mine = ours(**inputs)[0]

@@ -434,8 +434,8 @@ def test_photographs_are_generated_in_batches_of_one_length(made, tmp_path, monk
     for i in range(5):
         noise = np.random.default_rng(i).integers(0, 255, (40, 30, 3), np.uint8)
         Image.fromarray(noise).save(photos / f"{i}.png")
-    asked, right = [], generate.translate
-    monkeypatch.setattr(generate, "translate", lambda *a: asked.append(a[2]) or right(*a))
+    asked, right = [], generate.infrared_of
+    monkeypatch.setattr(generate, "infrared_of", lambda *a: asked.append(a[2]) or right(*a))
     for size in (1, 4):
         call(
             "generate",

@@ -16,7 +16,6 @@ import torch
 import prepare
 from models import bundle
 from tests.faults import forks
-from tests.faults.test_written_whole import translator
 from utils import checkpoint, files, panels
 from utils.run import entry
 
@@ -25,7 +24,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (400, 400, 3)).astype(np.uint8
 
 def big_export(folder):
     state = {"w": torch.zeros(10**5)}
-    bundle.save_bundle(folder / "out", translator(), state, {"model": {"lora_config": {}}}, {})
+    bundle.save_bundle(folder / "out", state, {"model": {}}, {})
 
 
 WRITERS = {

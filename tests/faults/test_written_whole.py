@@ -4,7 +4,6 @@ pytest tests/faults/test_written_whole.py
 """
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,14 +15,8 @@ from models import bundle
 from utils import panels
 
 
-def translator():
-    prompt = SimpleNamespace(tokens=torch.zeros(2))
-    return SimpleNamespace(flux=torch.nn.Linear(2, 2), prompt=prompt)
-
-
 def export(folder, value):
-    config = {"model": {"lora_config": {}}}
-    bundle.save_bundle(folder, translator(), {"w": torch.full((3,), value)}, config, {})
+    bundle.save_bundle(folder, {"w": torch.full((3,), value)}, {"model": {}}, {})
 
 
 def test_an_export_on_a_full_disk_leaves_the_old_one_and_nothing_half(tmp_path, monkeypatch):
