@@ -11,6 +11,7 @@ run the same command again.
 import torch
 
 from assembly import checkpoints
+from assembly.export import write_export
 from assembly.latents import attach_latents
 from assembly.translator_step import make_loss, make_predict
 from configs.schema import FLAGS, TrainConfig, of_velocity
@@ -18,11 +19,10 @@ from data.materials import MATERIALS, material_colors
 from data.pairs import Pairs, describe, open_pairs
 from data.stream import collate, evenly_spaced, in_step, stream
 from losses import flow
-from models.bundle import save_bundle
 from models.fast.plan import Plan, choose_attention
 from models.sampler import translate
 from models.translator import Translator
-from utils import checkpoint, config, dist, metrics
+from utils import config, dist, metrics
 from utils.dryrun import dry_run
 from utils.loop import fit, to_device
 from utils.run import Run, entry
@@ -89,7 +89,7 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
         return dry_run(cfg, model, describe(train_set), batch, lambda: loss_fn(model, batch)[0])
     flops = model.step_flops(*train_set.size)
     fit(cfg, model, loss_fn, batches, run, eval_fn, samples=len(train_set), sample_flops=flops)
-    export(cfg, model, run)
+    export(run)
 
 
 def draw_scenes(cfg: TrainConfig, model: Translator, pairs: Pairs, device) -> dict:
@@ -121,15 +121,12 @@ def draw_scenes(cfg: TrainConfig, model: Translator, pairs: Pairs, device) -> di
     }
 
 
-def export(cfg: TrainConfig, model: Translator, run: Run) -> None:
+def export(run: Run) -> None:
     """Write the best weights as a folder that generate.py and diffusers read."""
     best = run.dir / "best_model.pth"
     if dist.is_main() and best.is_file():
-        parts = checkpoint.load(checkpoints.file_of(best))
-        checkpoint.load_into(model, parts["model"], best)
-        state = checkpoint.trained_state(model)
-        save_bundle(run.dir / "export", model, state, config.to_dict(cfg), parts["versions"])
-        print(f"best model: {best}; exported to {run.dir / 'export'}")
+        for sentence in write_export(best, run.dir / "export"):
+            print(sentence)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The model's own source as modules that an exported folder carries, so that diffusers alone runs it.
+"""The model's own source as modules of an exported folder, so that diffusers alone can run it.
 
 Files are copied as they are; only the imports among them are rewritten to relative ones. diffusers
 copies the folder's modules into one package of its cache, for all models, and keeps what is loaded:
@@ -19,19 +19,13 @@ def carried_code() -> tuple[str, dict[str, str]]:
     """Name of the module to load, and the text of every file by its name."""
     sources = _reached(ENTRY)
     digest = hashlib.sha256("\n".join(f"{n}\n{sources[n]}" for n in sorted(sources)).encode())
-    flat = {n: f"thermaflux_{digest.hexdigest()[:8]}_{n.replace('.', '_')}" for n in sources}
-    files = {f"{flat[n]}.py": _rewritten(n, text, flat) for n, text in sources.items()}
     main = f"thermaflux_{digest.hexdigest()[:8]}"
-    lines = [f"from .{name} import __name__ as _{i}" for i, name in enumerate(sorted(flat.values()))]
-    files[f"{main}.py"] = "\n".join(
-        [
-            '"""Names every module of the model, because diffusers fetches what this file names."""',
-            "",
-            *lines,
-            f"from .{flat[ENTRY]} import {CLASS}",
-            "",
-        ]
-    )
+    flat = {n: f"{main}_{n.replace('.', '_')}" for n in sources}
+    files = {f"{flat[n]}.py": _rewritten(n, text, flat) for n, text in sources.items()}
+    named = [f"from .{x} import __name__ as _{i}" for i, x in enumerate(sorted(flat.values()))]
+    lines = ['"""Names every module of the model: diffusers fetches what this file names."""', ""]
+    lines += [*named, f"from .{flat[ENTRY]} import {CLASS}", ""]
+    files[f"{main}.py"] = "\n".join(lines)
     if LICENCE.is_file():
         files["LICENSE"] = LICENCE.read_text(encoding="utf-8")  # of the code, not of the weights
     return main, files

@@ -7,9 +7,10 @@ An exported folder holds this file as pipeline.py, as it is here; it imports not
 model is its component `translator` (assembly/inference.py).
 """
 
+import itertools
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,29 @@ class ThermaFluxOutput(BaseOutput):
 
 
 class ThermaFluxPipeline(DiffusionPipeline):
-    """Args: translator: the trained model; see assembly/inference.py: ThermaFluxTranslator."""
+    """Infrared images of photographs.
 
-    _callback_tensor_inputs = list(TENSORS)
+    What is None in a call is as the model was trained.
+
+    Args of a call:
+        image: a photograph or a list of them, of any sizes: PIL images, (H, W, 3) uint8 arrays, or
+            (3, H, W) tensors in [0, 1].
+        mode: "mean": one forward pass, the least error; "sample": sharp, other for each seed.
+        num_inference_steps, guidance_scale, shift, samples, mirror: see models/sampler.py.
+        seed: photograph i is a function of (seed, i), as in generate.py.
+        generator: the noise is drawn from it instead, or from one for each photograph.
+        keep_aspect: work at each photograph's own aspect, one at a time.
+        batch_size: photographs that are translated at once, at most.
+        output_type: pil: 8-bit grey; png16: PIL images of 16-bit numbers; np: (H, W) float32 arrays
+            in [0, 1]; pt: (1, H, W) tensors.
+        callback_on_step_end: called as (pipeline, step, time, {"latents": state}) after every step;
+            step counts through the call, time runs from 1 to 0. The latents that it returns are
+            gone on with.
+
+    Raises: ValueError: something asked for is out of range, or was not trained for.
+    """
+
+    _callback_tensor_inputs = [*TENSORS]  # noqa: RUF012 (diffusers' own name and type)
 
     def __init__(self, translator: torch.nn.Module):
         super().__init__()
@@ -62,29 +83,12 @@ class ThermaFluxPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict] | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = list(TENSORS),  # noqa: B006, B008
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
     ) -> ThermaFluxOutput | tuple:
-        """Infrared images of photographs. What is None is as the model was trained.
-
-        Args:
-            image: a photograph or a list of them, of any sizes: PIL images, (H, W, 3) uint8 arrays,
-                or (3, H, W) tensors in [0, 1].
-            mode: "mean": one forward pass, the least error; "sample": sharp, other for each seed.
-            seed: photograph i is a function of (seed, i), as in generate.py.
-            generator: the noise is drawn from it instead, or from one for each photograph.
-            keep_aspect: work at each photograph's own aspect, one at a time.
-            batch_size: photographs that are translated at once, at most.
-            output_type: pil: 8-bit grey; png16: PIL images of 16-bit numbers; np: (H, W) float32
-                arrays in [0, 1]; pt: (1, H, W) tensors.
-            callback_on_step_end: called as (pipeline, step, time, {"latents": state}) after every
-                step; step counts through the call, time runs from 1 to 0. The state that it
-                returns is gone on with.
-
-        Raises: ValueError: something asked for is out of range, or was not trained for.
-        """
+        """See the class."""
+        _check(output_type, batch_size, callback_on_step_end_tensor_inputs, seed, generator)
         photographs = _photographs(image)
         draws = _draws(generator, len(photographs))
-        _check(output_type, batch_size, callback_on_step_end_tensor_inputs, seed, generator)
         sampling = self.translator.sampling(
             mode=mode,
             steps=num_inference_steps,
@@ -97,29 +101,29 @@ class ThermaFluxPipeline(DiffusionPipeline):
         finish = self._finish(output_type)
         batches = _batches(len(photographs), 1 if keep_aspect else batch_size)
         passes = sampling.steps * sampling.samples if sampling.mode == "sample" else 1
-        steps = len(batches) * passes * (2 if sampling.mirror else 1)
-        done = 0
-        with self.progress_bar(total=steps) as bar:
-
-            def on_step(_: int, time: float, state: torch.Tensor) -> torch.Tensor:
-                nonlocal done
-                if callback_on_step_end is not None:
-                    given = {"latents": state} if callback_on_step_end_tensor_inputs else {}
-                    answer = callback_on_step_end(self, done, time, given) or {}
-                    state = answer.get("latents", state)
-                done += 1
-                bar.update()
-                return state
-
-            made = []
+        made: list[np.ndarray] = []
+        with self.progress_bar(total=len(batches) * passes * (1 + sampling.mirror)) as bar:
+            on_step = self._on_step(bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
             for batch in batches:
-                own = [photographs[i] for i in batch]
+                own, mine = ([of[i] for i in batch] for of in (photographs, draws))
                 size = self.translator.size_for(own[0], keep_aspect)
-                mine = [draws[i] for i in batch]
                 made += self.translator(own, mine, sampling, size, on_step)
         self.maybe_free_model_hooks()
         images, meanings = finish(made)
         return ThermaFluxOutput(images, meanings) if return_dict else (images, meanings)
+
+    def _on_step(self, bar: Any, callback: Callable[..., dict] | None, tensors: Sequence[str]):
+        """What the sampler calls after each step with (step, time, state)."""
+        steps = itertools.count()
+
+        def on_step(_: int, time: float, state: torch.Tensor) -> torch.Tensor:
+            bar.update()
+            if callback is None:
+                return state
+            given = {name: state for name in tensors}
+            return (callback(self, next(steps), time, given) or {}).get("latents", state)
+
+        return on_step
 
     def _finish(self, output_type: str) -> Callable:
         """(H, W) arrays -> images as `output_type` says, and their meanings."""
@@ -148,9 +152,10 @@ class ThermaFluxPipeline(DiffusionPipeline):
         """
         from accelerate import cpu_offload_with_hook
 
-        if device is None and not torch.accelerator.is_available():
+        device = device or torch.accelerator.current_accelerator(check_available=True)
+        if device is None:
             raise RuntimeError("enable_model_cpu_offload needs an accelerator, and there is none")
-        device = torch.device(device or torch.accelerator.current_accelerator())
+        device = torch.device(device)
         if gpu_id is not None:
             device = torch.device(device.type, gpu_id)
         for hook in getattr(self, "_all_hooks", []):
@@ -222,7 +227,9 @@ def _batches(count: int, batch_size: int) -> list[range]:
     return [range(i, min(i + length, count)) for i in range(0, count, length)]
 
 
-def _check(output_type: str, batch_size: int, tensors: list[str], seed: Any, generator: Any):
+def _check(
+    output_type: str, batch_size: int, tensors: Sequence[str], seed: Any, generator: Any
+) -> None:
     """Raises: ValueError: all that is wrong, at once."""
     wrong = []
     if output_type not in OUTPUT_TYPES:

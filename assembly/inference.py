@@ -46,11 +46,18 @@ def infrared_of(
         draws: see `translate`; one a photograph.
         size: height and width at which the model works; the results are resized back.
     """
-    device = translator.prompt.tokens.device
+    device = device_of(translator)
     small = np.stack([resize_visible(x, size) for x in photographs])
     visible = torch.from_numpy(small).to(device).permute(0, 3, 1, 2).float() / 255
     made = translate(translator, visible, draws, sampling, on_step)
     return [_resized(image, x.shape[:2]) for image, x in zip(made, photographs)]
+
+
+def device_of(translator: Translator) -> torch.device:
+    """Where it works: of the prompt, which no offloading moves."""
+    tokens = translator.prompt.tokens
+    assert isinstance(tokens, Tensor)
+    return tokens.device
 
 
 def _resized(image: Tensor, size: tuple[int, ...]) -> np.ndarray:
@@ -84,7 +91,7 @@ class Training:
             size=(size, size) if isinstance(size, int) else tuple(size),
             sampling=SamplingConfig(**config["sampling"]),
             mean_share=config["flow"]["mean_share"],
-            window=window and Window(*window, config["unit"]),
+            window=window and Window(window[0], window[1], config["unit"]),
             planck=planck and Planck(*planck),
         )
 
@@ -176,8 +183,7 @@ class ThermaFluxTranslator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it works: of the prompt, which no offloading moves."""
-        return self.translator.prompt.tokens.device
+        return device_of(self.translator)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,7 +19,7 @@ class ThermaFluxPipeline(carried_pipeline.ThermaFluxPipeline):
     """See assembly/carried_pipeline.py."""
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         folder: str | Path,
         torch_dtype: torch.dtype | None = None,
@@ -60,4 +60,6 @@ def _fetch(hub_id: str, hub: dict[str, Any]) -> str:
         return snapshot_download(hub_id, **hub)
     except Exception as error:  # the network, the id, the rights: each has types of its own
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{hub_id} is no folder here, nor to be had from a hub: {reason}") from error
+        raise ValueError(
+            f"{hub_id} is no folder here, nor to be had from a hub: {reason}"
+        ) from error

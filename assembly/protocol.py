@@ -8,7 +8,7 @@ from assembly.checkpoints import Opened, file_of
 from configs.schema import EvaluateConfig
 from data.manifest import digest, sha256
 from data.stream import evenly_spaced
-from models.bundle import is_bundle
+from models.bundle import CONFIG_FILE, STATE_FILE, is_bundle
 from utils import bootstrap
 
 VERSION = 1  # of the metrics; raised when one of them changes its values
@@ -45,8 +45,8 @@ def describe(cfg: EvaluateConfig, opened: Opened) -> dict:
 
 
 def checkpoint_hash(path: str) -> str:
-    """SHA-256 of the file that `path` leads to; of an exported folder, of its files together."""
+    """SHA-256 of the file that `path` leads to; of an exported folder, of weights and values."""
     if is_bundle(path):
-        files = sorted(p for p in Path(path).iterdir() if p.is_file())
-        return sha256("".join(f"{p.name} {sha256(p.read_bytes())}\n" for p in files).encode())
+        files = [Path(path) / name for name in (STATE_FILE, CONFIG_FILE)]
+        return sha256("".join(f"{sha256(p.read_bytes())}\n" for p in files).encode())
     return sha256(file_of(path).read_bytes())

@@ -89,6 +89,12 @@ USE_FLAGS = {
         "lpips",
         "boxes",
         "report",
+        "results",
+        "panels",
+        "base_model",
+        "push_to_hub",
+        "public",
+        "dry_run",
     )
 }
 
@@ -283,3 +289,17 @@ class GenerateConfig(ModelUseConfig):
                 f"--counts writes 16-bit PNG, --format {self.format} another: give one of them"
             )
         self.format = "png16" if self.counts else self.format
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """export.py: a trained model as a folder, and on a hub."""
+
+    checkpoint: str = "runs/train/best_model.pth"  # a file, a run's folder or an exported one
+    output_dir: str = "exported"
+    results: str | None = None  # results.json of evaluate.py, or its folder: for the model card
+    panels: str | None = None  # folder of visualize.py: its first pictures, for the model card
+    base_model: str | None = None  # hub id of FLUX.1, where the training read it from a folder
+    push_to_hub: str | None = None  # user/name of the repository to upload to
+    public: bool = False  # of a repository that is made; one that is there stays as it is
+    dry_run: bool = False  # list what would be pushed, and push nothing

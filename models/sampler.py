@@ -95,9 +95,7 @@ def sample(
 
 
 @torch.no_grad()
-def predict_mean(
-    translator: Translator, visible: Tensor, on_step: OnStep | None = None
-) -> Tensor:
+def predict_mean(translator: Translator, visible: Tensor, on_step: OnStep | None = None) -> Tensor:
     """The mean infrared image (B, 1, H, W) in [0, 1]: one forward pass from t = 1, no noise."""
     condition, one = translator.condition(visible), torch.ones(len(visible), device=visible.device)
     shape = translator.backbone.state_shape(*condition.size)
@@ -158,6 +156,6 @@ def _noises(
             each = [torch.randn(shape, generator=g, device=g.device) for g in generators]
             found.append(torch.stack(each).to(device))
         else:
-            keys = [int(draw) * cfg.samples + k for draw in draws]  # type: ignore[call-overload]
+            keys = [int(draw) * cfg.samples + k for draw in draws]
             found.append(noise_for(keys, shape, cfg.seed, device))
     return found

@@ -24,7 +24,7 @@ from assembly import checkpoints
 from configs import schema
 from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
 from data.pairs import open_pairs
-from models.bundle import read_bundle
+from models.bundle import CONFIG_FILE, read_bundle
 from models.fast.plan import resolve
 from models.translator import TranslatorConfig
 from tests import tiny_data
@@ -521,10 +521,10 @@ def test_generate_neither_overwrites_a_photograph_nor_wraps_counts(made, tmp_pat
         call("generate", *argv, made / "train" / "export", "--output_dir", tmp_path)
     assert photo.read_bytes() == before
     folder = shutil.copytree(made / "train" / "export", tmp_path / "celsius")
-    notes = json.loads((folder / "thermaflux.json").read_text())
+    notes = json.loads((folder / CONFIG_FILE).read_text())
     for window, fits in (([-20.0, 60.0], False), ([0.0, 1.0], False), ([20000.0, 30000.0], True)):
         notes["config"]["window"] = window
-        (folder / "thermaflux.json").write_text(json.dumps(notes))
+        (folder / CONFIG_FILE).write_text(json.dumps(notes))
         with nullcontext() if fits else pytest.raises(ValueError, match="--counts writes whole"):
             call("generate", *argv, folder, "--output_dir", tmp_path / "out", "--counts")
     counts = np.asarray(Image.open(tmp_path / "out" / "photo.png"))
@@ -653,14 +653,17 @@ def test_values_that_train_towards_nothing_are_refused_at_start(made, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_an_edited_export_is_one_sentence(made, tmp_path):
+@pytest.mark.parametrize("r, words", [(0, "it lacks"), ("x", "lora_config.r")])
+def test_an_edited_export_is_one_sentence(made, tmp_path, r, words):
     folder = shutil.copytree(made / "train" / "export", tmp_path / "export")
-    notes = json.loads((folder / "thermaflux.json").read_text())
-    for r in (0, "x"):
-        notes["config"]["model"]["lora_config"]["r"] = r
-        (folder / "thermaflux.json").write_text(json.dumps(notes))
-        with pytest.raises(ValueError, match="export is no exported model"):
-            read_bundle(folder)
+    notes = json.loads((folder / CONFIG_FILE).read_text())
+    notes["config"]["model"]["lora_config"]["r"] = r
+    (folder / CONFIG_FILE).write_text(json.dumps(notes))
+    with pytest.raises(ValueError, match=f"export.*{words}|{words}.*export"):
+        checkpoints.load_translator(folder, torch.device("cpu"))
+    (folder / CONFIG_FILE).write_text("{")
+    with pytest.raises(ValueError, match="export is no exported model"):
+        read_bundle(folder)
 
 
 def test_a_random_frozen_flux_keeps_its_seed(made, tmp_path):
