@@ -101,7 +101,7 @@ def read_results(path: str | None) -> dict[str, Any] | None:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is no results.json of evaluate.py: {error}") from error
-    needed = {"methods", "intervals", "warnings", "data", "split", "pairs"}
+    needed = {"methods", "intervals", "warnings", "data", "split", "pairs", "run"}
     if not isinstance(found, dict) or (lacks := sorted(needed - set(found))):
         lacks = sorted(needed) if not isinstance(found, dict) else lacks
         raise ValueError(f"{file} is no results.json of evaluate.py: it lacks {', '.join(lacks)}")

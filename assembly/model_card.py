@@ -101,7 +101,8 @@ def _what_it_is(cfg: TrainConfig) -> str:
         name = cfg.model.flux_fill_id if on_hub(cfg.model.flux_fill_id) else "FLUX.1"
         guided = "cross-attention to maps of the scene" if cfg.model.inject else "no guidance"
         return f"Adapters (LoRA) for {name}, and {guided}."
-    return f"A small FLUX (`{cfg.model.preset}`), trained from scratch: no base weights are needed."
+    how = "trained from scratch" if cfg.model.train_base else "random but for what was trained"
+    return f"A small FLUX (`{cfg.model.preset}`), {how}: no base weights are needed."
 
 
 def _size(cfg: TrainConfig) -> str:
@@ -165,7 +166,7 @@ def _evaluation(results: dict[str, Any] | None) -> str:
     lines = [
         f"{results['pairs']} pairs of `{Path(results['data']).name}`, split {results['split']};"
         " ± is half of the 95 % interval over images.\n",
-        *tables.table(results, {}),
+        *tables.table(results, results["run"]["seconds_an_image"]),
         *(f"\n> {warning}" for warning in results["warnings"]),
     ]
     return "## Evaluation\n\n" + "\n".join(lines) + "\n"

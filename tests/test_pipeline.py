@@ -19,35 +19,9 @@ from PIL import Image
 import generate
 from assembly.export import write_export
 from assembly.pipeline import ThermaFluxPipeline
-from configs.schema import FlowConfig, TrainConfig
-from data.pairs import DataConfig
 from data.transforms import to_8_bits
-from models.lora import LoraConfig
-from models.sampler import SamplingConfig
 from tests.conftest import call_main
-from tests.tiny_models import stir, tiny_translator, write_flux_fill
-from utils import checkpoint, config
-
-PIXELS = dict(layout="pixels", train_base=True, lora_config=LoraConfig(r=0))
-
-
-def write_checkpoint(path: Path, model: dict, mean_share: float = 0.5, window=(0.0, 1.0)) -> Path:
-    """What train.py would leave of a tiny model whose trained weights are none of them zero."""
-    translator = tiny_translator(**model)
-    trained = [p for n, p in translator.named_parameters() if p.requires_grad]
-    stir(torch.nn.ParameterList(trained))
-    mode = "mean" if mean_share == 1 else "sample"
-    cfg = TrainConfig(
-        model=translator.cfg,
-        data=DataConfig(size=[32, 48], path="datasets/toy"),
-        flow=FlowConfig(mean_share=mean_share),
-        sampling=SamplingConfig(mode=mode, steps=2, guidance_scale=1.0),
-    )
-    cfg.model.decomposition = translator.stage1.decomposition.cfg
-    cfg.window, cfg.unit = window and [*window], "celsius"
-    state = checkpoint.trained_state(translator)
-    checkpoint.save(path, {"model": state, "config": config.to_dict(cfg)})
-    return path
+from tests.tiny_models import PIXELS, write_checkpoint, write_flux_fill
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,19 @@ from transformers import (
     T5EncoderModel,
 )
 
+from configs.schema import FlowConfig, TrainConfig
+from data.pairs import DataConfig
 from models.backbones.fill import FillDiptych
 from models.decomposition import DecompositionConfig
 from models.fast.plan import build
 from models.guidance import Guidance
+from models.sampler import SamplingConfig
 from models.stage1 import Stage1
 from models.translator import LoraConfig, Translator, TranslatorConfig
+from utils import checkpoint, config
 
 INJECT = {0: ["intensity"], 1: ["intensity", "material", "context"]}
+PIXELS = dict(layout="pixels", train_base=True, lora_config=LoraConfig(r=0))  # of the demo's kind
 
 
 def tiny_flux(layers: int = 2, single_layers: int = 2) -> FluxTransformer2DModel:
@@ -79,6 +84,25 @@ def stir(module: nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for p in module.parameters():
             p.add_(torch.randn(p.shape, generator=generator).to(p) * 0.02)
+
+
+def write_checkpoint(path: Path, model: dict, mean_share: float = 0.5, window=(0.0, 1.0)) -> Path:
+    """What train.py would leave of a tiny model whose trained weights are none of them zero."""
+    translator = tiny_translator(**model)
+    trained = [p for n, p in translator.named_parameters() if p.requires_grad]
+    stir(torch.nn.ParameterList(trained))
+    mode = "mean" if mean_share == 1 else "sample"
+    cfg = TrainConfig(
+        model=translator.cfg,
+        data=DataConfig(size=[32, 48], path="datasets/toy"),
+        flow=FlowConfig(mean_share=mean_share),
+        sampling=SamplingConfig(mode=mode, steps=2, guidance_scale=1.0),
+    )
+    cfg.model.decomposition = translator.stage1.decomposition.cfg
+    cfg.window, cfg.unit = window and [*window], "celsius"
+    state = checkpoint.trained_state(translator)
+    checkpoint.save(path, {"model": state, "config": config.to_dict(cfg)})
+    return path
 
 
 def write_flux_fill(folder: Path) -> Path:
