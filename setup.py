@@ -22,6 +22,7 @@ setup(
         "torch>=2.11,<2.15",
         "torchvision>=0.26",
         "diffusers>=0.35.1,<0.43",
+        "huggingface_hub>=0.34,<3",
         "transformers>=4.46,<6",
         "peft>=0.17",
         "safetensors>=0.4.5",

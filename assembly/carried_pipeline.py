@@ -22,6 +22,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image, ImageOps
 
 OUTPUT_TYPES = ("pil", "png16", "np", "pt")
+MODES = ("RGB", "RGBA", "P", "L", "LA")  # of photographs, 8 bits a channel
 TENSORS = ("latents",)  # what a callback may be given
 
 
@@ -44,7 +45,7 @@ class ThermaFluxPipeline(DiffusionPipeline):
 
     Args of a call:
         image: a photograph or a list of them, of any sizes: PIL images, (H, W, 3) uint8 arrays, or
-            (3, H, W) tensors in [0, 1].
+            (3, H, W) tensors in [0, 1]; arrays and tensors may be stacked.
         mode: "mean": one forward pass, the least error; "sample": sharp, other for each seed.
         num_inference_steps, guidance_scale, shift, samples, mirror: see models/sampler.py.
         seed: photograph i is a function of (seed, i), as in generate.py.
@@ -148,10 +149,15 @@ class ThermaFluxPipeline(DiffusionPipeline):
     ) -> None:
         """Keep stage 1, autoencoder and FLUX on the CPU and move each to the GPU while it works.
 
-        Raises: RuntimeError: there is no accelerator, and no device is named.
+        Raises:
+            RuntimeError: there is no accelerator, and no device is named.
+            ImportError: accelerate is not installed.
         """
-        from accelerate import cpu_offload_with_hook
-
+        try:
+            from accelerate import cpu_offload_with_hook
+        except ImportError as error:
+            text = "enable_model_cpu_offload needs accelerate: pip install accelerate"
+            raise ImportError(text) from error
         device = device or torch.accelerator.current_accelerator(check_available=True)
         if device is None:
             raise RuntimeError("enable_model_cpu_offload needs an accelerator, and there is none")
@@ -188,7 +194,8 @@ class ThermaFluxPipeline(DiffusionPipeline):
 
 def _photographs(image: Any) -> list[np.ndarray]:
     """Each photograph as (H, W, 3) uint8. Raises: ValueError: one that is none, by its number."""
-    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
+    images = list(image) if several else [image]
     if not images:
         raise ValueError("image is an empty list")
     return [_photograph(x, i) for i, x in enumerate(images)]
@@ -196,6 +203,8 @@ def _photographs(image: Any) -> list[np.ndarray]:
 
 def _photograph(image: Any, number: int) -> np.ndarray:
     if isinstance(image, Image.Image):
+        if image.mode not in MODES:
+            raise ValueError(f"image {number} is in {image.mode}, none of {', '.join(MODES)}")
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if isinstance(image, torch.Tensor) and image.ndim == 3 and image.is_floating_point():
         image = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
@@ -206,7 +215,7 @@ def _photograph(image: Any, number: int) -> np.ndarray:
     kind = getattr(image, "dtype", "")
     raise ValueError(
         f"image {number} is {what} {kind}; give PIL images, (H, W, 3) uint8 arrays or (3, H, W)"
-        " tensors in [0, 1]; several in a list"
+        " tensors in [0, 1], several in a list or stacked"
     )
 
 

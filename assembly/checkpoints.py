@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from assembly.bundle import is_bundle, read_bundle
 from baselines.networks import Pix2Pix, Unet
 from baselines.networks import build as build_baseline
 from baselines.training import BaselineConfig
@@ -20,7 +21,6 @@ from configs.schema import (
 from data.materials import TABLES
 from data.pairs import DataConfig, Pairs, open_pairs
 from data.pseudo_labels import LabelConfig
-from models.bundle import is_bundle, read_bundle
 from models.fast.plan import Plan, build, speed_up_stage1
 from models.flux import Prompt
 from models.sampler import SamplingConfig, check_mode

@@ -10,11 +10,10 @@ from huggingface_hub import HfApi
 from torch import Tensor
 
 from assembly import carried_pipeline, checkpoints, comfyui
+from assembly.bundle import CARD_FILE, COMPONENT, has_adapters, save_bundle
 from assembly.carried_code import CLASS, carried_code
-from assembly.inference import Training
 from assembly.model_card import ALONE, model_card
 from configs.schema import TrainConfig
-from models.bundle import CARD_FILE, COMPONENT, save_bundle
 from utils import checkpoint, config
 
 PICTURES = 6  # at most, in the card
@@ -49,16 +48,15 @@ def write_export(
     cfg.model.flux_fill_id = base_model or cfg.model.flux_fill_id
     state |= _random_base(path, cfg)
     shown = {f"pictures/{p.name}": p.read_bytes() for p in pictures or []}
-    has_adapters = any(".lora_" in name for name in state)
-    more = _code() | shown
-    samples = cfg.flow.mean_share < 1
-    if has_adapters and cfg.model.flux_fill_id and cfg.model.layout == "diptych" and samples:
+    values = config.to_dict(cfg)
+    adapters, more = has_adapters(state, values), _code() | shown
+    if adapters and cfg.model.layout == "diptych" and cfg.flow.mean_share < 1:
         more["comfyui_workflow.json"] = _workflow(cfg)
     more[CARD_FILE] = model_card(
-        cfg, has_adapters, "comfyui_workflow.json" in more, results, sorted(shown), hub_id
+        cfg, adapters, "comfyui_workflow.json" in more, results, sorted(shown), hub_id
     ).encode()
-    save_bundle(folder, state, config.to_dict(cfg), checkpoint.versions(), more)
-    return [f"exported to {folder}", *([f"note: {ALONE}"] if has_adapters else [])]
+    save_bundle(folder, state, values, checkpoint.versions(), more)
+    return [f"exported to {folder}", *([f"note: {ALONE}"] if adapters else [])]
 
 
 def _random_base(path: str | Path, cfg: TrainConfig) -> dict[str, Tensor]:
@@ -85,10 +83,7 @@ def _code() -> dict[str, bytes]:
 
 
 def _workflow(cfg: TrainConfig) -> bytes:
-    training, sampling = Training.of(config.to_dict(cfg)), cfg.sampling
-    nodes = comfyui.workflow(
-        training.size, cfg.model.prompt, sampling.steps, sampling.guidance_scale, sampling.seed
-    )
+    nodes = comfyui.workflow(cfg.data.height_width(), cfg.model.prompt, cfg.sampling)
     return (json.dumps(nodes, indent=1) + "\n").encode()
 
 

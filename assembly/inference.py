@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from data.radiometry import Planck
 from data.transforms import Window, resize_visible, to_8_bits, to_16_bits
-from models.codec import TOKEN, FluxCodec
+from models.codec import TOKEN
 from models.decomposition import DecompositionConfig
 from models.flux import Prompt
 from models.lora import LoraConfig
@@ -28,7 +28,7 @@ from models.sampler import OnStep, SamplingConfig, check_mode, translate
 from models.stage1 import Stage1
 from models.translator import DTYPES, PathConfig, Translator, TranslatorConfig, make_translator
 
-STATE_FILE = "../diffusion_pytorch_model.safetensors"  # beside the folder of the translator
+STATE_FILE = "diffusion_pytorch_model.safetensors"  # beside the translator's folder
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ class ThermaFluxTranslator(nn.Module):
             torch_dtype: float32 or bfloat16, of FLUX and its autoencoder; None: as it was trained.
         """
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["config"]
-        state = load_file(str(Path(folder) / STATE_FILE))
+        state = load_file(str(Path(folder).absolute().parent / STATE_FILE))
         cfg = _plain(config["model"])
         path = PathConfig(**{key: config["flow"][key] for key in ("start", "sigma")})
         prompt = Prompt(state["prompt.tokens"], state["prompt.pooled"])
@@ -214,15 +214,16 @@ class ThermaFluxTranslator(nn.Module):
         for name, parameter in self.translator.flux.named_parameters():
             if ".lora_" not in name:
                 parameter.data = parameter.data.to(dtype)
-        if isinstance(self.translator.codec, FluxCodec):
-            self.translator.codec.vae.to(dtype)
+        if vae := getattr(self.translator.codec, "vae", None):
+            vae.to(dtype)
 
     def parts(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """Large modules in the order in which they work, and the small ones that stay in place."""
         whole = self.translator
-        vae = [whole.codec.vae] if isinstance(whole.codec, FluxCodec) else []
-        around = [m for m in whole.backbone.children() if not isinstance(m, FluxCodec)]
-        return [whole.stage1, *vae, whole.flux], [whole.guidance, whole.prompt, *around]
+        vae = getattr(whole.codec, "vae", None)  # an autoencoder; other codecs are small
+        around = [m for m in whole.backbone.children() if vae is None or m is not whole.codec]
+        large = [m for m in (whole.stage1, vae, whole.flux) if m is not None]
+        return large, [whole.guidance, whole.prompt, *around]
 
 
 def _plain(model: dict[str, Any]) -> TranslatorConfig:

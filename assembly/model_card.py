@@ -5,12 +5,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from assembly.bundle import STATE_FILE
 from configs.schema import TrainConfig
-from models.bundle import STATE_FILE
 from models.lora import LORA_FILE
 from utils import results as tables
 
-FLUX_DEV = "black-forest-labs/FLUX.1-"  # all of its dev models have one licence
+# of all FLUX.1 [dev] models
 LICENCE_NAME = "flux-1-dev-non-commercial-license"
 LICENCE_LINK = "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"
 ALONE = (
@@ -50,8 +50,8 @@ def model_card(
 
 
 def is_flux_dev(cfg: TrainConfig) -> bool:
-    """Whether the base is FLUX.1-dev, -Fill or -Kontext: all random presets are not."""
-    return cfg.model.flux_fill_id is not None
+    """Whether the base is FLUX.1-Fill, -dev or -Kontext, which these layouts are for."""
+    return bool(cfg.model.flux_fill_id) and cfg.model.layout in ("diptych", "channels", "reference")
 
 
 def on_hub(base: str | None) -> bool:
@@ -97,10 +97,10 @@ def _front_matter(
 
 
 def _what_it_is(cfg: TrainConfig) -> str:
-    if is_flux_dev(cfg):
-        name = cfg.model.flux_fill_id if on_hub(cfg.model.flux_fill_id) else "FLUX.1"
+    base = cfg.model.flux_fill_id
+    if base:
         guided = "cross-attention to maps of the scene" if cfg.model.inject else "no guidance"
-        return f"Adapters (LoRA) for {name}, and {guided}."
+        return f"Adapters (LoRA) for {base if on_hub(base) else 'FLUX'}, and {guided}."
     how = "trained from scratch" if cfg.model.train_base else "random but for what was trained"
     return f"A small FLUX (`{cfg.model.preset}`), {how}: no base weights are needed."
 
@@ -123,12 +123,13 @@ infrared.save("infrared.png")
 
 
 def _how_to_use(cfg: TrainConfig, hub_id: str | None) -> str:
-    gated = ""
-    if is_flux_dev(cfg):
+    base, gated = cfg.model.flux_fill_id, ""
+    if base:
+        where = f"`{base}`" if on_hub(base) else "a folder of the machine that trained it"
         gated = (
-            f"\nThe base weights are read from `{cfg.model.flux_fill_id}`: accept their licence and"
-            " log in first, or set `flux_fill_id` in `translator/config.json` to a local folder."
-            " `torch_dtype=torch.bfloat16` and `pipeline.enable_model_cpu_offload()` save memory.\n"
+            f"\nThe base weights are read from {where}: where they are gated, accept their licence"
+            " and log in first, or set `flux_fill_id` in `translator/config.json` to a folder of"
+            " yours. `torch_dtype=torch.bfloat16` and `pipeline.enable_model_cpu_offload()` save memory.\n"
         )
     return (
         "## How to use\n\n```\npip install diffusers transformers torch torchvision accelerate\n"
@@ -191,9 +192,13 @@ def _limits(cfg: TrainConfig) -> str:
 
 
 def _licence(cfg: TrainConfig) -> str:
-    if not is_flux_dev(cfg):
-        return "## Licence\n\nThe code is MIT. The weights have no base; name a licence of yours.\n"
-    return (
-        "## Licence\n\nThe code is MIT. The weights are a derivative of a FLUX.1 [dev] model:"
-        f" [FLUX.1 [dev] Non-Commercial License]({LICENCE_LINK}).\n"
-    )
+    if is_flux_dev(cfg):
+        weights = (
+            "The weights are a derivative of a FLUX.1 [dev] model:"
+            f" [FLUX.1 [dev] Non-Commercial License]({LICENCE_LINK})."
+        )
+    elif cfg.model.flux_fill_id:
+        weights = "The weights are a derivative of the base model, whose licence holds."
+    else:
+        weights = "The weights have no base; name a licence of yours."
+    return f"## Licence\n\nThe code is MIT. {weights}\n"

@@ -4,11 +4,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from assembly.bundle import CONFIG_FILE, STATE_FILE, is_bundle
 from assembly.checkpoints import Opened, file_of
 from configs.schema import EvaluateConfig
 from data.manifest import digest, sha256
 from data.stream import evenly_spaced
-from models.bundle import CONFIG_FILE, STATE_FILE, is_bundle
 from utils import bootstrap
 
 VERSION = 1  # of the metrics; raised when one of them changes its values

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 import export
 from assembly import carried_code, checkpoints
 from assembly import export as exporting
+from assembly.bundle import FILES, read_bundle
 from assembly.export import write_export
-from models.bundle import FILES, read_bundle
 from models.lora import LORA_FILE, LoraConfig
 from tests.conftest import ROOT, call_main
 from tests.tiny_models import PIXELS, tiny_flux, write_checkpoint, write_flux_fill

@@ -191,6 +191,8 @@ def test_a_photograph_may_be_an_array_or_a_tensor_or_turned(pipeline, photograph
     found = [pipeline(x, output_type="np").images[0] for x in given]
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
     assert found[3].shape == (61, 40)
+    for stacked in (array[None], tensor[None]):
+        assert np.array_equal(pipeline(stacked, output_type="np").images[0], found[0])
 
 
 def test_noise_comes_from_a_generator_where_one_is_given(pipeline, photographs):
@@ -287,6 +289,7 @@ def test_a_dtype_is_that_of_flux_and_its_autoencoder(exports, photographs):
     [
         (dict(image=[]), "empty list"),
         (dict(image="a.png"), "image 0 is str"),
+        (dict(image=[Image.new("RGB", (9, 9)), Image.new("F", (9, 9))]), "image 1 is in F"),
         (dict(image=np.zeros((4, 4, 3), np.float32)), r"image 0 is \(4, 4, 3\) float32"),
         (dict(output_type="jpg", batch_size=0), "output_type is 'jpg'.*batch_size"),
         (dict(seed=1, generator=torch.Generator()), "seed or generator, not both"),

@@ -21,10 +21,10 @@ from PIL import Image
 
 import generate
 from assembly import checkpoints
+from assembly.bundle import CONFIG_FILE, read_bundle
 from configs import schema
 from configs.schema import FinetuneConfig, PretrainConfig, TrainConfig
 from data.pairs import open_pairs
-from models.bundle import CONFIG_FILE, read_bundle
 from models.fast.plan import resolve
 from models.translator import TranslatorConfig
 from tests import tiny_data

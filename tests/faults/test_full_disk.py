@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import prepare
-from models import bundle
+from assembly import bundle
 from tests.faults import forks
 from utils import checkpoint, files, panels
 from utils.run import entry

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 import prepare
+from assembly import bundle
 from data import writing
-from models import bundle
 from tests.faults import forks
 from tests.faults.test_written_whole import export
 from utils import checkpoint, files

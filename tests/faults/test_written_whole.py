@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 import generate
-from models import bundle
+from assembly import bundle
 from utils import panels
 
 

@@ -2,7 +2,7 @@
 
 diffusion_pytorch_model.safetensors   all that was trained, the prompt, stage 1; a random FLUX whole
 translator/config.json                the run's configuration and versions
-pytorch_lora_weights.safetensors      the adapters alone, as other programs load them
+pytorch_lora_weights.safetensors      the adapters of a FLUX.1 alone, as other programs load them
 
 What else an exported folder holds (model card, pipeline code, ...) is made by assembly/export.py.
 The names are those that diffusers downloads from a hub.
@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from assembly.inference import STATE_FILE
 from models.lora import LORA_FILE, LoraConfig, save_lora
 from utils.files import whole_folder
 
-STATE_FILE = "diffusion_pytorch_model.safetensors"
 COMPONENT = "translator"  # the folder of the pipeline's one component
 CONFIG_FILE = f"{COMPONENT}/config.json"
 CARD_FILE = "README.md"
@@ -71,7 +71,7 @@ def save_bundle(
                 (part / name).write_bytes(data)
             tensors = {n: x.detach().cpu().contiguous() for n, x in state.items()}
             save_file(tensors, str(part / STATE_FILE), metadata={"format": "pt"})
-            if any(".lora_" in name for name in state):
+            if has_adapters(state, config):
                 lora = LoraConfig(**config["model"]["lora_config"])
                 adapters = {n.removeprefix("flux."): x for n, x in tensors.items()}
                 save_lora(adapters, lora, part / LORA_FILE, {"made_by": "ThermaFlux"})
@@ -79,6 +79,12 @@ def save_bundle(
             _replace_files(folder)
     except (OSError, SafetensorError) as error:
         raise OSError(f"export {folder} was not written: {error}") from error
+
+
+def has_adapters(state: dict[str, Tensor], config: dict) -> bool:
+    """Whether there are adapters of a FLUX that others have too: a random one's are of no use."""
+    base = config["model"].get("flux_fill_id")
+    return base is not None and any(".lora_" in name for name in state)
 
 
 def _text(values: dict) -> bytes:
