@@ -129,7 +129,8 @@ def _how_to_use(cfg: TrainConfig, hub_id: str | None) -> str:
         gated = (
             f"\nThe base weights are read from {where}: where they are gated, accept their licence"
             " and log in first, or set `flux_fill_id` in `translator/config.json` to a folder of"
-            " yours. `torch_dtype=torch.bfloat16` and `pipeline.enable_model_cpu_offload()` save memory.\n"
+            " yours. `torch_dtype=torch.bfloat16` and `pipeline.enable_model_cpu_offload()` save"
+            " memory.\n"
         )
     return (
         "## How to use\n\n```\npip install diffusers transformers torch torchvision accelerate\n"
