@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -304,16 +305,17 @@ def test_what_is_wrong_with_a_call_is_one_sentence(pipeline, asked, words):
 
 
 @pytest.mark.parametrize("share, mode", [(0.0, "mean"), (1.0, "sample")])
-def test_an_untrained_mode_is_one_sentence(tmp_path, share, mode):
-    path = write_checkpoint(tmp_path / "a.pth", PIXELS, mean_share=share, window=None)
-    pipeline = ThermaFluxPipeline.from_pretrained(path)
+def test_an_untrained_mode_is_one_sentence(pipeline, monkeypatch, share, mode):
+    facts = replace(pipeline.translator.training_facts, mean_share=share, window=None)
+    monkeypatch.setattr(pipeline.translator, "training_facts", facts)
     photograph = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(
         ValueError, match=f"{mode} is not trained for: flow.mean_share is {share:g}"
     ):
         pipeline(photograph, mode=mode)
+    trained = "sample" if mode == "mean" else "mean"
     with pytest.raises(ValueError, match="16-bit numbers need the window"):
-        pipeline(photograph, output_type="png16")
+        pipeline(photograph, mode=trained, output_type="png16")
 
 
 def test_a_saved_pipeline_is_the_export_again(exports, tmp_path):

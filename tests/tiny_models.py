@@ -86,17 +86,16 @@ def stir(module: nn.Module, seed: int = 0) -> None:
             p.add_(torch.randn(p.shape, generator=generator).to(p) * 0.02)
 
 
-def write_checkpoint(path: Path, model: dict, mean_share: float = 0.5, window=(0.0, 1.0)) -> Path:
+def write_checkpoint(path: Path, model: dict, window=(0.0, 1.0)) -> Path:
     """What train.py would leave of a tiny model whose trained weights are none of them zero."""
     translator = tiny_translator(**model)
     trained = [p for n, p in translator.named_parameters() if p.requires_grad]
     stir(torch.nn.ParameterList(trained))
-    mode = "mean" if mean_share == 1 else "sample"
     cfg = TrainConfig(
         model=translator.cfg,
         data=DataConfig(size=[32, 48], path="datasets/toy"),
-        flow=FlowConfig(mean_share=mean_share),
-        sampling=SamplingConfig(mode=mode, steps=2, guidance_scale=1.0),
+        flow=FlowConfig(mean_share=0.5),
+        sampling=SamplingConfig(steps=2, guidance_scale=1.0),
     )
     cfg.model.decomposition = translator.stage1.decomposition.cfg
     cfg.window, cfg.unit = window and [*window], "celsius"
