@@ -21,42 +21,32 @@ from utils.run import entry
 def main() -> None:
     cfg = config.load(ExportConfig, flags=USE_FLAGS)
     check(cfg)
-    for sentence in write_export(
-        cfg.checkpoint,
-        cfg.output_dir,
-        read_results(cfg.results),
-        find_pictures(cfg.panels),
-        cfg.base_model,
-        cfg.push_to_hub,
-    ):
-        print(sentence)
+    results, pictures = read_results(cfg.results), find_pictures(cfg.panels)
+    names = write_export(
+        cfg.checkpoint, cfg.output_dir, results, pictures, cfg.base_model, cfg.push_to_hub
+    )
     if cfg.push_to_hub is None:
         return
     kind = "public" if cfg.public else "private"
     if cfg.dry_run:
         print(f"would be pushed to {cfg.push_to_hub} ({kind}):")
-        for path in sorted(p for p in Path(cfg.output_dir).rglob("*") if p.is_file()):
-            print(f"{path.stat().st_size:>15,} {path.relative_to(cfg.output_dir)}")
+        for name in names:
+            print(f"{(Path(cfg.output_dir) / name).stat().st_size:>15,} {name}")
         return
-    url = upload(cfg.output_dir, cfg.push_to_hub, private=not cfg.public)
+    url = upload(cfg.output_dir, names, cfg.push_to_hub, private=not cfg.public)
     print(f"pushed to {url} (a new repository is {kind})")
 
 
 def check(cfg: ExportConfig) -> None:
-    """Raises: ValueError: all that is wrong with what was asked for."""
-    wrong = []
-    if cfg.push_to_hub is not None:
-        try:
-            validate_repo_id(cfg.push_to_hub)
-        except HFValidationError as error:
-            wrong.append(f"--push_to_hub: {error}")
-    elif cfg.public or cfg.dry_run:
-        wrong.append("--public and --dry_run are for --push_to_hub")
-    folder = Path(cfg.output_dir)
-    if cfg.push_to_hub and folder.is_dir() and any(p.name == ".git" for p in folder.iterdir()):
-        wrong.append(f"--output_dir {folder} is a git repository: not all of it is an export")
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    """Raises: ValueError: the name of the repository, or flags that mean nothing without it."""
+    if cfg.push_to_hub is None:
+        if cfg.public or cfg.dry_run:
+            raise ValueError("--public and --dry_run are for --push_to_hub")
+        return
+    try:
+        validate_repo_id(cfg.push_to_hub)
+    except HFValidationError as error:
+        raise ValueError(f"--push_to_hub: {error}") from None
 
 
 if __name__ == "__main__":

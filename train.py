@@ -125,8 +125,7 @@ def export(run: Run) -> None:
     """Write the best weights as a folder that generate.py and diffusers read."""
     best = run.dir / "best_model.pth"
     if dist.is_main() and best.is_file():
-        for sentence in write_export(best, run.dir / "export"):
-            print(sentence)
+        write_export(best, run.dir / "export")
 
 
 if __name__ == "__main__":

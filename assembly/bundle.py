@@ -46,8 +46,10 @@ def save_bundle(
     config: dict,
     versions: dict[str, str],
     more: dict[str, bytes] | None = None,
-) -> None:
+) -> list[str]:
     """Write the folder: beside its place, then renamed, so that no two exports are ever mixed.
+
+    Returns the names of its files.
 
     Args:
         state: the trained tensors by their names in the translator (a checkpoint's `model`).
@@ -75,8 +77,10 @@ def save_bundle(
                 lora = LoraConfig(**config["model"]["lora_config"])
                 adapters = {n.removeprefix("flux."): x for n, x in tensors.items()}
                 save_lora(adapters, lora, part / LORA_FILE, {"made_by": "ThermaFlux"})
+            names = [str(p.relative_to(part)) for p in sorted(part.rglob("*")) if p.is_file()]
         if not alone:
             _replace_files(folder)
+        return names
     except (OSError, SafetensorError) as error:
         raise OSError(f"export {folder} was not written: {error}") from error
 

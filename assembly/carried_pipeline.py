@@ -12,7 +12,6 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,14 +180,18 @@ class ThermaFluxPipeline(DiffusionPipeline):
             "layer by layer this model cannot be offloaded; use enable_model_cpu_offload()"
         )
 
-    def save_pretrained(self, save_directory: str, **unused: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str, push_to_hub: bool = False, **unused: Any
+    ) -> None:
         """Copy the exported folder that this pipeline was loaded from; it never changes weights.
 
-        Raises: ValueError: it was not loaded from a folder that is still there.
+        Raises: ValueError: it was loaded from a checkpoint, or is to be pushed too.
         """
-        source = Path(self.config.get("_name_or_path") or "")
-        if not (source / "model_index.json").is_file():
-            raise ValueError(f"this pipeline was not loaded from a folder ({source}): export.py")
+        if push_to_hub:
+            raise ValueError("save it, and push the folder: hf upload USER/NAME FOLDER")
+        source = self.translator.source
+        if source is None:
+            raise ValueError("this pipeline was loaded from a checkpoint; export.py exports those")
         shutil.copytree(source, save_directory, dirs_exist_ok=True)
 
 

@@ -28,7 +28,7 @@ def write_export(
     base_model: str | None = None,
     hub_id: str | None = None,
 ) -> list[str]:
-    """Export the checkpoint `path`, whole or not at all; returns sentences about it.
+    """Export the checkpoint `path`, whole or not at all, and say so; returns the files' names.
 
     Args:
         results: see `read_results`. pictures: see `find_pictures`.
@@ -55,8 +55,11 @@ def write_export(
     more[CARD_FILE] = model_card(
         cfg, adapters, "comfyui_workflow.json" in more, results, sorted(shown), hub_id
     ).encode()
-    save_bundle(folder, state, values, checkpoint.versions(), more)
-    return [f"exported to {folder}", *([f"note: {ALONE}"] if adapters else [])]
+    names = save_bundle(folder, state, values, checkpoint.versions(), more)
+    print(f"exported to {folder}")
+    if adapters:
+        print(f"note: {ALONE}")
+    return names
 
 
 def _random_base(path: str | Path, cfg: TrainConfig) -> dict[str, Tensor]:
@@ -117,8 +120,10 @@ def find_pictures(path: str | None) -> list[Path]:
     return small[:PICTURES]
 
 
-def upload(folder: str | Path, hub_id: str, private: bool) -> str:
-    """Upload the folder to a model repository, made where there is none; returns its address.
+def upload(folder: str | Path, names: list[str], hub_id: str, private: bool) -> str:
+    """Upload files of a folder to a model repository, made where there is none.
+
+    Returns its address.
 
     Raises: ValueError: one sentence, whatever the network or the hub says.
     """
@@ -130,6 +135,7 @@ def upload(folder: str | Path, hub_id: str, private: bool) -> str:
             repo_id=hub_id,
             repo_type="model",
             commit_message="ThermaFlux export",
+            allow_patterns=names,  # the folder may have other files too
             delete_patterns=[f"{COMPONENT}/thermaflux_*.py"],  # of another version of the code
         )
         return str(url)

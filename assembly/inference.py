@@ -99,9 +99,10 @@ class Training:
 class ThermaFluxTranslator(nn.Module):
     """A trained translator and its training: the `translator` of a diffusers pipeline."""
 
-    def __init__(self, translator: Translator, training: Training):
+    def __init__(self, translator: Translator, training: Training, source: Path | None = None):
         super().__init__()
         self.translator, self.training_facts = translator.eval(), training
+        self.source = source  # the exported folder that it is from, if it is from one
         self.autocast: torch.dtype | None = None  # for a base that was trained, whose weights stay
 
     @classmethod
@@ -115,7 +116,8 @@ class ThermaFluxTranslator(nn.Module):
             torch_dtype: float32 or bfloat16, of FLUX and its autoencoder; None: as it was trained.
         """
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["config"]
-        state = load_file(str(Path(folder).absolute().parent / STATE_FILE))
+        source = Path(folder).absolute().parent
+        state = load_file(str(source / STATE_FILE))
         cfg = _plain(config["model"])
         path = PathConfig(**{key: config["flow"][key] for key in ("start", "sigma")})
         prompt = Prompt(state["prompt.tokens"], state["prompt.pooled"])
@@ -128,7 +130,7 @@ class ThermaFluxTranslator(nn.Module):
         missing = [n for n in wrong.missing_keys if not n.startswith(frozen) or ".lora_" in n]
         if names := [*missing, *wrong.unexpected_keys]:
             raise ValueError(f"{folder} does not fit its weights: {', '.join(names[:3])}")
-        made = cls(translator, Training.of(config))
+        made = cls(translator, Training.of(config), source)
         return made if torch_dtype is None else made.to(dtype=torch_dtype)
 
     def forward(

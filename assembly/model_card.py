@@ -28,10 +28,12 @@ def model_card(
     pictures: list[str],
     hub_id: str | None,
 ) -> str:
-    """Args:
-    results: what evaluate.py wrote as results.json.
-    pictures: names in the folder.
-    hub_id: where it will be; None: the reader's own folder.
+    """The text of README.md.
+
+    Args:
+        results: what evaluate.py wrote as results.json.
+        pictures: names in the folder.
+        hub_id: where it will be; None: the reader's own folder.
     """
     parts = [
         "# ThermaFlux\n",
@@ -68,23 +70,9 @@ def _front_matter(
         facts |= dict(license="other", license_name=LICENCE_NAME, license_link=LICENCE_LINK)
     if on_hub(base):
         facts |= dict(base_model=base, base_model_relation="adapter")
-    if results:
-        data = results["data"]
-        own = results["methods"].get(cfg.sampling.mode, {})
-        facts["model_name"], facts["metrics"] = "ThermaFlux", [n for n in METRICS if n in own]
-        facts["eval_results"] = [
-            EvalResult(
-                task_type="image-to-image",
-                dataset_type=Path(data).name,
-                dataset_name=Path(data).name,
-                dataset_split=results["split"],
-                metric_type=name,
-                metric_name=title,
-                metric_value=round(own[name], 4),
-            )
-            for name, title in METRICS.items()
-            if name in own
-        ]
+    if results and (measured := _measured(cfg, results)):
+        names = [entry.metric_type for entry in measured]
+        facts |= dict(model_name="ThermaFlux", metrics=names, eval_results=measured)
     if pictures:
         facts["widget"] = [{"text": cfg.model.prompt, "output": {"url": n}} for n in pictures]
     data = ModelCardData(
@@ -94,6 +82,25 @@ def _front_matter(
         **facts,
     )
     return data.to_yaml()
+
+
+def _measured(cfg: TrainConfig, results: dict[str, Any]) -> list[EvalResult]:
+    """The measures of the model in the mode that it samples in by itself."""
+    methods, data = results["methods"], Path(results["data"]).name
+    own = methods.get(cfg.sampling.mode) or methods.get("ours", {})  # as assembly/rows.py names it
+    return [
+        EvalResult(
+            task_type="image-to-image",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split=results["split"],
+            metric_type=name,
+            metric_name=title,
+            metric_value=round(own[name], 4),
+        )
+        for name, title in METRICS.items()
+        if name in own
+    ]
 
 
 def _what_it_is(cfg: TrainConfig) -> str:
@@ -110,7 +117,7 @@ def _size(cfg: TrainConfig) -> str:
     return f"{width} x {height}"
 
 
-def snippet(hub_id: str | None, mode: str) -> str:
+def _snippet(hub_id: str | None, mode: str) -> str:
     """The lines that the card shows, for the folder where they are run or a hub id."""
     return f"""from diffusers import DiffusionPipeline
 from diffusers.utils import load_image
@@ -134,7 +141,7 @@ def _how_to_use(cfg: TrainConfig, hub_id: str | None) -> str:
         )
     return (
         "## How to use\n\n```\npip install diffusers transformers torch torchvision accelerate\n"
-        f"```\n\n```python\n{snippet(hub_id, cfg.sampling.mode)}```\n{gated}\n"
+        f"```\n\n```python\n{_snippet(hub_id, cfg.sampling.mode)}```\n{gated}\n"
         "`trust_remote_code=True` runs the code in this folder (`pipeline.py` and `translator/`);"
         " it is ThermaFlux's own, under the MIT licence. Weights are safetensors.\n"
         "Also: a list of photographs, `num_inference_steps`, `seed` or `generator`,"

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from assembly import carried_pipeline, checkpoints
+from assembly.bundle import is_bundle
 from assembly.inference import ThermaFluxTranslator, Training
 from utils import config
 
@@ -46,12 +47,11 @@ class ThermaFluxPipeline(carried_pipeline.ThermaFluxPipeline):
         translator, trained, _ = checkpoints.load_translator(
             path, torch.device(device), sampling=True, sample_fast=fast
         )
-        made = ThermaFluxTranslator(translator, Training.of(config.to_dict(trained)))
+        source = path if is_bundle(path) else None
+        made = ThermaFluxTranslator(translator, Training.of(config.to_dict(trained)), source)
         if torch_dtype is not None:
             made.to(dtype=torch_dtype)
-        pipeline = cls(made)
-        pipeline.register_to_config(_name_or_path=str(path))
-        return pipeline
+        return cls(made)
 
 
 def _fetch(hub_id: str, hub: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import export
 from assembly import carried_code, checkpoints
 from assembly import export as exporting
 from assembly.bundle import FILES, read_bundle
@@ -256,21 +255,21 @@ def test_a_foreign_readme_is_not_replaced(made, tmp_path):
 
 def test_a_dry_run_lists_every_file_and_asks_no_network(made, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(exporting, "HfApi", None)
-    argv = ["--checkpoint", made / "pixels.pth", "--output_dir", tmp_path / "out"]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "private.txt").write_text("not for the hub")
+    argv = ["--checkpoint", made / "pixels.pth", "--output_dir", out]
     call_main("export", *argv, "--push_to_hub", "me/thermal", "--dry_run")
     said = capsys.readouterr().out
-    assert "would be pushed to me/thermal (private):" in said
-    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    listed = {
-        line.split()[1]: line.split()[0] for line in said.split("(private):\n")[1].splitlines()
-    }
-    expected = {str(p.relative_to(tmp_path / "out")): f"{p.stat().st_size:,}" for p in files}
-    assert listed == expected and "model_index.json" in listed
-    assert 'from_pretrained("me/thermal", trust' in (tmp_path / "out" / "README.md").read_text()
+    listed = dict(line.split()[::-1] for line in said.split("(private):\n")[1].splitlines())
+    files = [p for p in out.rglob("*") if p.is_file() and p.name != "private.txt"]
+    assert listed == {str(p.relative_to(out)): f"{p.stat().st_size:,}" for p in files}
+    assert "model_index.json" in listed and "would be pushed to me/thermal" in said
+    assert 'from_pretrained("me/thermal", trust' in (out / "README.md").read_text()
 
 
 def test_a_push_makes_a_private_repository_and_uploads_the_folder(made, tmp_path, monkeypatch):
-    asked = []
+    asked, out = [], tmp_path / "out"
 
     class Hub:
         def create_repo(self, name, **more):
@@ -278,19 +277,21 @@ def test_a_push_makes_a_private_repository_and_uploads_the_folder(made, tmp_path
             return f"https://hub/{name}"
 
         def upload_folder(self, **more):
-            asked.append((more["repo_id"], Path(more["folder_path"])))
+            names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+            assert more["folder_path"] == str(out) and set(more["allow_patterns"]) == names
+            asked.append(more["repo_id"])
 
     monkeypatch.setattr(exporting, "HfApi", Hub)
-    argv = ["--checkpoint", made / "pixels.pth", "--output_dir", tmp_path / "out"]
+    argv = ["--checkpoint", made / "pixels.pth", "--output_dir", out]
     call_main("export", *argv, "--push_to_hub", "me/thermal")
-    assert asked == [("me/thermal", True, True), ("me/thermal", tmp_path / "out")]
+    assert asked == [("me/thermal", True, True), "me/thermal"]
 
 
 def test_a_network_that_fails_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     with pytest.raises(ValueError, match="^not pushed to me/thermal: .*the export is in"):
-        exporting.upload(tmp_path, "me/thermal", private=True)
+        exporting.upload(tmp_path, [], "me/thermal", private=True)
 
 
 # ---- the code that an export carries
@@ -326,10 +327,3 @@ def test_a_random_base_that_was_not_trained_is_stored(tmp_path):
     torch.manual_seed(0)
     again = tiny_translator().flux.x_embedder.weight
     assert torch.equal(state["flux.x_embedder.weight"], again)
-
-
-def test_check_names_all_that_is_wrong_at_once(tmp_path):
-    (tmp_path / ".git").mkdir()
-    cfg = export.ExportConfig(output_dir=str(tmp_path), push_to_hub="a/b/c")
-    with pytest.raises(ValueError, match=r"--push_to_hub: .*; --output_dir .* is a git repository"):
-        export.check(cfg)

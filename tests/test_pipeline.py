@@ -318,11 +318,15 @@ def test_an_untrained_mode_is_one_sentence(pipeline, monkeypatch, share, mode):
         pipeline(photograph, mode=trained, output_type="png16")
 
 
-def test_a_saved_pipeline_is_the_export_again(exports, tmp_path):
-    pipeline = ThermaFluxPipeline.from_pretrained(exports["pixels"])
+def test_a_saved_pipeline_is_the_export_again(pipeline, exports, tmp_path, monkeypatch):
     pipeline.save_pretrained(tmp_path / "again")
     files = [p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*")]
     assert set(files) == {p.relative_to(exports["pixels"]) for p in exports["pixels"].rglob("*")}
+    with pytest.raises(ValueError, match="push the folder"):
+        pipeline.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+    monkeypatch.setattr(pipeline.translator, "source", None)
+    with pytest.raises(ValueError, match=r"from a checkpoint; export\.py"):
+        pipeline.save_pretrained(tmp_path / "third")
 
 
 def test_a_folder_that_is_none_is_one_sentence(monkeypatch):
