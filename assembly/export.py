@@ -66,7 +66,8 @@ def _random_base(path: str | Path, cfg: TrainConfig) -> dict[str, Tensor]:
     """The weights of a random FLUX that was not trained: another torch may draw others."""
     if not cfg.model.preset or cfg.model.preset == "full-random" or cfg.model.train_base:
         return {}
-    plain = checkpoints.load_translator(path, torch.device("cpu"), sample_fast="off").translator
+    cpu = torch.device("cpu")  # and whole: other ranks are not here to share it
+    plain = checkpoints.load_translator(path, cpu, sample_fast="off", shard_base=False).translator
     return {f"flux.{name}": x for name, x in plain.flux.state_dict().items()}
 
 
