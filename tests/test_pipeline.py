@@ -114,20 +114,23 @@ files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_
 pipeline_utils.model_info = lambda *a, **k: SimpleNamespace(
     siblings=[SimpleNamespace(rfilename=name) for name in files], sha="0")
 from diffusers.utils import dynamic_modules_utils as dynamic
-dynamic.model_info = pipeline_utils.model_info
-dynamic.hf_hub_download = pipeline_utils.hf_hub_download = lambda _, name, **k: str(folder / name)
+
+def get(name):
+    (cache / name).parent.mkdir(parents=True, exist_ok=True)
+    return str(shutil.copy(folder / name, cache / name))
 
 def fetch(_, allow_patterns, ignore_patterns, **unused):
     match = lambda name, patterns: any(fnmatch.fnmatch(name, p) for p in patterns)
     for name in files:
         if match(name, allow_patterns) and not match(name, ignore_patterns):
-            (cache / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / name, cache / name)
+            get(name)
     return str(cache)
 
+dynamic.model_info = pipeline_utils.model_info
+dynamic.hf_hub_download = pipeline_utils.hf_hub_download = lambda _, name, **k: get(name)
 pipeline_utils.snapshot_download = fetch
 pipeline = DiffusionPipeline.from_pretrained("someone/thermal", trust_remote_code=True)
-assert not (cache / "README.md").exists()
+assert (cache / "translator" / "config.json").is_file() and not (cache / "README.md").exists()
 made["hub"] = pipeline(photographs, output_type="np").images
 np.savez("made.npz", **{f"{k}.{i}": x for k, images in made.items() for i, x in enumerate(images)})
 
