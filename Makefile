@@ -10,7 +10,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 OUT    ?= runs/demo
 
-.PHONY: demo compare report test test-oldest faults lint bench clean
+.PHONY: demo compare report downstream test test-oldest faults lint bench clean
 
 $(VENV)/installed: setup.py
 	@echo "installing the dependencies into $(VENV): a few minutes"
