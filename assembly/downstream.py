@@ -4,7 +4,7 @@ Dimension key:  N training pairs   n samples of an image   S seeds   R resamples
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -127,9 +127,12 @@ def collect(
 
 def truth_of(pairs: Pairs, limit: int) -> Truth:
     """Names and material labels of a split's pairs."""
-    labels, indices = pairs.cfg.labels, evenly_spaced(len(pairs), limit)
+    indices = evenly_spaced(len(pairs), limit)
     maps = torch.full((len(indices), *pairs.size), IGNORE, dtype=torch.uint8)
-    if labels.material_source in TABLES:
+    # a generator that was trained without labels says nothing of those that the data hold
+    table = pairs.source.table or pairs.cfg.labels.material_source
+    if table in TABLES:
+        labels = replace(pairs.cfg.labels, material_source=table)
         for i, index in enumerate(indices):
             sample = pairs.get(index)
             maps[i] = material_labels(sample["visible"][None], sample["semantic"][None], labels)[0]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from utils.labels import IGNORE
@@ -77,10 +78,10 @@ class DetectionScores:
             own = order[classes[order] == number + 1]
             total = counted @ torch.from_numpy(truths[:, number]).double()
             weight = counted[:, torch.from_numpy(image[own])]
-            values = [
-                average_precision(torch.from_numpy(made[t, own]), weight, total).numpy()
-                for t in range(len(THRESHOLDS))
-            ]
+            seen = weight.cumsum(1)
+            values = []
+            for hit in torch.from_numpy(made[:, own]):
+                values.append(average_precision(weight[:, hit], seen[:, hit], total).numpy())
             found.append(np.stack(values))
         by_class = np.stack(found)  # (C, T, R)
         known = ~np.isnan(by_class[:, 0])
@@ -89,20 +90,18 @@ class DetectionScores:
         return {"mAP": by_threshold.mean(0), "AP50": by_threshold[0]}
 
 
-def average_precision(hit: Tensor, weight: Tensor, total: Tensor) -> Tensor:
+def average_precision(weight: Tensor, seen: Tensor, total: Tensor) -> Tensor:
     """(R,) of one class and threshold; NaN where there is no true box.
 
-    Args: hit: (D,) bool by falling score; weight: (R, D); total: (R,), true boxes.
+    Args: weight: (R, K), of the K hits by falling score; seen: (R, K), the weight of all detections
+        up to each hit; total: (R,), of all true boxes.
     """
-    if not len(hit):
-        return torch.where(total > 0, 0.0, torch.nan)
-    true, seen = (weight * hit).cumsum(1), weight.cumsum(1)
-    recall = true / total.clamp(min=1)[:, None]
-    precision = true / seen.clamp(min=1)
+    true = weight.cumsum(1)
+    recall, precision = true / total.clamp(min=1)[:, None], true / seen.clamp(min=1)
+    precision = F.pad(precision, (0, 1))  # 0 at recalls that are never reached
     precision = precision.flip(1).cummax(1).values.flip(1)  # the best at this recall or beyond
-    precision = torch.nn.functional.pad(precision, (0, 1))  # recalls that are never reached
-    points = torch.linspace(0, 1, RECALLS, dtype=torch.float64).expand(len(total), -1)
-    at = torch.searchsorted(recall.contiguous(), points.contiguous() - 1e-12)
+    points = torch.linspace(0, 1, RECALLS, dtype=torch.float64).repeat(len(total), 1) - 1e-12
+    at = torch.searchsorted(recall.contiguous(), points)
     return torch.where(total > 0, precision.gather(1, at).mean(1), torch.nan)
 
 
