@@ -4,8 +4,6 @@ pytest tests/test_downstream.py
 """
 
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,9 +16,10 @@ from assembly.downstream_tasks import DetectorTask, SegmenterTask, Truth
 from data.pairs import DataConfig, open_pairs
 from data.pseudo_labels import LabelConfig
 from tests import tiny_data
-from tests.conftest import ROOT, call_main
+from tests.conftest import call_main
 from utils import bootstrap
 from utils.objects import Boxes
+from utils.run import entry
 from utils.task_metrics import Detections, DetectionScores, SegmentationScores
 
 ONE = np.ones((1, 2))
@@ -302,7 +301,9 @@ def test_both_models_learn_what_they_are_shown(tmp_path):
         assert found > least, (task.name, found)
 
 
-def test_an_error_ends_with_code_2(tmp_path):
-    command = [sys.executable, "downstream.py", "--checkpoint", tmp_path, "--device", "cpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+def test_an_error_is_one_line_and_ends_with_code_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        entry(lambda: call_main("downstream", "--checkpoint", tmp_path, "--device", "cpu"))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no checkpoint at") and error.count("\n") == 1
