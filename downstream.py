@@ -21,7 +21,7 @@ from configs.schema import USE_FLAGS
 from data.pairs import open_pairs
 from utils import bootstrap, config, dist, results
 from utils.files import write_whole
-from utils.objects import Boxes
+from utils.objects import find_boxes
 from utils.panels import pixels_of, save_png
 from utils.result_plots import curve_figure
 from utils.run import code_version, entry
@@ -33,8 +33,8 @@ def main() -> None:
     flags = USE_FLAGS | {name: name for name in OWN_FLAGS}
     cfg = config.load(DownstreamConfig, flags=flags)
     device = dist.init(cfg.device, deterministic=True)
-    # what has no deterministic kernel on a GPU warns and runs
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == "cuda":  # an operation without a deterministic kernel warns, and runs
+        torch.use_deterministic_algorithms(True, warn_only=True)
     if dist.world_size() > 1:
         raise ValueError("downstream.py runs on one device: start it without torchrun")
     started = time.perf_counter()
@@ -42,7 +42,7 @@ def main() -> None:
     test, pool = opened.pairs, open_pairs(opened.pairs.cfg, cfg.train_split)
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     truths = [downstream.truth_of(pairs, cfg.limit) for pairs in (pool, test)]
-    tasks = downstream.tasks_of(cfg, boxes_of(cfg, test.cfg.path), *truths)
+    tasks = downstream.tasks_of(cfg, find_boxes(cfg.boxes, test.cfg.path), *truths)
     seen, note = downstream.leak(opened, pool, cfg.limit)
     print(note)
     rows = downstream.rows_of(opened)
@@ -74,12 +74,6 @@ def main() -> None:
         },
     }
     write(cfg, facts, lines)
-
-
-def boxes_of(cfg: DownstreamConfig, path: str) -> Boxes | None:
-    """The boxes that were asked for, else those beside the data, if any."""
-    beside = Path(path) / "boxes"
-    return Boxes(cfg.boxes or beside) if cfg.boxes or beside.is_dir() else None
 
 
 def table(summary: dict) -> list[str]:
@@ -136,7 +130,7 @@ def write(cfg: DownstreamConfig, facts: dict, lines: list[str]) -> None:
             f"{facts['test_images']} real test images ({cfg.split}), {facts['train_pairs']}"
             f" training pairs ({cfg.train_split}); {training['train_steps']} steps of"
             f" {training['train_batch']} images for every row, seeds {cfg.seeds}; ± half of the"
-            f" {bootstrap.LEVEL:.0%} interval over test images and seeds;"
+            f" {100 * bootstrap.LEVEL:g} % interval over test images and seeds;"
             f" {facts['run']['seconds']} s on {facts['run']['device']}; checkpoint"
             f" `{cfg.checkpoint}`; protocol {facts['protocol']['id']}",
             "",
