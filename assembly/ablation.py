@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from configs.schema import (
     TrainConfig,
 )
 from utils import config
+from utils.problems import Checked, sentences_of
 
 # script -> its configuration, its short flags, the file it reads where none is named
 SCRIPTS = {
@@ -39,7 +41,7 @@ class StageConfig:
 
 
 @dataclass(kw_only=True)
-class AblateConfig:
+class AblateConfig(Checked):
     """A grid: every variant with every seed, its stages one after the other.
 
     Training scripts get training.seed; later overrides win: stage, common, variant.
@@ -55,25 +57,25 @@ class AblateConfig:
     jobs: int = 1  # so many runs at once
     dry_run: bool = False  # print the commands, run nothing
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         if not self.stages or not self.variants:
-            raise ValueError("stages and variants need at least one entry each")
+            yield "stages and variants need at least one entry each"
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
+            yield f"seeds must be different numbers, at least one, got {self.seeds}"
         if self.jobs < 1:
-            raise ValueError(f"jobs must be at least 1, got {self.jobs}")
+            yield f"jobs must be at least 1, got {self.jobs}"
         for name in (*self.stages, *self.variants):
             if not NAME.fullmatch(name):
-                raise ValueError(f"{name!r} becomes a folder: letters, digits, . _ - only")
+                yield f"{name!r} becomes a folder: letters, digits, . _ - only"
         for name, stage in self.stages.items():
             if stage.script not in SCRIPTS:
-                raise ValueError(
+                yield (
                     f"stages.{name}.script is {stage.script!r}, must be one of {', '.join(SCRIPTS)}"
                 )
         for name, changes in self.variants.items():
             stages = changes if isinstance(changes, dict) else {}
             if unknown := [stage for stage in stages if stage not in self.stages]:
-                raise ValueError(
+                yield (
                     f"variants.{name} changes the stage {unknown[0]!r}; there are"
                     f" {', '.join(self.stages)}"
                 )
@@ -108,9 +110,10 @@ def command_of(
     arguments = [*file, *chosen.overrides, *common, *changes.get(stage, [])]
     arguments = [filled(text) for text in arguments]
     try:
-        loaded: Any = config.load(kind, arguments, flags, default)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"variant {variant}, stage {stage}: {error}") from error
+        loaded: Any = config.load(kind, arguments, flags, default, starts=False)
+    except ValueError as error:
+        said = "; ".join(sentences_of(error))
+        raise ValueError(f"variant {variant}, stage {stage}: {said}") from error
     if trains and loaded.training.seed != seed:
         raise ValueError(f"variant {variant}, stage {stage} sets training.seed, which `seeds` does")
     if trains and any(x.startswith(("run.output_dir=", "--output_dir")) for x in arguments):

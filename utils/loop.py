@@ -28,6 +28,7 @@ from tqdm import tqdm
 from utils import checkpoint, dist
 from utils.ema import Ema
 from utils.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from utils.problems import Checked
 from utils.progress import Checks, Meter, State, buffers_before, detached, skip
 from utils.run import Run, RunConfig
 from utils.stopping import MOST_SECONDS, Clock, StopSignal
@@ -39,7 +40,7 @@ Batch = TypeVar("Batch", bound=Mapping[str, Any])  # its "name"s are told with a
 
 
 @dataclass(kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Checked):
     batch_size: int = 8  # samples of one process in one micro-batch
     epochs: int = 50
     steps: int = 0  # optimizer steps; 0: as many as `epochs` take, or as max_seconds allow
@@ -59,10 +60,10 @@ class TrainingConfig:
     seed: int = 0
     skip_nonfinite: int = 0  # steps that may be left out before a run stops
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         for name in ("batch_size", "gradient_accumulation_steps", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                yield f"{name} must be at least 1, got {getattr(self, name)}"
         for name in (
             "epochs",
             "steps",
@@ -76,16 +77,16 @@ class TrainingConfig:
             "lr_min",
         ):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                yield f"{name} must not be negative, got {getattr(self, name)}"
         if self.max_seconds is not None and not 0 < self.max_seconds <= MOST_SECONDS:
-            raise ValueError(
+            yield (
                 f"max_seconds must be above 0 and at most {MOST_SECONDS}, or null, got"
                 f" {self.max_seconds}"
             )
         if self.seed >= 2**63:
-            raise ValueError(f"seed must be below 2**63, got {self.seed}")
+            yield f"seed must be below 2**63, got {self.seed}"
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+            yield f"ema_decay must be in [0, 1), got {self.ema_decay}"
 
 
 class FitConfig(Protocol):

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,11 @@ import numpy as np
 import torch
 
 from utils import config, dist
+from utils.problems import Checked, Problems
 
 
 @dataclass(kw_only=True)
-class RunConfig:
+class RunConfig(Checked):
     output_dir: str = "runs/default"
     resume: str | None = None  # a checkpoint, or a folder of them; null: newest of output_dir
     dry_run: bool = False  # print config, sizes and the memory of one step, then stop
@@ -39,11 +40,15 @@ class RunConfig:
     deterministic: bool = False  # on a GPU: the same bits in every run, by slower kernels
     timeout: float = 1800.0  # seconds that a rank waits for the others before the run ends
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         if not self.output_dir.strip():
-            raise ValueError("output_dir is empty; name a folder")
+            yield "output_dir is empty; name a folder"
         if not 1 <= self.timeout <= 10**6:
-            raise ValueError(f"timeout must be 1 to 1,000,000 seconds, got {self.timeout}")
+            yield f"timeout must be 1 to 1,000,000 seconds, got {self.timeout}"
+
+    def obstacles(self) -> Iterator[str]:
+        if self.resume is not None and not Path(self.resume).exists():
+            yield f"run.resume is {self.resume}, but there is no such file or folder"
 
 
 class Run:
@@ -206,14 +211,16 @@ def code_version() -> tuple[str, str]:
 def entry(main: Callable[[], None]) -> None:
     """Run a script's `main`. What the user can mend ends in one line and exit code 2.
 
-    ValueError and OSError are printed as `error: ...` without a traceback, unless the environment
-    has THERMAFLUX_TRACEBACK=1. Anything else is a fault of ours and keeps its traceback. torchrun's
-    own summary shows the same line.
+    ValueError and OSError are printed as `error: ...` without a traceback, several `Problems` as a
+    numbered list, unless the environment has THERMAFLUX_TRACEBACK=1. Anything else is a fault of
+    ours and keeps its traceback. torchrun's own summary shows the same.
     """
     if "RANK" not in os.environ and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, partial(_end_in_order, os.getpid()))
     try:
         main()
+    except Problems as error:
+        _refuse(str(error), error)
     except (ValueError, OSError) as error:
         _refuse(" ".join(str(error).split()), error)
     except torch.OutOfMemoryError as error:
