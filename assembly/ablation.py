@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,6 +20,7 @@ from configs.schema import (
 )
 from utils import config
 from utils.problems import Checked, sentences_of
+from utils.trackers import write_hparams
 
 # script -> its configuration, its short flags, the file it reads where none is named
 SCRIPTS = {
@@ -89,10 +91,8 @@ def command_of(
     Args: folders: earlier stage -> its folder in this run.
     Raises: ValueError: a placeholder that does not exist, or values that the script would refuse.
     """
-    chosen, changes = cfg.stages[stage], cfg.variants[variant]
+    chosen, changes = cfg.stages[stage], changes_of(cfg, variant)
     kind, flags, default = SCRIPTS[chosen.script]
-    if isinstance(changes, list):
-        changes = {next(iter(cfg.stages)): changes}
     trains = flags is FLAGS
     common = [*cfg.overrides, f"training.seed={seed}"] if trains else []
     known = {"seed": str(seed), **folders}
@@ -122,6 +122,29 @@ def command_of(
             " ablate.py does"
         )
     return [chosen.script, *arguments]
+
+
+def changes_of(cfg: AblateConfig, variant: str) -> dict[str, list[str]]:
+    """stage -> the overrides of a variant."""
+    changes = cfg.variants[variant]
+    return {next(iter(cfg.stages)): changes} if isinstance(changes, list) else changes
+
+
+def write_board(
+    cfg: AblateConfig, values: dict[tuple[str, int], dict[str, float]], columns: list[str]
+) -> None:
+    """TensorBoard's table of hyperparameters, of the runs (variant, seed) that finished."""
+    runs = {}
+    for (variant, seed), found in values.items():
+        told: dict[str, str | float] = {"variant": variant, "seed": seed}
+        for stage, overrides in changes_of(cfg, variant).items():
+            pairs = [text.partition("=") for text in overrides if "=" in text]
+            told |= {f"{stage}/{key.lstrip('-')}": value for key, _, value in pairs}
+        results = {name: found[name] for name in columns if name in found}
+        runs[f"{variant}_seed_{seed}"] = told, results
+    folder = Path(cfg.output_dir) / "tensorboard"
+    shutil.rmtree(folder, ignore_errors=True)  # that of an earlier call, with fewer runs
+    write_hparams(folder, runs)
 
 
 def with_files(arguments: list[str]) -> list[str]:

@@ -848,3 +848,28 @@ def script() -> None:
 
 if __name__ == "__main__":
     script()
+
+
+def test_the_time_left_counts_the_evaluations_to_come(tmp_path, capsys):
+    def eval_fn(model):
+        time.sleep(0.2)
+        return {"val_loss": 1.0}
+
+    steps = ("training.steps=8", "training.eval_every=2", "training.save_every=0")
+    _, rows = train(tmp_path, *steps, eval_fn=eval_fn)
+    reports = [row for row in rows if "loss" in row]
+    assert "eval_s" not in reports[0] and reports[0]["left_s"] < 0.2  # no evaluation is known yet
+    assert all(0.2 <= row["eval_s"] < 0.4 for row in reports[2:])
+    coming = [row["left_s"] / row["eval_s"] for row in reports[2:]]  # steps take next to nothing
+    assert coming == pytest.approx([3, 3, 2, 2, 1, 1], abs=0.5)
+    assert 0.5 < reports[-1]["eval_share"] < 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "% of the time, 00:00 left]" in last and "evaluation 0.2" in last and "<" not in last
+
+
+def test_the_time_left_is_that_of_the_first_limit():
+    meter, state = progress.Meter(), State(step=5, seconds=40.0)
+    meter.pace = 2.0
+    assert meter.cost(state, None, TrainingConfig(max_seconds=100)) == {"left_s": 60.0}
+    assert meter.cost(state, 10, TrainingConfig(max_seconds=100)) == {"left_s": 10.0}
+    assert meter.cost(state, None, TrainingConfig()) == {}
