@@ -8,6 +8,7 @@ from typing import Any
 
 from assembly.ablation import AblateConfig
 from assembly.comparison import CompareConfig
+from assembly.views import AppConfig
 from baselines.training import BaselineConfig
 from configs.schema import (
     EvaluateConfig,
@@ -29,6 +30,7 @@ SCRIPTS: dict[str, Any] = {
     "generate.py": GenerateConfig,
     "compare.py": CompareConfig,
     "ablate.py": AblateConfig,
+    "app.py": AppConfig,
 }
 HEAD = """# Every key
 

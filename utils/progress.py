@@ -271,8 +271,7 @@ class Meter:
             known["eval_share"] = sum(self.evaluations) / (time.perf_counter() - self.born)
         if steps is not None:
             every = training.eval_every or steps  # and one after the last step in any case
-            due_now = state.step == steps or state.step % every == 0  # it follows this report
-            coming = math.ceil(steps / every) - math.ceil(state.step / every) + due_now
+            coming = math.ceil(steps / every) - (state.step - 1) // every  # this step's follows
             ends.append((steps - state.step) * self.pace + coming * known.get("eval_s", 0.0))
         if training.max_seconds:
             ends.append(max(0.0, training.max_seconds - state.seconds))
