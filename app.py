@@ -19,16 +19,12 @@ from utils.problems import sentences_of
 from utils.run import entry
 
 MOST_SAMPLES, MOST_FILES = 16, 100
-FORMATS = {
-    "png8": "8-bit PNG (grey)",
-    "png16": "16-bit PNG, with unit and scale in a .json",
-    "tiff": "32-bit float TIFF",
-    "npy": "kelvin as .npy",
-}
 INTRO = """# ThermaFlux
 A photograph in, the thermal infrared image that a camera might have taken out. Values are an
 estimate, no measurement of temperature."""
-CSS = "footer {display: none !important} .gradio-container {max-width: 1280px !important}"
+CSS = """footer {display: none !important}
+.gradio-container {max-width: 1360px !important}
+.pictures .thumbnail-item {aspect-ratio: 3 / 2 !important}"""
 KEYS = ("checkpoint", "device", "fast", "host", "port", "share", "upload_mb")
 
 
@@ -62,29 +58,27 @@ def page(viewer: Viewer, cfg: AppConfig, downloads: str) -> Any:
         gr.Markdown(INTRO)
         found = gr.State({})
         with gr.Row():
-            with gr.Column(scale=1, min_width=280):
-                files = gr.File(
-                    label=f"Photographs (at most {cfg.upload_mb} MB each)",
-                    file_count="multiple",
-                    height=140,
-                )
+            with gr.Column(scale=1, min_width=320):
+                files = gr.File(label="Photographs", file_count="multiple", height=150)
                 folder = gr.UploadButton("or a folder", file_count="directory", size="sm")
                 samples = gr.Slider(1, MOST_SAMPLES, 4, step=1, label="Samples")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0)
                 start = gr.Button("Translate", variant="primary")
-                status = gr.Markdown(elem_id="status")
+                status = gr.Markdown(f"Files of at most {cfg.upload_mb} MB.", elem_id="status")
+                labels = [(v.FORMATS[name], name) for name in viewer.formats()]
+                format = gr.Dropdown(labels, value="png8", label="File", interactive=True)
+                save = gr.DownloadButton("Download", interactive=False)
             with gr.Column(scale=3):
                 with gr.Row():
                     chosen = gr.Dropdown([], label="Photograph", interactive=True)
                     colors = gr.Dropdown(
                         list(v.COLOR_MAPS), value="iron", label="Colours", interactive=True
                     )
+                    stretch = gr.Checkbox(
+                        label="Stretch the contrast", info="darkest to brightest of this image"
+                    )
                 shown = draw_tabs(gr)
-                with gr.Row():
-                    labels = [(FORMATS[name], name) for name in viewer.formats()]
-                    format = gr.Dropdown(labels, value="png8", label="File", interactive=True)
-                    save = gr.DownloadButton("Download", interactive=False, size="lg")
-        pictures = [chosen, colors, found]
+        pictures = [chosen, colors, stretch, found]
         folder.upload(lambda paths: paths, folder, files)
         made = start.click(
             lambda *told: run(gr, viewer, *told),
@@ -92,7 +86,7 @@ def page(viewer: Viewer, cfg: AppConfig, downloads: str) -> Any:
             [found, chosen, status],
         )
         drawn = made.then(draw, pictures, shown)
-        for changed in (chosen, colors):
+        for changed in (chosen, colors, stretch):
             changed.input(draw, pictures, shown)
         for after in (drawn.then, format.input):
             after(lambda *told: write(gr, viewer, downloads, *told), [format, found], save)
@@ -101,17 +95,20 @@ def page(viewer: Viewer, cfg: AppConfig, downloads: str) -> Any:
 
 def draw_tabs(gr: Any) -> list[Any]:
     """What `draw` fills."""
+    plain = dict(show_label=False, interactive=False, buttons=["fullscreen", "download"])
+    several = dict(plain, object_fit="contain", height=480, elem_classes="pictures")
     with gr.Tab("Visible | infrared"):
-        both = gr.ImageSlider(show_label=False, interactive=False, height=480, elem_id="both")
+        both = gr.ImageSlider(height=480, elem_id="both", **plain)
         about = gr.Markdown()
     with gr.Tab("Maps"):
-        maps = gr.Gallery(show_label=False, columns=2, object_fit="contain", elem_id="maps")
+        maps = gr.Gallery(columns=2, elem_id="maps", **several)
+        materials = gr.Markdown()
     with gr.Tab("Samples"):
-        drawn = gr.Gallery(show_label=False, columns=4, object_fit="contain", elem_id="samples")
+        drawn = gr.Gallery(columns=2, elem_id="samples", **several)
     with gr.Tab("Uncertainty"):
-        spread = gr.Image(show_label=False, interactive=False, height=480, elem_id="spread")
+        spread = gr.Image(height=480, elem_id="spread", **plain)
         of_spread = gr.Markdown()
-    return [both, about, maps, drawn, spread, of_spread]
+    return [both, about, maps, materials, drawn, spread, of_spread]
 
 
 def run(gr: Any, viewer: Viewer, files: list[str] | None, samples: float, seed: float) -> tuple:
@@ -138,30 +135,39 @@ def run(gr: Any, viewer: Viewer, files: list[str] | None, samples: float, seed: 
     )
 
 
-def draw(name: str | None, colors: str, found: dict[str, Views]) -> tuple:
+def draw(name: str | None, colors: str, stretch: bool, found: dict[str, Views]) -> tuple:
     """The pictures of one photograph, for `draw_tabs`."""
     if name not in found:
-        return None, "", [], [], None, ""
+        return None, "", [], "", [], None, ""
     one = found[name]
-    infrared = v.shown(one, one.mean, colors)
-    maps = [(v.shown(one, one.intensity, colors), "intensity (a proxy of heat)")]
-    if (materials := v.material_picture(one)) is not None:
-        maps.append((materials, f"materials: {v.material_names(one)}"))
-    if one.fused is not None:
-        maps.append((v.shown(one, one.fused, colors), "fused: stage 1's own infrared"))
-    maps.append((infrared, f"mean: {one.mean_is}"))
-    samples = [(v.shown(one, x, colors), f"sample {i}") for i, x in enumerate(one.samples, 1)]
+
+    def picture(values: Any) -> Any:
+        low, high = (values.min(), values.max()) if stretch else (0, 1)
+        return v.shown(one, values, colors, low, high)
+
+    infrared = picture(one.mean)
+    maps = [(picture(one.intensity), "intensity, a proxy of heat")]
+    materials = v.material_picture(one)
+    maps += [] if materials is None else [(materials, "materials")]
+    maps += [] if one.fused is None else [(picture(one.fused), "fused, stage 1's own infrared")]
+    maps.append((infrared, "mean"))
+    samples = [(picture(x), f"sample {i}") for i, x in enumerate(one.samples, 1)]
     height, width = one.photograph.shape[:2]
-    about = f"{name}, {width} x {height}. Infrared: the mean, {one.mean_is}."
-    if (spread := one.spread()) is None:
-        return (v.photograph(one), infrared), about, maps, samples, None, NO_SPREAD
-    most = max(float(spread.max()), 1e-6)
-    told = (
-        f"Standard deviation of each pixel over {len(one.samples)} samples: {spread.mean():.3f} on"
-        f" average, at most {most:.3f} (the brightest here), of the infrared range 0 to 1."
+    about = (
+        f"{name}, {width} x {height}. Infrared: the mean, {one.mean_is}; it reaches from"
+        f" {one.mean.min():.2f} to {one.mean.max():.2f} of the range 0 to 1."
     )
-    picture = v.shown(one, spread, "viridis", most)
-    return (v.photograph(one), infrared), about, maps, samples, picture, told
+    of_maps = "" if materials is None else f"Materials: {v.material_names(one)}."
+    spread, told = one.spread(), NO_SPREAD
+    if spread is not None:
+        most = max(float(spread.max()), 1e-6)
+        told = (
+            f"Standard deviation of each pixel over {len(one.samples)} samples:"
+            f" {spread.mean():.2g} on average, {most:.2g} at most (the brightest here), of the"
+            " infrared range 0 to 1."
+        )
+        spread = v.shown(one, spread, "viridis", 0, most)
+    return (v.photograph(one), infrared), about, maps, of_maps, samples, spread, told
 
 
 NO_SPREAD = "Needs two samples or more of a model that is trained to sample."

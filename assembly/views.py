@@ -36,6 +36,12 @@ COLOR_MAPS = {
     "rainbow": "turbo",
     "lava": "afmhot",
 }
+FORMATS = {  # of the files, in words
+    "png8": "8-bit PNG (grey)",
+    "png16": "16-bit PNG, with unit and scale in a .json",
+    "tiff": "32-bit float TIFF",
+    "npy": "kelvin as .npy",
+}
 Mode = Literal["mean", "sample"]
 LONGEST = 1024  # pixels of a picture's longer side on the page; files keep the photograph's size
 NAMED = 4  # materials in a caption
@@ -171,9 +177,11 @@ def _plain(image: Tensor) -> np.ndarray:
 # pictures, uint8 (H, W, 3)
 
 
-def shown(views: Views, values: np.ndarray, color_map: str, most: float = 1.0) -> np.ndarray:
-    """(h, w) in colour, as large as the photograph is shown; `most` is the brightest."""
-    scaled = np.clip(views.at_size(values) / most, 0, 1)
+def shown(
+    views: Views, values: np.ndarray, color_map: str, low: float = 0.0, high: float = 1.0
+) -> np.ndarray:
+    """(h, w) in colour, as large as the photograph is shown; `high` is the brightest."""
+    scaled = np.clip((views.at_size(values) - low) / max(high - low, 1e-6), 0, 1)
     colors = matplotlib.colormaps[COLOR_MAPS.get(color_map, color_map)]
     return _limited((colors(scaled)[..., :3] * 255).round().astype(np.uint8))
 

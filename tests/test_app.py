@@ -127,7 +127,7 @@ def test_a_model_of_the_mean_alone_has_no_samples(viewer, photo, monkeypatch):
     monkeypatch.setattr(viewer, "trained", changed)
     one = viewer.look(Named(photo, photo.name), samples=2, seed=0)
     assert one.samples == [] and one.spread() is None
-    assert app.draw(one.name, "iron", {one.name: one})[-1] == app.NO_SPREAD
+    assert app.draw(one.name, "iron", False, {one.name: one})[-1] == app.NO_SPREAD
 
 
 class FakeGradio:
@@ -163,9 +163,8 @@ def test_several_photographs_are_one_archive(viewer, photo, tmp_path):
     found, _, _ = app.run(FakeGradio, viewer, [str(photo)], 1, 0)
     one = app.write(FakeGradio, viewer, str(tmp_path), "png8", found)
     assert one["label"] == "Download street corner_infrared.png" and Path(one["value"]).is_file()
-    both = app.write(
-        FakeGradio, viewer, str(tmp_path), "png16", {**found, "b.jpg": found[photo.name]}
-    )
+    found["b.jpg"] = found[photo.name]
+    both = app.write(FakeGradio, viewer, str(tmp_path), "png16", found)
     with zipfile.ZipFile(both["value"]) as archive:
         assert sorted(archive.namelist()) == [
             "b_infrared.json",
@@ -178,12 +177,16 @@ def test_several_photographs_are_one_archive(viewer, photo, tmp_path):
 
 def test_colours_change_the_pictures_and_not_the_spread(viewer, photo):
     found, _, _ = app.run(FakeGradio, viewer, [str(photo)], 2, 0)
-    iron, grey = (app.draw(photo.name, c, found) for c in ("iron", "grey, white is hot"))
-    assert (iron[0][1] != grey[0][1]).any() and (iron[4] == grey[4]).all()
+    iron, grey = (app.draw(photo.name, c, False, found) for c in ("iron", "grey, white is hot"))
+    assert (iron[0][1] != grey[0][1]).any() and (iron[5] == grey[5]).all()
     assert (grey[0][1][..., 0] == grey[0][1][..., 1]).all()
-    captions = [caption for _, caption in iron[2]]
-    assert len(captions) == 4 and captions[1].startswith("materials: ")
-    assert app.draw(None, "iron", {}) == (None, "", [], [], None, "")
+    assert [caption.split(",")[0] for _, caption in iron[2]] == [
+        *("intensity", "materials", "fused", "mean"),
+    ]
+    assert iron[3].startswith("Materials: ") and "2 samples: " in iron[6]
+    stretched = app.draw(photo.name, "grey, white is hot", True, found)[0][1]
+    assert stretched.min() <= 5 and stretched.max() >= 250 > grey[0][1].max()
+    assert app.draw(None, "iron", False, {}) == (None, "", [], "", [], None, "")
 
 
 def test_what_the_page_cannot_start_with_is_said_at_once(monkeypatch):
@@ -218,10 +221,7 @@ def browser(tmp_path):
         options.add_argument(f"--{flag}")
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.add_experimental_option(
-        "prefs",
-        {"download.default_directory": str(tmp_path), "download.prompt_for_download": False},
-    )
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield chrome
