@@ -96,7 +96,7 @@ def page(viewer: Viewer, cfg: AppConfig, downloads: str) -> Any:
 def draw_tabs(gr: Any) -> list[Any]:
     """What `draw` fills."""
     plain = dict(show_label=False, interactive=False, buttons=["fullscreen", "download"])
-    several = dict(plain, object_fit="contain", height=480, elem_classes="pictures")
+    several = dict(plain, object_fit="contain", height=620, elem_classes="pictures")
     with gr.Tab("Visible | infrared"):
         both = gr.ImageSlider(height=480, elem_id="both", **plain)
         about = gr.Markdown()
