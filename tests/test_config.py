@@ -332,10 +332,10 @@ def test_the_page_of_every_key_is_up_to_date():
 
 
 COMPLETED = [
-    ("python train.py --no_f", ["--no_freeze"]),
-    ("python train.py --resume x model.pres", ["model.preset="]),
-    (".venv/bin/python ./train.py model.layout=p", ["pixels"]),
-    ("python train.py training.mixed_precision=", ["bf16", "no"]),
+    ("python train.py --no_f", ["--no_freeze "]),
+    ("python train.py --resume * model.pres", ["model.preset="]),
+    (".venv/bin/python ./train.py model.layout=p", ["pixels "]),
+    ("python train.py training.mixed_precision=", ["bf16 ", "no "]),
     ("python other.py model.pres", []),
     ("python train.py data.path=runs/", []),  # the shell offers files
 ]
@@ -348,11 +348,11 @@ def test_bash_completes_flags_keys_and_values(line, offered, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py"])
     flags = {"freeze": "model.freeze_decomposition"}
     script = command_line.completion(schema.TrainConfig, flags, "bash")
-    asked = 'COMP_LINE="$1" COMP_POINT=${#1}; _thermaflux; printf "%s\n" "${COMPREPLY[@]}"'
+    asked = 'COMP_LINE="$1" COMP_POINT=${#1}; _thermaflux; printf "%s\\n" "${COMPREPLY[@]}"'
     done = subprocess.run(
         [bash, "-c", f"{script}\n{asked}", "bash", line], capture_output=True, text=True, check=True
     )
-    assert done.stderr == "" and done.stdout.split() == offered
+    assert done.stderr == "" and done.stdout.splitlines() == (offered or [""])
 
 
 def test_zsh_gets_a_script_of_its_own(monkeypatch, capsys):

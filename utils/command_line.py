@@ -147,6 +147,7 @@ declare -gA _thermaflux_words
 _thermaflux_words[{script}]="{words}"
 _thermaflux() {{
   local word script="" line="${{COMP_LINE:0:COMP_POINT}}"
+  local -; set -f  # no file names for * in the line
   for word in $line; do
     word="${{word##*/}}"
     [[ -n "$word" && -n "${{_thermaflux_words[$word]:-}}" ]] && script="$word"
@@ -155,13 +156,17 @@ _thermaflux() {{
   [[ -z "$script" ]] && return
   local typed="${{line##*[[:space:]]}}" words="" each
   for each in ${{_thermaflux_words[$script]}}; do  # KEY=VALUE after KEY= alone
-    [[ "$typed" == *=* || "$each" != *=?* ]] && words+="$each "
+    case "$typed" in
+      *=*) [[ "$each" == *=?* ]] && words+="$each " ;;
+      *) [[ "$each" == *=?* ]] || words+="$each " ;;
+    esac
   done
   COMPREPLY=($(compgen -W "$words" -- "$typed"))
   if [[ "$typed" == *=* ]]; then
     COMPREPLY=("${{COMPREPLY[@]/#"${{typed%%=*}}="/}}")  # bash takes = as the end of a word
-    [[ "${{COMPREPLY[*]}}" =~ [^[:space:]] ]] || COMPREPLY=()
   fi
+  COMPREPLY=("${{COMPREPLY[@]/%/ }}")  # a space after all but KEY=
+  COMPREPLY=("${{COMPREPLY[@]/%= /=}}")
 }}
 complete -o default -o bashdefault -o nospace -F _thermaflux python python3 torchrun"""
 
