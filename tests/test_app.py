@@ -238,7 +238,7 @@ def served(trained, tmp_path):
     with open(tmp_path / "app.log", "w+") as log:
         page = subprocess.Popen([*command, "--device", "cpu"], cwd=ROOT, stdout=log, stderr=log)
         try:
-            wait_for(lambda: "Running on" in (tmp_path / "app.log").read_text(), 120, page)
+            wait_for(lambda: "Running on" in (tmp_path / "app.log").read_text(), 300, page)
             yield f"http://127.0.0.1:{port}"
         finally:
             page.terminate()
