@@ -30,7 +30,7 @@ KEYS = ("checkpoint", "device", "fast", "host", "port", "share", "upload_mb")
 
 def main() -> None:
     cfg = config.load(AppConfig, flags={name: name for name in KEYS})
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     viewer = Viewer(cfg.checkpoint, dist.init(cfg.device), cfg.fast)
     print(viewer.plan)
     import gradio as gr
@@ -80,11 +80,11 @@ def page(viewer: Viewer, cfg: AppConfig, downloads: str) -> Any:
                 shown = draw_tabs(gr)
         pictures = [chosen, colors, stretch, found]
         folder.upload(lambda paths: paths, folder, files)
-        made = start.click(
-            lambda *told: run(gr, viewer, *told),
-            [files, samples, seed],
-            [found, chosen, status],
-        )
+
+        def translated(files, samples, seed, progress=gr.Progress()):  # noqa: B008, Gradio's way
+            return run(gr, viewer, progress, files, samples, seed)
+
+        made = start.click(translated, [files, samples, seed], [found, chosen, status])
         drawn = made.then(draw, pictures, shown)
         for changed in (chosen, colors, stretch):
             changed.input(draw, pictures, shown)
@@ -111,19 +111,20 @@ def draw_tabs(gr: Any) -> list[Any]:
     return [both, about, maps, materials, drawn, spread, of_spread]
 
 
-def run(gr: Any, viewer: Viewer, files: list[str] | None, samples: float, seed: float) -> tuple:
+def run(
+    gr: Any, viewer: Viewer, progress: Any, files: list[str] | None, samples: float, seed: float
+) -> tuple:
     """Translate what was uploaded: (name -> Views, the list of names, what to say)."""
     found: dict[str, Views] = {}
     paths = [path for path in map(Path, files or []) if not path.name.startswith(".")]
     faults = [] if paths else ["**Nothing to translate: drop a photograph first.**"]
     if len(paths) > MOST_FILES:
         faults.append(f"Only the first {MOST_FILES} of {len(paths)} files were taken.")
-    for path in gr.Progress().tqdm(paths[:MOST_FILES], desc="translating", unit="photograph"):
-        name, same = path.name, sum(one.name == path.name for one in found.values())
+    for path in progress.tqdm(paths[:MOST_FILES], desc="translating", unit="photograph"):
+        same = sum(one.name == path.name for one in found.values())  # in another folder
+        name = f"{path.name} ({same + 1})" if same else path.name
         try:
-            found[f"{name} ({same + 1})" if same else name] = viewer.look(
-                Named(path, path.name), int(samples), int(seed or 0)
-            )
+            found[name] = viewer.look(Named(path, path.name), int(samples), int(seed or 0))
         except (ValueError, OSError) as error:
             faults += [f"**{sentence}**" for sentence in sentences_of(error)]
     done = [f"{len(found)} translated."] if found else []

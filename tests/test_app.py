@@ -128,16 +128,18 @@ def test_a_model_of_the_mean_alone_has_no_samples(viewer, photo, monkeypatch):
     assert app.draw(one.name, "iron", False, {one.name: one})[-1] == app.NO_SPREAD
 
 
+class FakeProgress:
+    @staticmethod
+    def tqdm(items, **_):
+        return items
+
+
 class FakeGradio:
     """What `run` and `write` need of Gradio."""
 
     @staticmethod
     def update(**changes):
         return changes
-
-    class Progress:
-        def tqdm(self, items, **_):
-            return items
 
 
 def test_one_bad_file_is_one_sentence_and_the_others_are_made(viewer, photo, tmp_path):
@@ -146,19 +148,19 @@ def test_one_bad_file_is_one_sentence_and_the_others_are_made(viewer, photo, tmp
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     (tmp_path / "raw.DNG").write_bytes(b"raw")
     files = [photo, tmp_path / "broken.jpg", tmp_path / "raw.DNG", same]
-    found, chosen, said = app.run(FakeGradio, viewer, list(map(str, files)), 1, 0)
+    found, chosen, said = app.run(FakeGradio, viewer, FakeProgress, list(map(str, files)), 1, 0)
     names = ["street corner.png", "street corner.png (2)"]
     assert list(found) == names and chosen == {"choices": names, "value": names[0]}
     first, bad, raw = said.split("\n\n")
     assert first == "2 translated."
     assert bad.startswith("**broken.jpg: not a readable image") and str(tmp_path) not in said
     assert "camera raw (DNG) is not read" in raw
-    _, _, said = app.run(FakeGradio, viewer, None, 1, 0)
+    _, _, said = app.run(FakeGradio, viewer, FakeProgress, None, 1, 0)
     assert said == "**Nothing to translate: drop a photograph first.**"
 
 
 def test_several_photographs_are_one_archive(viewer, photo, tmp_path):
-    found, _, _ = app.run(FakeGradio, viewer, [str(photo)], 1, 0)
+    found, _, _ = app.run(FakeGradio, viewer, FakeProgress, [str(photo)], 1, 0)
     one = app.write(FakeGradio, viewer, str(tmp_path), "png8", found)
     assert one["label"] == "Download street corner_infrared.png" and Path(one["value"]).is_file()
     found["b.jpg"] = found[photo.name]
@@ -174,7 +176,7 @@ def test_several_photographs_are_one_archive(viewer, photo, tmp_path):
 
 
 def test_colours_change_the_pictures_and_not_the_spread(viewer, photo):
-    found, _, _ = app.run(FakeGradio, viewer, [str(photo)], 2, 0)
+    found, _, _ = app.run(FakeGradio, viewer, FakeProgress, [str(photo)], 2, 0)
     iron, grey = (app.draw(photo.name, c, False, found) for c in ("iron", "grey, white is hot"))
     assert (iron[0][1] != grey[0][1]).any() and (iron[5] == grey[5]).all()
     assert (grey[0][1][..., 0] == grey[0][1][..., 1]).all()
