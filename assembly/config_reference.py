@@ -12,6 +12,7 @@ from assembly.views import AppConfig
 from baselines.training import BaselineConfig
 from configs.schema import (
     EvaluateConfig,
+    ExportConfig,
     FinetuneConfig,
     GenerateConfig,
     HeldOutConfig,
@@ -28,6 +29,7 @@ SCRIPTS: dict[str, Any] = {
     "evaluate.py": EvaluateConfig,
     "visualize.py": HeldOutConfig,
     "generate.py": GenerateConfig,
+    "export.py": ExportConfig,
     "compare.py": CompareConfig,
     "ablate.py": AblateConfig,
     "app.py": AppConfig,

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from assembly import checkpoints
-from configs.schema import untrained_mode
 from data import outputs
 from data.decoding import decode_visible
 from data.materials import MATERIALS, material_colors
@@ -24,7 +23,7 @@ from data.pairs import make_window
 from data.photographs import refuse_raw
 from data.radiometry import Planck, kelvin_known
 from data.transforms import Window, resize_visible
-from models.sampler import translate
+from models.sampler import translate, untrained_mode
 from utils import panels
 from utils.problems import Checked
 
@@ -120,7 +119,7 @@ class Viewer:
     def trained_for(self, mode: Mode) -> bool:
         """Whether it can make the "mean" or a "sample"."""
         sampling = replace(self.trained.sampling, mode=mode)
-        return not list(untrained_mode(self.trained.flow, sampling))
+        return not list(untrained_mode(sampling, self.trained.flow.mean_share))
 
     def formats(self) -> list[str]:
         """The formats of `encode` that this model's unit allows."""

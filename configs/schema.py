@@ -244,8 +244,7 @@ class TrainConfig(Checked):
                 f"{guide} is not set; run pretrain.py and give its best_model.pth (an untrained"
                 " decomposition guides FLUX with noise)"
             )
-        remedy = "; pretrain.py writes such a checkpoint"
-        yield from _missing(guide, self.model.decomposition_checkpoint, remedy)
+        yield from _missing(guide, self.model.decomposition_checkpoint, "; pretrain.py writes one")
         weights = self.model.flux_fill_id or ""
         if weights.startswith(("/", ".")):  # else it may be a name on the hub
             yield from _missing("model.flux_fill_id", weights)
@@ -299,7 +298,7 @@ class FinetuneConfig(TrainConfig):
 
     def obstacles(self) -> Iterator[str]:
         """Of the model there are none yet: what it is comes from the checkpoint."""
-        yield from _missing("checkpoint", self.checkpoint, "; train.py writes such a checkpoint")
+        yield from _missing("checkpoint", self.checkpoint, "; train.py writes one")
 
 
 @dataclass(kw_only=True)
@@ -324,8 +323,7 @@ class ModelUseConfig(Checked):
             yield f"batch_size must be 1 or more, got {self.batch_size}"
 
     def obstacles(self) -> Iterator[str]:
-        remedy = "; train.py and pretrain.py write checkpoints"
-        yield from _missing("checkpoint", self.checkpoint, remedy)
+        yield from _missing("checkpoint", self.checkpoint, "; train.py and pretrain.py write one")
 
 
 @dataclass(kw_only=True)
@@ -400,9 +398,3 @@ class ExportConfig(Checked):
     push_to_hub: str | None = None  # user/name of the repository to upload to
     public: bool = False  # of a repository that is made; one that is there stays as it is
     dry_run: bool = False  # list what would be pushed, and push nothing
-
-    def obstacles(self) -> Iterator[str]:
-        remedy = "; train.py and pretrain.py write checkpoints"
-        yield from _missing("checkpoint", self.checkpoint, remedy)
-        yield from _missing("results", self.results)
-        yield from _missing("panels", self.panels)
