@@ -11,7 +11,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 OUT    ?= runs/demo
 
-.PHONY: demo compare report downstream test test-oldest faults lint bench clean
+.PHONY: demo compare report downstream test test-oldest faults lint bench docs/config.md clean
 
 $(VENV)/installed: setup.py
 	@echo "installing the dependencies into $(VENV): a few minutes"
@@ -72,6 +72,10 @@ lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs/config.md: $(VENV)/installed
+	$(PY) -m assembly.config_reference > $@.new
+	mv $@.new $@
 
 bench: $(VENV)/installed
 	$(PY) benchmarks/step.py --preset demo --size 32 --device cpu

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from assembly.ablation import AblateConfig, cell, command_of, read_json, with_files
+from assembly.ablation import AblateConfig, cell, command_of, read_json, with_files, write_board
 from utils import config
 from utils.run import entry
 
@@ -191,7 +191,8 @@ def write(cfg: AblateConfig, runs: dict[tuple[str, int], list[Step]]) -> None:
     (folder / "table.md").write_text(text, encoding="utf-8")
     facts = {"variants": table, "config": config.to_dict(cfg), "commit": commits}
     (folder / "table.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{text}written to {folder}: table.md, table.json")
+    write_board(cfg, values, columns)
+    print(f"\n{text}written to {folder}: table.md, table.json, tensorboard")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def refuse_what_is_fixed(
 def main() -> None:
     source = dict(flags=FLAGS, default="configs/finetune.yaml")
     cfg = config.load(FinetuneConfig, **source)
-    given, _ = config.given(FinetuneConfig, **source)
+    given = config.given(FinetuneConfig, **source)
     device = dist.init(cfg.run.device, cfg.run.deterministic, cfg.run.timeout)
     # how it is trained is this run's choice; what it is comes from the checkpoint
     names = ("freeze_decomposition", "train_batchnorm", *HOW_IT_RUNS)

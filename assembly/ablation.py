@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,8 @@ from configs.schema import (
     TrainConfig,
 )
 from utils import config
+from utils.problems import Checked, sentences_of
+from utils.trackers import write_hparams
 
 # script -> its configuration, its short flags, the file it reads where none is named
 SCRIPTS = {
@@ -39,7 +43,7 @@ class StageConfig:
 
 
 @dataclass(kw_only=True)
-class AblateConfig:
+class AblateConfig(Checked):
     """A grid: every variant with every seed, its stages one after the other.
 
     Training scripts get training.seed; later overrides win: stage, common, variant.
@@ -55,25 +59,25 @@ class AblateConfig:
     jobs: int = 1  # so many runs at once
     dry_run: bool = False  # print the commands, run nothing
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         if not self.stages or not self.variants:
-            raise ValueError("stages and variants need at least one entry each")
+            yield "stages and variants need at least one entry each"
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
+            yield f"seeds must be different numbers, at least one, got {self.seeds}"
         if self.jobs < 1:
-            raise ValueError(f"jobs must be at least 1, got {self.jobs}")
+            yield f"jobs must be at least 1, got {self.jobs}"
         for name in (*self.stages, *self.variants):
             if not NAME.fullmatch(name):
-                raise ValueError(f"{name!r} becomes a folder: letters, digits, . _ - only")
+                yield f"{name!r} becomes a folder: letters, digits, . _ - only"
         for name, stage in self.stages.items():
             if stage.script not in SCRIPTS:
-                raise ValueError(
+                yield (
                     f"stages.{name}.script is {stage.script!r}, must be one of {', '.join(SCRIPTS)}"
                 )
         for name, changes in self.variants.items():
             stages = changes if isinstance(changes, dict) else {}
             if unknown := [stage for stage in stages if stage not in self.stages]:
-                raise ValueError(
+                yield (
                     f"variants.{name} changes the stage {unknown[0]!r}; there are"
                     f" {', '.join(self.stages)}"
                 )
@@ -87,10 +91,8 @@ def command_of(
     Args: folders: earlier stage -> its folder in this run.
     Raises: ValueError: a placeholder that does not exist, or values that the script would refuse.
     """
-    chosen, changes = cfg.stages[stage], cfg.variants[variant]
+    chosen, changes = cfg.stages[stage], changes_of(cfg, variant)
     kind, flags, default = SCRIPTS[chosen.script]
-    if isinstance(changes, list):
-        changes = {next(iter(cfg.stages)): changes}
     trains = flags is FLAGS
     common = [*cfg.overrides, f"training.seed={seed}"] if trains else []
     known = {"seed": str(seed), **folders}
@@ -108,9 +110,10 @@ def command_of(
     arguments = [*file, *chosen.overrides, *common, *changes.get(stage, [])]
     arguments = [filled(text) for text in arguments]
     try:
-        loaded: Any = config.load(kind, arguments, flags, default)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"variant {variant}, stage {stage}: {error}") from error
+        loaded: Any = config.load(kind, arguments, flags, default, starts=False)
+    except ValueError as error:
+        said = "; ".join(sentences_of(error))
+        raise ValueError(f"variant {variant}, stage {stage}: {said}") from error
     if trains and loaded.training.seed != seed:
         raise ValueError(f"variant {variant}, stage {stage} sets training.seed, which `seeds` does")
     if trains and any(x.startswith(("run.output_dir=", "--output_dir")) for x in arguments):
@@ -119,6 +122,29 @@ def command_of(
             " ablate.py does"
         )
     return [chosen.script, *arguments]
+
+
+def changes_of(cfg: AblateConfig, variant: str) -> dict[str, list[str]]:
+    """stage -> the overrides of a variant."""
+    changes = cfg.variants[variant]
+    return {next(iter(cfg.stages)): changes} if isinstance(changes, list) else changes
+
+
+def write_board(
+    cfg: AblateConfig, values: dict[tuple[str, int], dict[str, float]], columns: list[str]
+) -> None:
+    """TensorBoard's table of hyperparameters, of the runs (variant, seed) that finished."""
+    runs = {}
+    for (variant, seed), found in values.items():
+        told: dict[str, str | float] = {"variant": variant, "seed": seed}
+        for stage, overrides in changes_of(cfg, variant).items():
+            pairs = [text.partition("=") for text in overrides if "=" in text]
+            told |= {f"{stage}/{key.lstrip('-')}": value for key, _, value in pairs}
+        results = {name: found[name] for name in columns if name in found}
+        runs[f"{variant}_seed_{seed}"] = told, results
+    folder = Path(cfg.output_dir) / "tensorboard"
+    shutil.rmtree(folder, ignore_errors=True)  # that of an earlier call, with fewer runs
+    write_hparams(folder, runs)
 
 
 def with_files(arguments: list[str]) -> list[str]:

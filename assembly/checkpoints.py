@@ -23,10 +23,11 @@ from data.pairs import DataConfig, Pairs, open_pairs
 from data.pseudo_labels import LabelConfig
 from models.fast.plan import Plan, build, speed_up_stage1
 from models.flux import Prompt
-from models.sampler import SamplingConfig, check_mode
+from models.sampler import SamplingConfig, untrained_mode
 from models.stage1 import Stage1
 from models.translator import PathConfig, Translator, TranslatorConfig
 from utils import checkpoint, config, dist
+from utils.problems import refuse
 
 
 def file_of(path: str | Path) -> Path:
@@ -108,13 +109,9 @@ def new_translator(cfg: TrainConfig, device: torch.device) -> tuple[Translator, 
     And how it runs.
 
     Fills cfg.model.decomposition and cfg.model.physics.
-    Raises: ValueError: no stage 1 checkpoint is named, or it does not fit.
+    Raises: ValueError: the stage 1 checkpoint does not fit.
     """
-    if not cfg.model.decomposition_checkpoint:
-        raise ValueError(
-            "model.decomposition_checkpoint is not set; run pretrain.py and give its"
-            " best_model.pth (an untrained decomposition guides FLUX with noise)"
-        )
+    assert cfg.model.decomposition_checkpoint, "loading the configuration checks that"
     torch.manual_seed(cfg.training.seed)  # the same random start on every rank
     stage1, pretrained = load_stage1(cfg.model.decomposition_checkpoint)
     decided = {"physics": pretrained.physics, "decomposition": stage1.decomposition.cfg}
@@ -218,7 +215,7 @@ def sampling_of(trained: TrainConfig, use: ModelUseConfig) -> SamplingConfig:
     names = ("mode", "steps", "guidance_scale", "shift", "samples", "mirror", "seed")
     asked = {name: getattr(use, name) for name in names}
     chosen = replace(trained.sampling, **{name: x for name, x in asked.items() if x is not None})
-    check_mode(chosen, trained.flow.mean_share)
+    refuse(untrained_mode(chosen, trained.flow.mean_share))
     return chosen
 
 

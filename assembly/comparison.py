@@ -2,14 +2,17 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from utils.problems import Checked
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(kw_only=True)
-class CompareConfig:
+class CompareConfig(Checked):
     """compare.py. A step is `SHARE SCRIPT ARGUMENTS`; {before} is the folder of the step before."""
 
     methods: dict[str, list[str]] = field(default_factory=dict)
@@ -25,30 +28,26 @@ class CompareConfig:
     seed: int | None = None  # train with this seed alone
     train: bool = True  # false: only the table
 
-    def __post_init__(self):
-        wrong = [
-            f"{n!r} becomes a folder: letters, digits, . _ - only"
-            for n in self.methods
-            if not NAME.fullmatch(n)
-        ]
+    def problems(self) -> Iterator[str]:
+        for name in self.methods:
+            if not NAME.fullmatch(name):
+                yield f"{name!r} becomes a folder: letters, digits, . _ - only"
         if not self.methods:
-            wrong.append("methods names none")
+            yield "methods names none"
         if self.only is not None and self.only not in self.methods:
-            wrong.append(f"only is {self.only}, methods are {', '.join(self.methods)}")
+            yield f"only is {self.only}, methods are {', '.join(self.methods)}"
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            wrong.append(f"seeds must be different numbers, at least one, got {self.seeds}")
+            yield f"seeds must be different numbers, at least one, got {self.seeds}"
         if self.seconds <= 0:
-            wrong.append(f"seconds must be above 0, got {self.seconds:g}")
+            yield f"seconds must be above 0, got {self.seconds:g}"
         for name, steps in self.methods.items():
             try:
                 shares = [float(step.split()[0]) for step in steps]
             except (ValueError, IndexError):
-                wrong.append(f"{name}: a step is `SHARE SCRIPT ARGUMENTS`, got {steps}")
+                yield f"{name}: a step is `SHARE SCRIPT ARGUMENTS`, got {steps}"
                 continue
             if abs(sum(shares) - 1) > 1e-6 or min(shares, default=0) <= 0:
-                wrong.append(f"{name}: the shares of its steps must sum up to 1, got {shares}")
-        if wrong:
-            raise ValueError("; ".join(wrong))
+                yield f"{name}: the shares of its steps must sum up to 1, got {shares}"
 
 
 def commands_of(cfg: CompareConfig, name: str, seed: int) -> list[list[str]]:

@@ -24,6 +24,7 @@ from utils import bootstrap
 from utils.labels import IGNORE
 from utils.loop import to_device
 from utils.objects import Boxes
+from utils.problems import missing
 
 REAL = "real"
 
@@ -43,26 +44,25 @@ class DownstreamConfig(HeldOutConfig):
     train_lr: float = 2e-3
     shares: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.5])  # of the real pairs
 
-    def __post_init__(self):
-        super().__post_init__()
-        wrong = []
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if self.split in (self.train_split, "all"):
-            wrong.append(
-                f"training on {self.train_split} and testing on {self.split} would share images"
-            )
+            yield f"training on {self.train_split} and testing on {self.split} would share images"
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            wrong.append(f"seeds must be different numbers from 0 on, got {self.seeds}")
+            yield f"seeds must be different numbers from 0 on, got {self.seeds}"
         if self.train_steps < 1 or self.train_batch < 2 or self.train_lr <= 0:
-            wrong.append(
+            yield (
                 "train_steps >= 1, train_batch >= 2 and train_lr > 0 are needed, got"
                 f" {self.train_steps}, {self.train_batch} and {self.train_lr:g}"
             )
         if not all(0 < share < 1 for share in self.shares):
-            wrong.append(f"shares must lie between 0 and 1, got {self.shares}")
+            yield f"shares must lie between 0 and 1, got {self.shares}"
         if not self.classes or len(set(self.classes)) < len(self.classes):
-            wrong.append(f"classes must be different names, at least one, got {self.classes}")
-        if wrong:
-            raise ValueError("; ".join(wrong))
+            yield f"classes must be different names, at least one, got {self.classes}"
+
+    def obstacles(self) -> Iterator[str]:
+        yield from super().obstacles()
+        yield from missing("boxes", self.boxes)
 
 
 class Recipe(NamedTuple):
@@ -192,9 +192,13 @@ def leak(opened: Opened, pool: Pairs, limit: int) -> tuple[int | None, str]:
 
 
 def run(
-    task: Task, made: list[Recipe], images: dict[str, Tensor], test: Tensor, cfg: DownstreamConfig,
+    task: Task,
+    made: list[Recipe],
+    images: dict[str, Tensor],
+    test: Tensor,
+    cfg: DownstreamConfig,
     device: torch.device,
-) -> dict[str, list[Scores]]:  # fmt: skip
+) -> dict[str, list[Scores]]:
     """{recipe: scores on the real test images (M, 1, H, W) uint8, one a seed}."""
     found: dict[str, list[Scores]] = {recipe.name: [] for recipe in made}
     plan = [(seed, recipe) for seed in cfg.seeds for recipe in made]

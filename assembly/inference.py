@@ -24,9 +24,10 @@ from models.codec import TOKEN
 from models.decomposition import DecompositionConfig
 from models.flux import Prompt
 from models.lora import LoraConfig
-from models.sampler import OnStep, SamplingConfig, check_mode, translate
+from models.sampler import OnStep, SamplingConfig, translate, untrained_mode
 from models.stage1 import Stage1
 from models.translator import DTYPES, PathConfig, Translator, TranslatorConfig, make_translator
+from utils.problems import refuse
 
 STATE_FILE = "diffusion_pytorch_model.safetensors"  # beside the translator's folder
 
@@ -79,7 +80,7 @@ class Training:
 
     size: tuple[int, int]  # height and width of the images
     sampling: SamplingConfig
-    mean_share: float  # see check_mode
+    mean_share: float  # see untrained_mode
     window: Window | None  # what infrared 0 and 1 mean; None: each image had its own
     planck: Planck | None
 
@@ -153,7 +154,7 @@ class ThermaFluxTranslator(nn.Module):
         """
         chosen = {key: value for key, value in asked.items() if value is not None}
         cfg = SamplingConfig(**{**vars(self.training_facts.sampling), **chosen})
-        check_mode(cfg, self.training_facts.mean_share)
+        refuse(untrained_mode(cfg, self.training_facts.mean_share))
         return cfg
 
     def size_for(self, photograph: np.ndarray, keep_aspect: bool) -> tuple[int, int]:

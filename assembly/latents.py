@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from configs.schema import TrainConfig
+from configs.schema import TrainConfig, latents_without_codec
 from data import latents
 from data.pairs import Pairs
 from data.stream import in_workers
 from models.translator import Translator
 from utils import dist
 from utils.loop import progress_bar
+from utils.problems import refuse
 
 
 def attach_latents(cfg: TrainConfig, model: Translator, sets: tuple[Pairs, ...], device) -> None:
@@ -23,11 +24,7 @@ def attach_latents(cfg: TrainConfig, model: Translator, sets: tuple[Pairs, ...],
     """
     if cfg.data.latents is None:
         return
-    if cfg.model.layout == "pixels":
-        raise ValueError(
-            "data.latents keeps what a codec makes, and model.layout=pixels has none: set"
-            f" data.latents=null (it is {cfg.data.latents})"
-        )
+    refuse(latents_without_codec(cfg))  # in stage 3 the layout is known only now
     if cfg.run.dry_run:
         return
     rank, world = dist.rank(), dist.world_size()

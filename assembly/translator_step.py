@@ -2,7 +2,7 @@
 
 import torch
 
-from configs.schema import FlowConfig, TrainConfig
+from configs.schema import FlowConfig, TrainConfig, objective_problems
 from data.pseudo_labels import prepare_pseudo_labels
 from losses import flow
 from losses.adversarial import discriminator_loss, generator_loss
@@ -12,6 +12,7 @@ from models.discriminator import Verdict
 from models.sampler import noise_for
 from models.translator import Translator
 from utils import dist
+from utils.problems import refuse
 
 
 def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], device):
@@ -65,25 +66,7 @@ def game(verdict: Verdict) -> torch.Tensor:
 def make_loss(cfg: TrainConfig, predict):
     """The loss of a step: the velocity error, and in stage 3 stage 1's loss on the maps."""
     training, weight = cfg.training, cfg.training.lambda_decomposition_consistency
-    if weight and cfg.model.freeze_decomposition:
-        raise ValueError(
-            "training.lambda_decomposition_consistency > 0 has no effect on a frozen"
-            " decomposition; use finetune.py or --no_freeze_decomposition"
-        )
-    if cfg.model.discriminator != (cfg.flow.adversarial_weight > 0):
-        raise ValueError(
-            "model.discriminator and flow.adversarial_weight > 0 go together, got"
-            f" {cfg.model.discriminator} and {cfg.flow.adversarial_weight}"
-        )
-    if cfg.flow.adversarial_weight and cfg.flow.mean_share == 1:
-        raise ValueError(
-            "flow.mean_share is 1: no sample is left for flow.adversarial_weight to sharpen"
-        )
-    if cfg.loss.balance:
-        raise ValueError(
-            "loss.balance needs the frequency of each material, which only pretrain.py"
-            " counts; leave it 0 here"
-        )
+    refuse(objective_problems(cfg))  # in stage 3 the model is known only now
     group = training.batch_size * training.gradient_accumulation_steps * dist.world_size()
     stage1_loss = MultiTaskPretrainLoss(cfg.loss)
 

@@ -6,6 +6,7 @@ Ronneberger et al. 2015 (arXiv:1505.04597), with padded convolutions and BatchNo
 Dimension key:  B batch   H, W pixels
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from utils.problems import Checked
+
 WIDEST = 8  # channels of the deepest levels, in widths
 PATCH = 24  # the least side at which the discriminator's five convolutions leave a pixel
 
 
 @dataclass(kw_only=True)
-class BaselineModelConfig:
+class BaselineModelConfig(Checked):
     """Which network; published pix2pix has width 64 and 8 levels at 256 pixels."""
 
     baseline: Literal["unet", "pix2pix"] = "unet"
@@ -27,9 +30,9 @@ class BaselineModelConfig:
     levels: int = 5  # halvings of the image
     dropout: float = 0.5  # unet: before the deepest level; pix2pix: in the decoder's first three
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         if self.width < 1 or not 1 <= self.levels <= 10 or not 0 <= self.dropout < 1:
-            raise ValueError(
+            yield (
                 "model needs width >= 1, levels from 1 to 10 and dropout in [0, 1), got"
                 f" {self.width}, {self.levels} and {self.dropout}"
             )

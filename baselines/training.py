@@ -1,6 +1,6 @@
 """What the baselines share: their configuration, and training on the loop of every stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -13,14 +13,15 @@ from data.stream import collate, evenly_spaced, sequential, stream
 from utils import config, dist, metrics, panels
 from utils.dryrun import dry_run
 from utils.loop import TrainingConfig, fit, to_device
-from utils.optimizer import OptimizerConfig
+from utils.optimizer import OptimizerConfig, schedule_problems
+from utils.problems import Checked
 from utils.run import Run, RunConfig
 
 MEASURES = {"val_loss": metrics.mae, "val_psnr": metrics.psnr, "val_ssim": metrics.ssim}
 
 
 @dataclass(kw_only=True)
-class BaselineConfig:
+class BaselineConfig(Checked):
     """unet.py and pix2pix.py."""
 
     model: BaselineModelConfig = field(default_factory=BaselineModelConfig)
@@ -31,13 +32,14 @@ class BaselineConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(output_dir="runs/baseline"))
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
+        yield from schedule_problems(self)
         if not self.lambda_l1 >= 0:
-            raise ValueError(f"lambda_l1 must not be negative, got {self.lambda_l1}")
+            yield f"lambda_l1 must not be negative, got {self.lambda_l1}"
         if self.data.latents is not None:
-            raise ValueError("data.latents is for train.py and finetune.py; leave it null here")
+            yield "data.latents is for train.py and finetune.py; leave it null here"
         if self.training.best_metric.removeprefix("-") not in MEASURES:
-            raise ValueError(
+            yield (
                 f"training.best_metric is {self.training.best_metric}; this run's evaluations"
                 f" give {', '.join(MEASURES)}"
             )

@@ -1,6 +1,8 @@
 """What each script can be told: one dataclass a stage, composed of the parts' own."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from data.materials import NUM_MATERIALS
@@ -9,11 +11,13 @@ from data.pseudo_labels import CONTEXT_CHANNELS
 from losses.flow import BIN_NAMES
 from losses.pretrain import FUSED_TERMS, IF_WEIGHTED, TERMS, PretrainLossConfig
 from models.decomposition import DecompositionConfig
-from models.sampler import SamplingConfig, check_mode
-from models.translator import PathConfig, TranslatorConfig
+from models.flux import PRESETS
+from models.sampler import SamplingConfig, untrained_mode
+from models.translator import PathConfig, TranslatorConfig, contradictions
 from utils import metrics
 from utils.loop import TrainingConfig
-from utils.optimizer import OptimizerConfig
+from utils.optimizer import OptimizerConfig, schedule_problems
+from utils.problems import Checked, missing
 from utils.run import RunConfig
 
 MOST_MEAN = 20  # of flow.mean: beyond it the sigmoid is 0 or 1 in fp32
@@ -99,16 +103,16 @@ USE_FLAGS = {
 }
 
 
-def _check_best(training: TrainingConfig, given: list[str]) -> None:
+def _unknown_best(training: TrainingConfig, given: list[str]) -> Iterator[str]:
     if training.best_metric.removeprefix("-") not in given:
-        raise ValueError(
+        yield (
             f"training.best_metric is {training.best_metric}; this run's evaluations"
             f" give {', '.join(given)}"
         )
 
 
 @dataclass(kw_only=True)
-class PretrainConfig:
+class PretrainConfig(Checked):
     """Stage 1, pretrain.py."""
 
     MAY_CHANGE: ClassVar = {"data": HOW_DATA_ARE_READ}
@@ -123,20 +127,26 @@ class PretrainConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(output_dir="runs/pretrain"))
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
+        yield from schedule_problems(self)
         if self.data.latents is not None:
-            raise ValueError(
+            yield (
                 "data.latents is for train.py and finetune.py: stage 1 encodes nothing"
                 f"; leave it null here (it is {self.data.latents})"
             )
         labelled = NUM_MATERIALS, len(CONTEXT_CHANNELS)
         if (found := (self.model.num_materials, self.model.num_context_channels)) != labelled:
-            raise ValueError(
+            yield (
                 "model.num_materials and model.num_context_channels must be those of"
                 f" the labels, {labelled}, got {found}"
             )
         weighted = [f"val_{name}" for name in IF_WEIGHTED if getattr(self.loss, name)]
-        _check_best(self.training, OF_MAPS + (OF_FUSED + weighted if self.physics else []))
+        given = OF_MAPS + (OF_FUSED + weighted if self.physics else [])
+        yield from _unknown_best(self.training, given)
+
+    def obstacles(self) -> Iterator[str]:
+        if self.model.pretrained not in ("none", "imagenet"):
+            yield from missing("model.pretrained", self.model.pretrained)
 
 
 @dataclass(kw_only=True)
@@ -151,20 +161,20 @@ class FlowConfig(PathConfig):
     image_weight: float = 0.0  # of the image loss (losses/image.py) on those samples
     adversarial_weight: float = 0.0  # of the game with model.discriminator, on all other samples
 
-    def __post_init__(self):
-        super().__post_init__()
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if not 0 <= self.mean_share <= 1 or min(self.image_weight, self.adversarial_weight) < 0:
-            raise ValueError(
+            yield (
                 "flow needs 0 <= mean_share <= 1, image_weight and adversarial_weight >= 0, got"
                 f" {self.mean_share}, {self.image_weight} and {self.adversarial_weight}"
             )
         if self.std <= 0 or self.shift <= 0 or self.visible_weight < 0:
-            raise ValueError(
+            yield (
                 "flow needs std > 0, shift > 0 and visible_weight >= 0, got"
                 f" {self.std}, {self.shift} and {self.visible_weight}"
             )
         if abs(self.mean) > MOST_MEAN:
-            raise ValueError(f"flow.mean is {self.mean}: nearly every time would be 0 or 1")
+            yield f"flow.mean is {self.mean}: nearly every time would be 0 or 1"
 
 
 def of_velocity(cfg: FlowConfig) -> list[str]:
@@ -182,18 +192,18 @@ class TranslatorTrainingConfig(TrainingConfig):
     lambda_generation: float = 1.0  # of the velocity error
     lambda_decomposition_consistency: float = 0.0  # of stage 1's loss on the maps; stage 3: 0.1
 
-    def __post_init__(self):
-        super().__post_init__()
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         weights = self.lambda_generation, self.lambda_decomposition_consistency
         if min(weights) < 0 or not max(weights) > 0:
-            raise ValueError(
+            yield (
                 "lambda_generation and lambda_decomposition_consistency must not be"
                 " negative, and one above 0, got {} and {}".format(*weights)
             )
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Stage 2, train.py."""
 
     MAY_CHANGE: ClassVar = {"data": HOW_DATA_ARE_READ, "model": (*HOW_IT_RUNS, *STAGE1_FILE)}
@@ -211,10 +221,67 @@ class TrainConfig:
     unit: str = "counts"
     planck: list[float] | None = None
 
-    def __post_init__(self):
-        check_mode(self.sampling, self.flow.mean_share)
+    def problems(self) -> Iterator[str]:
+        yield from schedule_problems(self)
+        yield from untrained_mode(self.sampling, self.flow.mean_share)
         of_samples = OF_SAMPLES if self.run.images else []
-        _check_best(self.training, of_velocity(self.flow) + of_samples)
+        yield from _unknown_best(self.training, of_velocity(self.flow) + of_samples)
+
+    def obstacles(self) -> Iterator[str]:
+        yield from contradictions(self.model)
+        yield from _blocks_outside(self.model)
+        yield from objective_problems(self)
+        yield from latents_without_codec(self)
+        guide = "model.decomposition_checkpoint"
+        if self.model.decomposition_checkpoint is None:
+            yield (
+                f"{guide} is not set; run pretrain.py and give its best_model.pth (an untrained"
+                " decomposition guides FLUX with noise)"
+            )
+        yield from missing(guide, self.model.decomposition_checkpoint, "; pretrain.py writes one")
+        weights = self.model.flux_fill_id or ""
+        if weights.startswith(("/", ".")):  # else it may be a name on the hub
+            yield from missing("model.flux_fill_id", weights)
+
+
+def _blocks_outside(model: TranslatorConfig) -> Iterator[str]:
+    if model.preset:
+        blocks = PRESETS[model.preset].num_layers
+        if outside := [block for block in model.inject if not 0 <= block < blocks]:
+            yield (
+                f"model.inject names block {', '.join(map(str, outside))};"
+                f" model.preset={model.preset} has {blocks}, from 0 to {blocks - 1}"
+            )
+
+
+def objective_problems(cfg: TrainConfig) -> Iterator[str]:
+    """A sentence for each term of the loss that the model or the flow leaves without a meaning."""
+    if cfg.training.lambda_decomposition_consistency and cfg.model.freeze_decomposition:
+        yield (
+            "training.lambda_decomposition_consistency > 0 has no effect on a frozen"
+            " decomposition; use finetune.py or --no_freeze_decomposition"
+        )
+    if cfg.model.discriminator != (cfg.flow.adversarial_weight > 0):
+        yield (
+            "model.discriminator and flow.adversarial_weight > 0 go together, got"
+            f" {cfg.model.discriminator} and {cfg.flow.adversarial_weight}"
+        )
+    if cfg.flow.adversarial_weight and cfg.flow.mean_share == 1:
+        yield "flow.mean_share is 1: no sample is left for flow.adversarial_weight to sharpen"
+    if cfg.loss.balance:
+        yield (
+            "loss.balance needs the frequency of each material, which only pretrain.py"
+            " counts; leave it 0 here"
+        )
+
+
+def latents_without_codec(cfg: TrainConfig) -> Iterator[str]:
+    """A sentence if there are no latents to keep."""
+    if cfg.data.latents is not None and cfg.model.layout == "pixels":
+        yield (
+            "data.latents keeps what a codec makes, and model.layout=pixels has none: set"
+            f" data.latents=null (it is {cfg.data.latents})"
+        )
 
 
 @dataclass(kw_only=True)
@@ -223,9 +290,13 @@ class FinetuneConfig(TrainConfig):
 
     checkpoint: str = "runs/train/best_model.pth"  # the stage 2 weights to start from
 
+    def obstacles(self) -> Iterator[str]:
+        """Of the model there are none yet: what it is comes from the checkpoint."""
+        yield from missing("checkpoint", self.checkpoint, "; train.py writes one")
+
 
 @dataclass(kw_only=True)
-class ModelUseConfig:
+class ModelUseConfig(Checked):
     """A trained model and how it samples; null: as in the run's own configuration."""
 
     checkpoint: str = "runs/train/best_model.pth"  # a file, a run's folder or an exported one
@@ -241,9 +312,12 @@ class ModelUseConfig:
     mirror: bool | None = None  # average with what the mirror image gives
     seed: int | None = None
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         if self.batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+            yield f"batch_size must be 1 or more, got {self.batch_size}"
+
+    def obstacles(self) -> Iterator[str]:
+        yield from missing("checkpoint", self.checkpoint, "; train.py and pretrain.py write one")
 
 
 @dataclass(kw_only=True)
@@ -255,10 +329,15 @@ class HeldOutConfig(ModelUseConfig):
     limit: int = 0  # only so many pairs, evenly spaced; 0: all
     num_workers: int = 2
 
-    def __post_init__(self):
-        super().__post_init__()
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if self.limit < 0:
-            raise ValueError(f"limit must be 0 (all pairs) or more, got {self.limit}")
+            yield f"limit must be 0 (all pairs) or more, got {self.limit}"
+
+    def obstacles(self) -> Iterator[str]:
+        yield from super().obstacles()
+        data = DataConfig(path=self.test_data or "synthetic")
+        yield from (x.replace("data.path", "test_data", 1) for x in data.obstacles())
 
 
 @dataclass(kw_only=True)
@@ -268,6 +347,10 @@ class EvaluateConfig(HeldOutConfig):
     lpips: bool = False  # LPIPS too; AlexNet's weights are fetched once, 233 MB
     boxes: str | None = None  # folder of YOLO boxes; null: `boxes` in the data set's folder, if any
     report: bool = False  # report.html too: tables, plots, and the best, median and worst images
+
+    def obstacles(self) -> Iterator[str]:
+        yield from super().obstacles()
+        yield from missing("boxes", self.boxes)
 
 
 @dataclass(kw_only=True)
@@ -282,17 +365,23 @@ class GenerateConfig(ModelUseConfig):
     format: Literal["png8", "png16", "npy", "tiff"] = "png8"
     counts: bool = False  # --format png16 that must be the training data's own whole counts
 
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.counts and self.format not in ("png8", "png16"):
+            yield f"--counts writes 16-bit PNG, --format {self.format} another: give one of them"
+
+    def obstacles(self) -> Iterator[str]:
+        yield from super().obstacles()
+        if not self.image_path or not Path(self.image_path).exists():
+            yield f"--image_path {self.image_path!r}: no such file or folder"
+
     def __post_init__(self):
         super().__post_init__()
-        if self.counts and self.format not in ("png8", "png16"):
-            raise ValueError(
-                f"--counts writes 16-bit PNG, --format {self.format} another: give one of them"
-            )
         self.format = "png16" if self.counts else self.format
 
 
 @dataclass(kw_only=True)
-class ExportConfig:
+class ExportConfig(Checked):
     """export.py: a trained model as a folder, and on a hub."""
 
     checkpoint: str = "runs/train/best_model.pth"  # a file, a run's folder or an exported one

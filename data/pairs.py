@@ -1,8 +1,8 @@
 """Pairs of visible and infrared images by index, from parquet shards or rendered on the fly."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +18,7 @@ from data.manifest import SPLITS, sha256
 from data.materials import TABLES
 from data.pseudo_labels import LabelConfig
 from data.radiometry import Planck, make_planck
-from data.synthetic import render_scene
+from data.synthetic import render_scene, renderer_hash
 from data.transforms import (
     AugmentConfig,
     Pair,
@@ -31,6 +31,7 @@ from data.transforms import (
     will_flip,
 )
 from utils.labels import IGNORE
+from utils.problems import Checked
 
 # Scene numbers of the splits never meet, however many scenes are asked for.
 SCENES_PER_SPLIT = 10**9
@@ -40,7 +41,7 @@ PREPARE = "prepare.py makes such a data set from folders"
 
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(Checked):
     """Which pairs, at which size, and how they are read."""
 
     path: str = "synthetic"  # or a parquet file, folder, glob or URI (s3://, gs://)
@@ -59,18 +60,25 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         if self.num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
+            yield f"num_workers must not be negative, got {self.num_workers}"
         change = self.augment
         exact = list(change.crop_scale) == [1, 1] and change.brightness == change.contrast == 0
         if self.latents is not None and not exact:
-            raise ValueError(
+            yield (
                 "data.latents holds each pair and its mirror image only; set"
                 " data.augment.crop_scale=[1,1] data.augment.brightness=0 data.augment.contrast=0"
                 f" (now {change.crop_scale}, {change.brightness} and {change.contrast}) or"
                 " data.latents=null"
             )
+
+    def obstacles(self) -> Iterator[str]:
+        if self.path != "synthetic" and "://" not in self.path:  # a URI is asked when it is opened
+            try:
+                shards.find_files(self.path)
+            except ValueError as error:
+                yield str(error)
 
     def height_width(self) -> tuple[int, int]:
         """Size of every sample. Raises: ValueError: not one or two positive whole numbers."""
@@ -111,19 +119,12 @@ class SyntheticSource:
 
     def content(self, index: int) -> str:
         """Hash of the scene's number and of the code that draws it: quicker than to draw it."""
-        return sha256(f"{_renderer()} {self.names[index]} {self.size}".encode())
+        return sha256(f"{renderer_hash()} {self.names[index]} {self.size}".encode())
 
     def pair(self, index: int) -> Pair:
         scene = render_scene(self.seed, self.first + index, self.size)
         visible = np.rint(scene.visible * 255.0).astype(np.uint8)
         return Pair(visible, scene.infrared.astype(np.float32), scene.semantic)
-
-
-@cache
-def _renderer() -> str:
-    files = sorted(Path(__file__).parent.glob("scene_*.py"))
-    here = [Path(__file__).parent / name for name in ("synthetic.py", "materials.py")]
-    return sha256(b"".join(file.read_bytes() for file in (*files, *here)))
 
 
 class ParquetSource:

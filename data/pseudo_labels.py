@@ -4,6 +4,7 @@ intensity is how hot a place looks, material what it is made of, context what su
 visible. None is a measurement: one broad band cannot tell temperature from emissivity.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from data.materials import NUM_MATERIALS, TABLES, material_table
 from utils.labels import IGNORE
+from utils.problems import Checked
 
 QUANTIZED, NONE = "quantized", "none"
 MATERIAL_SOURCES = (*TABLES, QUANTIZED, NONE)
@@ -33,7 +35,7 @@ SHADOW_BELOW = 0.3  # brightness
 
 
 @dataclass(kw_only=True)
-class LabelConfig:
+class LabelConfig(Checked):
     """Where the labels come from."""
 
     # label set of the class maps (synthetic, ade20k, cityscapes, msrs); quantized: 32 grey levels
@@ -42,14 +44,14 @@ class LabelConfig:
     intensity: str = "minmax"  # stretch each image (automatic gain), or window: calibrated as is
     fourth_root: bool = False  # intensity ** (1/4), nearer to temperature than to radiance
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         if self.material_source not in MATERIAL_SOURCES:
-            raise ValueError(
+            yield (
                 f"labels.material_source is '{self.material_source}', "
                 f"must be one of {', '.join(MATERIAL_SOURCES)}"
             )
         if self.intensity not in INTENSITIES:
-            raise ValueError(
+            yield (
                 f"labels.intensity is '{self.intensity}', must be one of {', '.join(INTENSITIES)}"
             )
 

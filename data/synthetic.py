@@ -13,11 +13,14 @@ stays near the air), not fitted to measurements.
 A scene is a function of (seed, index) alone: the same street at every size, no files.
 """
 
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data import scene_objects as objects
+from data.manifest import sha256
 from data.materials import MATERIALS, TABLES
 from data.radiometry import band_radiance, band_temperature, to_unit, to_window
 from data.scene_surfaces import Canvas, draw_ground, draw_sky, draw_walls, new_canvas
@@ -180,3 +183,11 @@ def _blur(plane: np.ndarray) -> np.ndarray:
         first, last = (np.take(padded, np.arange(n) + k, axis=axis) for k in (0, 2))
         plane = (first + last + 4.0 * plane) / 6.0
     return plane
+
+
+@cache
+def renderer_hash() -> str:
+    """Of the code that draws a scene."""
+    files = sorted(Path(__file__).parent.glob("scene_*.py"))
+    here = [Path(__file__).parent / name for name in ("synthetic.py", "materials.py")]
+    return sha256(b"".join(file.read_bytes() for file in (*files, *here)))

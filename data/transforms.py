@@ -1,12 +1,15 @@
 """Window, augment and resize a pair of images: the only place where ranges change."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+
+from utils.problems import Checked
 
 
 class Pair(NamedTuple):
@@ -78,7 +81,7 @@ def _clipped(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """Random changes of the pair as a whole, and of the visible image's exposure."""
 
     flip: float = 0.5  # probability of a left-right flip
@@ -86,13 +89,13 @@ class AugmentConfig:
     brightness: float = 0.1  # visible only: factor in [1 - b, 1 + b]
     contrast: float = 0.1  # visible only: factor around mid grey in [1 - c, 1 + c]
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         low_high = list(self.crop_scale)
         if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= 1:
-            raise ValueError(f"crop_scale needs 0 < low <= high <= 1, got {self.crop_scale}")
+            yield f"crop_scale needs 0 < low <= high <= 1, got {self.crop_scale}"
         for key in ("flip", "brightness", "contrast"):
             if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"augment.{key} must lie in [0, 1], got {getattr(self, key)}")
+                yield f"augment.{key} must lie in [0, 1], got {getattr(self, key)}"
 
 
 def make_pair(visible, infrared, semantic, where: str) -> Pair:

@@ -7,6 +7,7 @@ Dimension key:  B batch   H, W pixels   M materials   C context channels
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple, Protocol
 
@@ -17,10 +18,11 @@ from torch.nn import functional as F
 from losses.image import image_loss
 from losses.physics import material_separation_loss, physics_consistency_loss
 from utils.labels import IGNORE
+from utils.problems import Checked
 
 
 @dataclass(kw_only=True)
-class PretrainLossConfig:
+class PretrainLossConfig(Checked):
     """Weights of the terms; 0 leaves a term out of the total, and logs it nevertheless."""
 
     intensity: float = 1.0  # squared error against the labelled intensity
@@ -32,6 +34,14 @@ class PretrainLossConfig:
     consistency: float = 0.05  # 1 - Pearson(intensity, infrared)
     separation: float = 0.01  # share of intensity's variance within materials
     balance: float = 0.0  # of cross-entropy's class weights, frequency ** -balance; 0: none
+
+    def problems(self) -> Iterator[str]:
+        weights = asdict(self)
+        if not any(weight for name, weight in weights.items() if name != "balance"):
+            yield "every weight of loss is 0: there is nothing to learn"
+        for name, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                yield f"loss.{name} must be at least 0 and finite, got {weight}"
 
 
 # names of the terms: those of the maps, and those of the fused image, which not every run has
@@ -64,11 +74,6 @@ class MultiTaskPretrainLoss:
     """
 
     def __init__(self, cfg: PretrainLossConfig, frequency: Tensor | None = None):
-        if not any(weight for name, weight in asdict(cfg).items() if name != "balance"):
-            raise ValueError("every weight of loss is 0: there is nothing to learn")
-        for name, weight in asdict(cfg).items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"loss.{name} must be at least 0 and finite, got {weight}")
         self.cfg, self.class_weights = cfg, None
         if frequency is not None and cfg.balance:
             self.class_weights = class_weights(frequency, cfg.balance)

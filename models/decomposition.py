@@ -7,10 +7,11 @@ Dimension key:  B batch   H, W pixels of the photograph   h, w the same, padded 
                 D width of the features under the heads   M materials   C context channels
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, get_type_hints
+from typing import Literal, NamedTuple
 
 import torch
 import torchvision
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.encoders import EFFICIENTNET, EfficientNetLite2, our_names, package_file
+from utils.problems import Checked
 
 STRIDE = 32  # of the encoder: pixels a cell of its last map
 
@@ -28,7 +30,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(kw_only=True)
-class DecompositionConfig:
+class DecompositionConfig(Checked):
     backbone: Literal["resnet18", "resnet34", "resnet50", "efficientnet_lite2"] = "resnet50"
     # none, imagenet (downloaded; of efficientnet_lite2 by pip), or a .pth or .safetensors file
     pretrained: str = "none"
@@ -36,6 +38,11 @@ class DecompositionConfig:
     width: int = 128  # D, channels under the heads; the decoder's steps have 4 D, 2 D and D
     num_materials: int = 32
     num_context_channels: int = 8
+
+    def problems(self) -> Iterator[str]:
+        for key in ("width", "num_materials", "num_context_channels"):
+            if getattr(self, key) < 1:
+                yield f"model.{key} must be at least 1, got {getattr(self, key)}"
 
 
 class Maps(NamedTuple):
@@ -49,12 +56,11 @@ class Maps(NamedTuple):
 class MultiTaskDecompositionNet(nn.Module):
     """Photographs (B, 3, H, W) in [0, 1], any H and W -> Maps of the same size.
 
-    Raises: ValueError: an unknown backbone or decoder, or pretrained weights that do not fit.
+    Raises: ValueError: pretrained weights that do not fit.
     """
 
     def __init__(self, cfg: DecompositionConfig):
         super().__init__()
-        _check(cfg)
         self.cfg = cfg
         self.encoder = _encoder(cfg.backbone)
         decoder = PlainDecoder if cfg.decoder == "plain" else SkipDecoder
@@ -274,17 +280,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not state or not all(isinstance(x, Tensor) for x in state.values()):
         raise ValueError(f"model.pretrained={path}: holds no table of tensors by name")
     return state
-
-
-def _check(cfg: DecompositionConfig) -> None:
-    types = get_type_hints(DecompositionConfig)
-    for key in ("backbone", "decoder"):
-        value, known = getattr(cfg, key), get_args(types[key])
-        if value not in known:
-            raise ValueError(f"model.{key}={value!r} is unknown; there are {', '.join(known)}")
-    for key in ("width", "num_materials", "num_context_channels"):
-        if getattr(cfg, key) < 1:
-            raise ValueError(f"model.{key} must be at least 1, got {getattr(cfg, key)}")
 
 
 def _enlarge(x: Tensor, times: int) -> Tensor:

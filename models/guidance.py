@@ -10,6 +10,7 @@ Dimension key:  B batch   N image tokens of the diptych   K guidance tokens (one
                 G = 64 width of a guidance token   h heads   d width of a head   H, W pixels
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from models.attention import CastLinear, attend, rotate
 from models.codec import TOKEN
 from models.decomposition import DecompositionConfig as Maps
+from utils.problems import refuse
 
 MAP_CHANNELS = dict(intensity=1, material=Maps.num_materials, context=Maps.num_context_channels)
 WIDTH, HEADS, HEAD_WIDTH = 64, 8, 64
@@ -64,6 +66,17 @@ class SemanticCrossAttention(nn.Module):
         return self.to_out(out).to(x_BND.dtype)
 
 
+def unknown_maps(inject: dict[int, list[str]]) -> Iterator[str]:
+    """A sentence for each block that names a map which is none, or no maps."""
+    for block, maps in inject.items():
+        unknown = sorted(set(maps) - MAP_CHANNELS.keys())
+        if unknown or not maps:
+            yield (
+                f"model.inject: block {block} names {', '.join(unknown) or 'no maps'};"
+                f" known are {', '.join(MAP_CHANNELS)}"
+            )
+
+
 class SemanticGuidance(nn.Module):
     """Maps -> guidance tokens, and the cross-attentions of the guided blocks.
 
@@ -78,13 +91,7 @@ class SemanticGuidance(nn.Module):
 
     def __init__(self, model_dim: int, inject: dict[int, list[str]], separate: bool = True):
         super().__init__()
-        for block, maps in inject.items():
-            unknown = sorted(set(maps) - MAP_CHANNELS.keys())
-            if unknown or not maps:
-                raise ValueError(
-                    f"model.inject: block {block} names {', '.join(unknown) or 'no maps'};"
-                    f" known are {', '.join(MAP_CHANNELS)}"
-                )
+        refuse(unknown_maps(inject))
         used = [m for m in MAP_CHANNELS if any(m in maps for maps in inject.values())]
         self.separate = separate
         self.project = nn.ModuleDict()

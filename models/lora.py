@@ -9,6 +9,7 @@ Source: Hu et al. 2021 (arXiv:2106.09685, Sec. 4.1).
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.attention import CastLinear
+from utils.problems import Checked
 
 LARGEST_RANK = 4096  # more than any width that is adapted
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
 
 
 @dataclass(kw_only=True)
-class LoraConfig:
+class LoraConfig(Checked):
     r: int = 16  # rank; 0 = no adapter
     lora_alpha: float = 32.0  # the adapter's output is scaled by lora_alpha / r
     # names matched as PEFT does: a list of endings, or one regular expression for the whole path
@@ -31,6 +33,13 @@ class LoraConfig:
     )
     lora_dropout: float = 0.0
     bias: str = "none"  # only "none": the base's biases stay frozen
+
+    def problems(self) -> Iterator[str]:
+        ranges = 0 <= self.r <= LARGEST_RANK and 0 <= self.lora_dropout < 1
+        if self.r and not (ranges and self.lora_alpha > 0):
+            yield f"lora_config out of range: {self}"
+        if self.r and self.bias != "none":
+            yield f'lora_config.bias must be "none", got "{self.bias}"'
 
 
 class LoraLinear(nn.Module):
@@ -62,10 +71,6 @@ def add_lora(model: nn.Module, cfg: LoraConfig) -> list[str]:
     """
     if cfg.r == 0:
         return []
-    if not 0 <= cfg.r <= LARGEST_RANK or cfg.lora_alpha <= 0 or not 0 <= cfg.lora_dropout < 1:
-        raise ValueError(f"lora_config out of range: {cfg}")
-    if cfg.bias != "none":
-        raise ValueError(f'lora_config.bias must be "none", got "{cfg.bias}"')
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     names = [n for n in linears if _matches(n, cfg.target_modules)]
     if not names:

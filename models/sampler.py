@@ -8,7 +8,7 @@ Source: Liu et al. 2022 (arXiv:2209.03003, Eq. 2).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from models.translator import MEAN_GUIDANCE, Translator
+from utils.problems import Checked
 
 # (step, time before it, state after it) -> the state to go on with; called after every step
 OnStep = Callable[[int, float, Tensor], Tensor]
 
 
 @dataclass(kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Checked):
     # mean: one forward pass without noise, the least error; sample: sharp, another for each seed
     mode: Literal["sample", "mean"] = "sample"
     steps: int = 28
@@ -32,23 +33,26 @@ class SamplingConfig:
     mirror: bool = False  # average with the mirror image's: less error, twice the time
     seed: int = 0
 
-    def __post_init__(self):
-        step_times(self.steps, self.shift)
+    def problems(self) -> Iterator[str]:
+        try:
+            step_times(self.steps, self.shift)
+        except ValueError as error:
+            yield str(error)
         if self.samples < 1 or not math.isfinite(self.guidance_scale):
-            raise ValueError(
+            yield (
                 "sampling needs samples >= 1 and a finite guidance_scale, got"
                 f" {self.samples} and {self.guidance_scale}"
             )
 
 
-def check_mode(cfg: SamplingConfig, mean_share: float) -> None:
-    """Raises: ValueError: a mode that the model is not trained for.
+def untrained_mode(cfg: SamplingConfig, mean_share: float) -> Iterator[str]:
+    """A sentence if the model is not trained for the mode.
 
     mean_share: of the training samples, those that taught the mean.
     """
     untrained = {"mean": mean_share == 0, "sample": mean_share == 1}
     if untrained[cfg.mode]:
-        raise ValueError(
+        yield (
             f"the mode {cfg.mode} is not trained for: flow.mean_share is {mean_share:g}"
             " (0 trains samples alone, 1 the mean alone)"
         )

@@ -10,8 +10,9 @@ Dimension key:  B batch   S, C places and channels of a state   M text tokens
                 H, W pixels of one panel
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,10 @@ from models.backbones import LAYOUTS, Backbone
 from models.backbones.base import Condition, FluxRunner, PathConfig
 from models.decomposition import DecompositionConfig, Maps
 from models.discriminator import Discriminator, Verdict
-from models.guidance import Guidance, SemanticGuidance
+from models.guidance import Guidance, SemanticGuidance, unknown_maps
 from models.lora import LoraConfig, add_lora
 from models.stage1 import Stage1, Stage1Output
+from utils.problems import Checked, refuse
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MEAN_GUIDANCE = 0.0  # the guidance scale that asks for the mean; samples have 1 and more
@@ -32,7 +34,9 @@ EARLIEST = 1e-3  # no time before it is divided by
 
 
 @dataclass(kw_only=True)
-class TranslatorConfig:
+class TranslatorConfig(Checked):
+    EXCLUSIVE: ClassVar = ("flux_fill_id", "preset")  # the one that is typed replaces the file's
+
     flux_fill_id: str | None = None  # hub id or local folder of FLUX.1-Fill; excludes `preset`
     preset: Literal["demo", "small", "full-random"] | None = None  # a random FLUX, no download
     # diptych: infrared beside the photograph; channels: both in the same tokens; reference: for
@@ -64,6 +68,18 @@ class TranslatorConfig:
         default_factory=lambda: {6: ["intensity"], 12: ["intensity", "material", "context"]}
     )
     lora_config: LoraConfig = field(default_factory=LoraConfig)
+
+    def problems(self) -> Iterator[str]:
+        if self.text_tokens < 1:
+            yield f"model.text_tokens must be at least 1, got {self.text_tokens}"
+        if self.train_base and self.shard_base:
+            yield (
+                "model.shard_base shards frozen weights, but model.train_base trains them all on"
+                " every GPU; set one of the two to false"
+            )
+        if self.gradient_checkpointing is not None and self.gradient_checkpointing < 0:
+            yield f"model.gradient_checkpointing is {self.gradient_checkpointing}; 0 is none"
+        yield from unknown_maps(self.inject)
 
 
 class Prediction(NamedTuple):
@@ -315,7 +331,7 @@ def make_translator(
 
     Raises: ValueError: neither or both of preset and flux_fill_id, or what they raise.
     """
-    check(cfg)
+    refuse(contradictions(cfg))
     kind = LAYOUTS[cfg.layout]
     dtype = torch.float32 if cfg.train_base else DTYPES.get(cfg.base_dtype, torch.bfloat16)
     if cfg.preset:
@@ -331,26 +347,15 @@ def make_translator(
     return Translator(cfg, flux, kind(codec, cfg.preset), prompt, stage1, path)
 
 
-def check(cfg: TranslatorConfig) -> None:
-    """Raises: ValueError: values that contradict each other, whatever machine they meet."""
+def contradictions(cfg: TranslatorConfig) -> Iterator[str]:
+    """A sentence for each reason why no new model can be made of these values, on any machine."""
     if (cfg.preset is None) == (cfg.flux_fill_id is None):
-        raise ValueError(
+        yield (
             "set exactly one of model.preset (a random FLUX) and model.flux_fill_id (real weights);"
             f" got preset={cfg.preset}, flux_fill_id={cfg.flux_fill_id}"
         )
-    if cfg.layout not in LAYOUTS:
-        raise ValueError(f"model.layout is {cfg.layout!r}; there are {', '.join(LAYOUTS)}")
     if LAYOUTS[cfg.layout].needs_trained_base and not (cfg.preset and cfg.train_base):
-        raise ValueError(
+        yield (
             f"model.layout={cfg.layout} is for a model that is trained from scratch: it needs"
             f" model.preset and model.train_base=true, got {cfg.preset} and {cfg.train_base}"
         )
-    if cfg.text_tokens < 1:
-        raise ValueError(f"model.text_tokens must be at least 1, got {cfg.text_tokens}")
-    if cfg.train_base and cfg.shard_base:
-        raise ValueError(
-            "model.shard_base shards frozen weights, but model.train_base trains them all on every"
-            " GPU; set one of the two to false"
-        )
-    if cfg.gradient_checkpointing is not None and cfg.gradient_checkpointing < 0:
-        raise ValueError(f"model.gradient_checkpointing is {cfg.gradient_checkpointing}; 0 is none")

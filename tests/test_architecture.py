@@ -14,7 +14,8 @@ PACKAGES = {"models", "losses", "data", "utils"}
 SCRIPTS = sorted(ROOT.glob("*.py"))
 FOLDERS = [*PACKAGES, "configs", "assembly", "baselines", "benchmarks"]
 MODULES = sorted(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))
-SHARED = {"utils.labels", "utils.correlation", "utils.files"}  # every package may import them
+# every package may import them
+SHARED = {"utils.labels", "utils.correlation", "utils.files", "utils.problems"}
 OURS = {p.stem for p in SCRIPTS} | set(FOLDERS) | {"tests"}
 
 

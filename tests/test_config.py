@@ -3,15 +3,18 @@
 pytest tests/test_config.py
 """
 
+import shutil
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from assembly import config_reference
 from configs import schema
 from models.fast import plan
-from utils import config
+from utils import command_line, config, config_types
 from utils.run import RunConfig
 
 
@@ -83,7 +86,7 @@ def test_a_bool_flag_has_an_opposite():
 
 
 def test_dry_run_and_resume_land_in_run():
-    cfg = load("--dry_run", "--resume", "a.pth")
+    cfg = load("--dry_run", "--resume", "a.pth", starts=False)
     assert cfg.run.dry_run is True and cfg.run.resume == "a.pth"
 
 
@@ -194,6 +197,174 @@ def test_a_configuration_survives_yaml_and_checkpoints(yaml_file):
     )
     assert config.from_dict(StageConfig, config.to_dict(cfg)) == cfg
     assert config.load(StageConfig, [], default=yaml_file(config.to_yaml(cfg))) == cfg
+
+
+def test_everything_that_is_wrong_is_said_in_one_numbered_message(yaml_file):
+    path = yaml_file("part: {epochs: -1, lrr: 1}\nname: [x]\n")
+    with pytest.raises(ValueError) as caught:
+        config.load(
+            StageConfig, ["--lr", "fast", "--nme", "y", "stray", "run.timeout=0"], FLAGS, path
+        )
+    assert str(caught.value).split("\n") == [
+        "7 things are wrong:",
+        "  1. unknown flag --nme; did you mean --name?",
+        "  2. cannot read 'stray'; write section.key=value or --flag value",
+        "  3. part.lr on the command line: expected float, got 'fast' (str)",
+        f"  4. unknown key part.lrr in {path}; did you mean part.lr?",
+        f"  5. part in {path} and on the command line: epochs must not be negative, got -1",
+        f"  6. name in {path}: expected text, got ['x'] (list)",
+        "  7. run on the command line: timeout must be 1 to 1,000,000 seconds, got 0.0",
+    ]
+
+
+def test_all_that_a_section_refuses_is_said():
+    said = refused("run.output_dir=", "run.timeout=-1").split("\n")
+    assert len(said) == 3 and "output_dir is empty" in said[1] and "timeout must be" in said[2]
+
+
+def test_what_an_unreadable_value_would_contradict_is_not_said():
+    only = ["flow.mean_share=1", "sampling.mode=meann"]
+    with pytest.raises(ValueError) as caught:
+        config.load(schema.TrainConfig, only, starts=False)
+    assert caught.value.sentences == [
+        "sampling.mode on the command line: expected 'sample' or 'mean', got 'meann' (str)"
+    ]
+
+
+def test_a_file_that_is_missing_is_one_of_the_problems():
+    said = refused("prt.lr=1", default="none.yaml")
+    assert said.endswith("--config none.yaml: no such file\n  2. " + said.split("2. ")[1])
+    assert "did you mean part.lr?" in said
+
+
+@pytest.fixture
+def stage1_file(tmp_path):
+    (tmp_path / "best_model.pth").touch()
+    return f"model.decomposition_checkpoint={tmp_path / 'best_model.pth'}"
+
+
+def train_config(*argv):
+    default = Path(__file__).parent.parent / "configs/train.yaml"
+    return config.load(schema.TrainConfig, argv, schema.FLAGS, str(default))
+
+
+def test_a_preset_on_the_command_line_replaces_the_weights_of_the_file(stage1_file):
+    model = train_config("model.preset=full-random", stage1_file).model
+    assert (model.preset, model.flux_fill_id) == ("full-random", None)
+    assert train_config(stage1_file).model.flux_fill_id == "black-forest-labs/FLUX.1-Fill-dev"
+    both = "model.preset=demo", "model.flux_fill_id=x"
+    with pytest.raises(ValueError, match="flux_fill_id and model.preset .*one excludes the other"):
+        train_config(*both, "model.inject={}", stage1_file)
+    assert train_config("model.preset=full-random", "model.flux_fill_id=null", stage1_file)
+
+
+def test_the_weights_on_the_command_line_replace_the_preset_of_the_file(yaml_file, stage1_file):
+    path = yaml_file("model: {preset: demo}\n")
+    cfg = config.load(schema.TrainConfig, ["model.flux_fill_id=x", stage1_file], default=path)
+    assert (cfg.model.preset, cfg.model.flux_fill_id) == (None, "x")
+
+
+def test_missing_files_and_contradictions_are_known_before_anything_is_read(tmp_path):
+    gone = str(tmp_path / "gone")
+    with pytest.raises(ValueError) as caught:
+        train_config(
+            *("model.preset=demo", f"data.path={gone}", "flow.adversarial_weight=1"),
+            *("model.layout=pixels", f"run.resume={gone}", f"--decomposition_checkpoint={gone}"),
+        )
+    said = "\n".join(caught.value.sentences)
+    assert len(caught.value.sentences) == 6, said
+    for part in (
+        f"data.path {gone}: no such file or folder",
+        f"run.resume is {gone}, but there is no such file",
+        f"model.decomposition_checkpoint {gone}: no such file",
+        "model.inject names block 6, 12; model.preset=demo has 2",
+        "model.layout=pixels is for a model that is trained from scratch",
+        "model.discriminator and flow.adversarial_weight > 0 go together",
+    ):
+        assert part in said, part
+
+
+def test_a_configuration_of_a_checkpoint_needs_no_file_of_its_training():
+    raw = config.to_dict(schema.TrainConfig())
+    raw["data"]["path"] = raw["model"]["decomposition_checkpoint"] = "gone"
+    assert config.from_dict(schema.TrainConfig, raw).data.path == "gone"
+
+
+@pytest.mark.parametrize(
+    "kind, argv, said",
+    [
+        (schema.FinetuneConfig, ["checkpoint=gone"], ["checkpoint gone: no such file"]),
+        (
+            schema.GenerateConfig,
+            ["checkpoint=gone", "image_path=away"],
+            ["checkpoint gone: no such file", "--image_path 'away': no such file"],
+        ),
+        (
+            schema.EvaluateConfig,
+            ["checkpoint=gone", "test_data=away", "boxes=lost"],
+            ["checkpoint gone: no", "test_data away: no such file", "boxes lost: no such file"],
+        ),
+        (schema.PretrainConfig, ["model.pretrained=w.pth"], ["model.pretrained w.pth: no such"]),
+    ],
+)
+def test_every_script_says_which_of_its_files_are_missing(kind, argv, said):
+    with pytest.raises(ValueError) as caught:
+        config.load(kind, argv)
+    assert len(caught.value.sentences) == len(said)
+    assert all(part in x for part, x in zip(said, caught.value.sentences)), caught.value.sentences
+
+
+def test_help_of_one_section_and_what_the_comments_say(capsys):
+    with pytest.raises(SystemExit):
+        config.load(schema.TrainConfig, ["--help", "training"])
+    out = capsys.readouterr().out
+    assert "training.grad_clip (float) = 1.0\n      largest norm of the whole gradient" in out
+    assert "model.preset" not in out
+    docs = config_types.comments(schema.TrainConfig.__annotations__["model"])
+    assert docs["layout"].startswith("diptych: infrared beside") and docs["inject"].startswith(
+        "dou"
+    )
+
+
+def test_the_page_of_every_key_is_up_to_date():
+    page = Path(__file__).parent.parent / "docs/config.md"
+    assert page.read_text() == config_reference.page(), "run `make docs/config.md`"
+
+
+COMPLETED = [
+    ("python train.py --no_f", ["--no_freeze "]),
+    ("python train.py --resume * model.pres", ["model.preset="]),
+    (".venv/bin/python ./train.py model.layout=p", ["pixels "]),
+    ("python train.py training.mixed_precision=", ["bf16 ", "no "]),
+    ("python other.py model.pres", []),
+    ("python train.py data.path=runs/", []),  # the shell offers files
+]
+
+
+@pytest.mark.parametrize("line, offered", COMPLETED)
+def test_bash_completes_flags_keys_and_values(line, offered, monkeypatch):
+    if not (bash := shutil.which("bash")):
+        pytest.skip("no bash here")
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    flags = {"freeze": "model.freeze_decomposition"}
+    script = command_line.completion(schema.TrainConfig, flags, "bash")
+    asked = 'COMP_LINE="$1" COMP_POINT=${#1}; _thermaflux; printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(
+        [bash, "-c", f"{script}\n{asked}", "bash", line], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "" and done.stdout.splitlines() == (offered or [""])
+
+
+def test_zsh_gets_a_script_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    with pytest.raises(SystemExit):
+        config.load(schema.TrainConfig, ["--completion", "zsh"])
+    script = capsys.readouterr().out
+    assert "compdef _thermaflux python" in script and "model.preset=demo" in script
+    if zsh := shutil.which("zsh"):
+        subprocess.run([zsh, "-n", "-c", script], check=True)
+    with pytest.raises(ValueError, match="--completion needs one of bash, zsh, got ''"):
+        config.load(schema.TrainConfig, ["--completion"])
 
 
 def test_help_lists_flags_and_every_key_with_type_and_value(capsys, yaml_file):

@@ -217,9 +217,9 @@ def test_an_augmentation_that_is_more_than_a_flip_is_refused(change):
         "data.augment.brightness=0",
         "data.augment.contrast=0",
     ]
-    assert config.load(TrainConfig, argv).data.latents == "cache"
+    assert config.load(TrainConfig, argv, starts=False).data.latents == "cache"
     with pytest.raises(ValueError, match=r"crop_scale=\[1,1\] .*brightness=0 .*contrast=0"):
-        config.load(TrainConfig, [*argv, f"data.augment.{change}"])
+        config.load(TrainConfig, [*argv, f"data.augment.{change}"], starts=False)
 
 
 def test_stage_1_refuses_a_cache_of_latents(data):

@@ -848,3 +848,34 @@ def script() -> None:
 
 if __name__ == "__main__":
     script()
+
+
+def test_the_time_left_counts_the_evaluations_to_come(tmp_path, capsys):
+    def eval_fn(model):
+        time.sleep(0.2)
+        return {"val_loss": 1.0}
+
+    steps = ("training.steps=8", "training.eval_every=2", "training.save_every=0")
+    _, rows = train(tmp_path, *steps, eval_fn=eval_fn)
+    reports = [row for row in rows if "loss" in row]
+    assert "eval_s" not in reports[0] and "eval_s" not in reports[1]  # none was made yet
+    assert all(row["eval_s"] >= 0.2 and 0 < row["eval_share"] < 1 for row in reports[2:])
+    assert reports[-1]["left_s"] == reports[-1]["eval_s"]  # the one after the last step
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "% of the time, 00:00 left]" in last and "evaluation 0." in last and "<" not in last
+
+
+def test_the_time_left_is_that_of_the_first_limit():
+    meter, state = progress.Meter(), State(step=5, seconds=40.0)
+    meter.pace = 2.0
+    assert meter.cost(state, None, TrainingConfig(max_seconds=100)) == {"left_s": 60.0}
+    assert meter.cost(state, 10, TrainingConfig(max_seconds=100)) == {"left_s": 10.0}
+    assert meter.cost(state, None, TrainingConfig()) == {}
+
+
+@pytest.mark.parametrize("step, coming", [(1, 4), (2, 4), (3, 3), (6, 2), (7, 1), (8, 1), (9, 1)])
+def test_the_evaluations_to_come_are_those_after_this_report(step, coming):
+    meter, training = progress.Meter(), TrainingConfig(eval_every=2)
+    meter.evaluations, meter.pace = [10.0, 20.0], 1.0
+    steps = 9 if step == 9 else 8
+    assert meter.cost(State(step=step), steps, training)["left_s"] == steps - step + 15 * coming

@@ -28,18 +28,21 @@ from tqdm import tqdm
 from utils import checkpoint, dist
 from utils.ema import Ema
 from utils.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from utils.problems import Checked
 from utils.progress import Checks, Meter, State, buffers_before, detached, skip
 from utils.run import Run, RunConfig
 from utils.stopping import MOST_SECONDS, Clock, StopSignal
 
 UNLIMITED = 2**62  # steps of a run that only time ends
+# tqdm's own time left does not know that evaluations come; `report` writes one that does
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 Scalars = dict[str, Tensor | float]
 Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch", bound=Mapping[str, Any])  # its "name"s are told with a bad loss
 
 
 @dataclass(kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Checked):
     batch_size: int = 8  # samples of one process in one micro-batch
     epochs: int = 50
     steps: int = 0  # optimizer steps; 0: as many as `epochs` take, or as max_seconds allow
@@ -59,10 +62,10 @@ class TrainingConfig:
     seed: int = 0
     skip_nonfinite: int = 0  # steps that may be left out before a run stops
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         for name in ("batch_size", "gradient_accumulation_steps", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                yield f"{name} must be at least 1, got {getattr(self, name)}"
         for name in (
             "epochs",
             "steps",
@@ -76,16 +79,16 @@ class TrainingConfig:
             "lr_min",
         ):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                yield f"{name} must not be negative, got {getattr(self, name)}"
         if self.max_seconds is not None and not 0 < self.max_seconds <= MOST_SECONDS:
-            raise ValueError(
+            yield (
                 f"max_seconds must be above 0 and at most {MOST_SECONDS}, or null, got"
                 f" {self.max_seconds}"
             )
         if self.seed >= 2**63:
-            raise ValueError(f"seed must be below 2**63, got {self.seed}")
+            yield f"seed must be below 2**63, got {self.seed}"
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+            yield f"ema_decay must be in [0, 1), got {self.ema_decay}"
 
 
 class FitConfig(Protocol):
@@ -163,10 +166,10 @@ def fit(
         StopSignal() as stop,
         closing(run),
         checkpoint.finished_on_exit(),
-        progress_bar(state.step, steps) as bar,
+        progress_bar(state.step, steps, format=BAR) as bar,
     ):
         if eval_fn and due(training.eval_every) and state.evaluated < state.step:
-            evaluate(cfg, model, eval_fn, autocast, ema, state, run)  # a signal came before it
+            evaluate(cfg, model, eval_fn, autocast, ema, state, run, meter)  # after a signal
             if state.step == steps:
                 state.save(cfg, model, optimizer, ema, run)
         stream = batches(state.position // (training.batch_size * dist.world_size()))
@@ -217,10 +220,10 @@ def fit(
             if why := checks.read(leave=0 if stop.agreed or any(map(due, every)) else lag):
                 raise RuntimeError(why)
             if due(training.log_every):
-                report(run, bar, state, meter, lr, global_batch(training), sample_flops, device)
+                report(run, bar, state, meter, lr, training, sample_flops, device)
             if eval_fn and due(training.eval_every) and (not stop.agreed or state.step == steps):
                 try:
-                    evaluate(cfg, model, eval_fn, autocast, ema, state, run)
+                    evaluate(cfg, model, eval_fn, autocast, ema, state, run, meter)
                 except Exception:  # a damaged pair, no memory: the steps must not be lost too
                     state.save(cfg, model, optimizer, ema, run)
                     raise
@@ -309,12 +312,13 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 # now and then
 
 
-def progress_bar(step: int, steps: int, unit: str = "step") -> tqdm:
+def progress_bar(step: int, steps: int, unit: str = "step", format: str | None = None) -> tqdm:
     """On rank 0; in a log file a line every ten seconds instead of a moving bar."""
     return tqdm(
         initial=step,
         total=steps if steps < UNLIMITED else None,
         unit=unit,
+        bar_format=format if steps < UNLIMITED else None,
         disable=not dist.is_main(),
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 10.0,
@@ -327,17 +331,21 @@ def report(
     state: State,
     meter: Meter,
     lr: float,
-    images: int,
+    training: TrainingConfig,
     sample_flops: float,
     device: torch.device,
 ) -> None:
     """Log what the meter gathered since the last report."""
-    means, rates = meter.means(), meter.rates(images, sample_flops, device)
-    run.log(state.step, **means, lr=lr, skipped=state.skipped, **rates)
-    bar.set_postfix_str(
-        f"loss {means.get('loss', math.nan):.4g}, lr {lr:.2g}, {rates['images_per_s']:.3g} img/s",
-        refresh=False,
-    )
+    means, rates = meter.means(), meter.rates(global_batch(training), sample_flops, device)
+    cost = meter.cost(state, bar.total, training)
+    run.log(state.step, **means, lr=lr, skipped=state.skipped, **rates, **cost)
+    words = [f"loss {means.get('loss', math.nan):.4g}", f"lr {lr:.2g}"]
+    words.append(f"{rates['images_per_s']:.3g} img/s")
+    if "eval_s" in cost:
+        words.append(f"evaluation {cost['eval_s']:.3g} s, {cost['eval_share']:.0%} of the time")
+    if "left_s" in cost:
+        words.append(f"{tqdm.format_interval(cost['left_s'])} left")
+    bar.set_postfix_str(", ".join(words), refresh=False)
     meter.begin()
 
 
@@ -349,11 +357,12 @@ def evaluate(
     ema: Ema,
     state: State,
     run: Run,
+    meter: Meter,
 ) -> None:
     """Log `eval_fn` of the averaged weights and keep them if they are the best so far."""
     seed_step(cfg.training.seed, dist.rank(), 2**32)  # the same draws at every evaluation
     model.eval()
-    with ema.swapped_in(), torch.no_grad():
+    with meter.evaluating(), ema.swapped_in(), torch.no_grad():
         with autocast():
             found = eval_fn(model)
         pictures = {tag: x for tag, x in found.items() if isinstance(x, np.ndarray)}

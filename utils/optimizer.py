@@ -1,22 +1,34 @@
 """AdamW over what is trained, and its learning rate from step to step."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
+from utils.problems import Checked, refuse
+
 if TYPE_CHECKING:
     from utils.loop import FitConfig
 
 
 @dataclass(kw_only=True)
-class AdamWParams:
+class AdamWParams(Checked):
     lr: float = 1e-4
     weight_decay: float = 1e-4  # of tensors with two or more dimensions
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+
+    def problems(self) -> Iterator[str]:
+        if self.lr < 0:
+            yield f"optimizer.params.lr must not be negative, got {self.lr}"
+        if not (0 <= self.weight_decay < math.inf and 0 < self.eps < math.inf):
+            yield (
+                "optimizer.params needs weight_decay >= 0 and eps > 0, both finite, got "
+                f"{self.weight_decay} and {self.eps}"
+            )
 
 
 @dataclass(kw_only=True)
@@ -27,6 +39,13 @@ class OptimizerConfig:
     lr_scale: dict[str, float] = field(default_factory=dict)
 
 
+def schedule_problems(cfg: "FitConfig") -> Iterator[str]:
+    """A sentence if the cosine would rise."""
+    lr, lr_min = cfg.optimizer.params.lr, cfg.training.lr_min
+    if cfg.training.schedule == "cosine" and lr_min > lr:
+        yield f"training.lr_min {lr_min} is above optimizer.params.lr {lr}"
+
+
 def make_optimizer(cfg: "FitConfig", trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW; biases, norms and scales (fewer than two dimensions) do not decay.
 
@@ -35,18 +54,10 @@ def make_optimizer(cfg: "FitConfig", trained: dict[str, nn.Parameter]) -> torch.
         ValueError: nothing to train, training.lr_min above the learning rate, a value out of range,
             an entry of lr_scale that names no parameter.
     """
-    params, lr_min = cfg.optimizer.params, cfg.training.lr_min
+    params = cfg.optimizer.params
     if not trained:
         raise ValueError("no parameter of the model requires grad: there is nothing to train")
-    if params.lr < 0:
-        raise ValueError(f"optimizer.params.lr must not be negative, got {params.lr}")
-    if cfg.training.schedule == "cosine" and lr_min > params.lr:
-        raise ValueError(f"training.lr_min {lr_min} is above optimizer.params.lr {params.lr}")
-    if not (0 <= params.weight_decay < math.inf and 0 < params.eps < math.inf):
-        raise ValueError(
-            "optimizer.params needs weight_decay >= 0 and eps > 0, both finite, got "
-            f"{params.weight_decay} and {params.eps}"
-        )
+    refuse([*params.problems(), *schedule_problems(cfg)])
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     # matrices first: a checkpoint knows parameters by their number in this order
     for name, p in sorted(trained.items(), key=lambda item: item[1].ndim < 2):

@@ -232,8 +232,13 @@ def _tell_changes(saved: dict, world: int, training: Any) -> None:
 class Meter:
     """Means of scalars and rates since the last report. Adding to it never waits for the device."""
 
+    RECENT = 0.3  # weight of the latest report in `pace`
+
     def __init__(self):
         self.values: dict[str, list] = {}
+        self.evaluations: list[float] = []  # seconds of each
+        self.born = time.perf_counter()
+        self.pace = 0.0  # seconds of a step, averaged over the reports
         self.begin()
 
     def begin(self) -> None:
@@ -246,6 +251,31 @@ class Meter:
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around an evaluation."""
+        start = time.perf_counter()
+        yield
+        self.evaluations.append(time.perf_counter() - start)
+
+    def cost(self, state: State, steps: int | None, training: Any) -> dict[str, float]:
+        """What is known of eval_s, mean seconds of an evaluation; eval_share of all time so far;
+        and left_s, seconds to the end with the evaluations to come. Call it after `rates`.
+
+        Args: steps: the last; None: only the seconds of `training` end the run.
+        """
+        known, ends = {}, []
+        if self.evaluations:
+            known["eval_s"] = sum(self.evaluations) / len(self.evaluations)
+            known["eval_share"] = sum(self.evaluations) / (time.perf_counter() - self.born)
+        if steps is not None:
+            every = training.eval_every or steps  # and one after the last step in any case
+            coming = math.ceil(steps / every) - (state.step - 1) // every  # this step's follows
+            ends.append((steps - state.step) * self.pace + coming * known.get("eval_s", 0.0))
+        if training.max_seconds:
+            ends.append(max(0.0, training.max_seconds - state.seconds))
+        return {**known, "left_s": min(ends)} if ends else known
 
     def add(self, scalars: dict[str, Tensor | float]) -> None:
         for name, value in scalars.items():
@@ -269,9 +299,11 @@ class Meter:
     def rates(self, images_per_step: int, sample_flops: float, device: torch.device) -> dict:
         """images/s of all ranks, s/step, share of waiting for data; on GPUs GiB and TFLOP/s."""
         seconds = time.perf_counter() - self.started
+        latest = seconds / max(self.steps, 1)
+        self.pace += (self.RECENT if self.pace else 1.0) * (latest - self.pace)
         rates = {
             "images_per_s": images_per_step * self.steps / seconds,
-            "step_s": seconds / max(self.steps, 1),
+            "step_s": latest,
             "data_wait": self.waited / seconds,
         }
         if sample_flops:

@@ -17,20 +17,21 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, Literal, NoReturn
 
 import numpy as np
 import torch
 
-from utils import config, dist
+from utils import config, dist, trackers
+from utils.problems import Checked, Problems
 
 
 @dataclass(kw_only=True)
-class RunConfig:
+class RunConfig(Checked):
     output_dir: str = "runs/default"
     resume: str | None = None  # a checkpoint, or a folder of them; null: newest of output_dir
     dry_run: bool = False  # print config, sizes and the memory of one step, then stop
@@ -38,12 +39,21 @@ class RunConfig:
     images: int = 4  # scenes drawn at every evaluation
     deterministic: bool = False  # on a GPU: the same bits in every run, by slower kernels
     timeout: float = 1800.0  # seconds that a rank waits for the others before the run ends
+    # beside metrics.jsonl, which is always written; wandb needs the extra [wandb]
+    report_to: list[Literal["tensorboard", "wandb"]] = field(
+        default_factory=lambda: ["tensorboard"]
+    )
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         if not self.output_dir.strip():
-            raise ValueError("output_dir is empty; name a folder")
+            yield "output_dir is empty; name a folder"
         if not 1 <= self.timeout <= 10**6:
-            raise ValueError(f"timeout must be 1 to 1,000,000 seconds, got {self.timeout}")
+            yield f"timeout must be 1 to 1,000,000 seconds, got {self.timeout}"
+
+    def obstacles(self) -> Iterator[str]:
+        if self.resume is not None and not Path(self.resume).exists():
+            yield f"run.resume is {self.resume}, but there is no such file or folder"
+        yield from (f"run.{sentence}" for sentence in trackers.missing([*self.report_to]))
 
 
 class Run:
@@ -57,10 +67,8 @@ class Run:
         self.dir = Path(directory)
         self.cfg = cfg
         self.described = False  # whether config, command and commit are written
-        self._purge_step: int | None = (
-            None  # what TensorBoard is to forget when it opens: this and later
-        )
-        self._tensorboard: Any = None
+        self._first: int | None = None  # the step of which trackers are to forget this and later
+        self._trackers: list[trackers.Tracker] = []
         self._lock: IO[str] | None = None
 
     def start(self, step: int | None = None) -> None:
@@ -85,32 +93,32 @@ class Run:
         (self.dir / "commit.txt").write_text(commit + "\n", encoding="utf-8")
         (self.dir / "code.diff").write_text(diff, encoding="utf-8")
         if step is not None:
-            self._purge_step = step + 1 if step else 0
+            self._first = step + 1 if step else 0
             _drop_rows_after(self.dir / "metrics.jsonl", step)
 
     def log(self, step: int, **scalars: Any) -> None:
-        """One row of numbers (or tensors of one element) to metrics.jsonl and TensorBoard."""
+        """One row of numbers (or tensors of one element) to metrics.jsonl and run.report_to."""
         if not dist.is_main():
             return
         values = {name: float(value) for name, value in scalars.items()}
-        board = self._board()
+        opened = self._opened()
         # JSON has no NaN; a PSNR of identical images is infinite
         row = {name: x if math.isfinite(x) else None for name, x in values.items()}
         with open(self.dir / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
-        for name, value in values.items():
-            board.add_scalar(name, value, step)
-        board.flush()
+        for tracker in opened:
+            tracker.scalars(step, values)
 
     def image(self, step: int, tag: str, array: Any) -> None:
-        """One picture (H, W, 3), uint8 or float in [0, 1], to TensorBoard."""
+        """One picture (H, W, 3), uint8 or float in [0, 1], to run.report_to."""
         if dist.is_main():
-            self._board().add_image(tag, np.asarray(array), step, dataformats="HWC")
+            for tracker in self._opened():
+                tracker.image(step, tag, np.asarray(array))
 
     def close(self) -> None:
-        if self._tensorboard:
-            self._tensorboard.close()
-            self._tensorboard = None
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
         if self._lock:
             self._lock.truncate(0)  # an orderly end: nothing stale is found
             self._lock.close()
@@ -121,18 +129,22 @@ class Run:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.dir)
 
-    def _board(self):
+    def _opened(self) -> list[trackers.Tracker]:
+        """The trackers, opened; they may have been closed and a row comes after the end."""
         if not self.described:
             self.start()
         self._take_lock()
-        if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second
-
-            self._tensorboard = SummaryWriter(str(self.dir), purge_step=self._purge_step)
-            self._purge_step = None  # once: the writer may be closed and opened again
-            text = config.to_yaml(self.cfg).replace("\n", "\n    ")
-            self._tensorboard.add_text("config", f"    {text}")
-        return self._tensorboard
+        if not self._trackers:
+            names = self.cfg.run.report_to
+            if "tensorboard" in names:
+                text = config.to_yaml(self.cfg)
+                self._trackers.append(trackers.TensorBoard(self.dir, self._first, text))
+            if "wandb" in names:
+                fresh = self._first == 0
+                values = config.to_dict(self.cfg)
+                self._trackers.append(trackers.Wandb(self.dir, fresh, values))
+            self._first = None  # once: they may be closed and opened again
+        return self._trackers
 
 
 def lock_folder(folder: Path) -> IO[str]:
@@ -206,14 +218,16 @@ def code_version() -> tuple[str, str]:
 def entry(main: Callable[[], None]) -> None:
     """Run a script's `main`. What the user can mend ends in one line and exit code 2.
 
-    ValueError and OSError are printed as `error: ...` without a traceback, unless the environment
-    has THERMAFLUX_TRACEBACK=1. Anything else is a fault of ours and keeps its traceback. torchrun's
-    own summary shows the same line.
+    ValueError and OSError are printed as `error: ...` without a traceback, several `Problems` as a
+    numbered list, unless the environment has THERMAFLUX_TRACEBACK=1. Anything else is a fault of
+    ours and keeps its traceback. torchrun's own summary shows the same.
     """
     if "RANK" not in os.environ and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, partial(_end_in_order, os.getpid()))
     try:
         main()
+    except Problems as error:
+        _refuse(str(error), error)
     except (ValueError, OSError) as error:
         _refuse(" ".join(str(error).split()), error)
     except torch.OutOfMemoryError as error:

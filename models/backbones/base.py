@@ -9,6 +9,7 @@ Dimension key:  B batch   H, W pixels of one panel   S, C places and channels of
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -19,10 +20,11 @@ from models import flux as fluxes
 from models.codec import TOKEN
 from models.guidance import Guidance, SemanticGuidance
 from models.stage1 import Stage1Output
+from utils.problems import Checked
 
 
 @dataclass(kw_only=True)
-class PathConfig:
+class PathConfig(Checked):
     """Where the flow starts, at t = 1; the model samples from where it was trained."""
 
     # noise: standard normal noise. fused: stage 1's infrared image plus sigma times noise; the
@@ -30,9 +32,9 @@ class PathConfig:
     start: Literal["noise", "fused"] = "noise"
     sigma: float = 0.1  # of start=fused
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
         if not 0 <= self.sigma < 100:
-            raise ValueError(f"flow.sigma must lie in [0, 100), got {self.sigma}")
+            yield f"flow.sigma must lie in [0, 100), got {self.sigma}"
 
 
 class Condition(NamedTuple):
