@@ -178,9 +178,9 @@ def encode_prompt(flux_fill_id: str, prompt: str, tokens: int, device="cpu") -> 
 
 def _cannot_load(flux_fill_id: str, error: Exception) -> str:
     return (
-        f"cannot load FLUX from {flux_fill_id!r} ({first_line(error)}); set model.flux_fill_id to a local"
-        " folder in diffusers' layout, or accept the licence of FLUX.1-Fill-dev on the hub and log"
-        " in, or set model.preset"
+        f"cannot load FLUX from {flux_fill_id!r} ({first_line(error)}); set model.flux_fill_id"
+        " to a local folder in diffusers' layout, or accept the licence of FLUX.1-Fill-dev on the"
+        " hub and log in, or set model.preset"
     )
 
 

@@ -184,6 +184,8 @@ def test_latents_ids_and_prompt_are_those_of_the_stock_pipeline(folder):
     torch.testing.assert_close(state[:1], theirs, atol=1e-5, rtol=1e-5)
     target = pipeline._prepare_latent_ids(torch.empty(1, 128, H // 16, W // 16))
     assert torch.equal(backbone.ids(H, W), torch.cat([target[0], ids[0]]).float())
+    rows = torch.arange(2).repeat_interleave(3).repeat(2)
+    assert torch.equal(backbone.places(H, W), torch.stack([rows, torch.arange(12) % 3], 1).float())
     prompt = flux2.encode_prompt(str(folder), "a thermal photograph", M)
     bf16 = diffusers.Flux2KleinPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
     with torch.no_grad():

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from models import flux as fluxes
 from models.backbones.base import Condition, grid_ids
 from models.backbones.reference import Reference
-from models.codec import CELL, TOKEN, check_size, digest, pack, unpack
+from models.codec import TOKEN, check_size, digest, pack, unpack
 from models.flux import Prompt
 from models.guidance import Guidance, SemanticGuidance
 
@@ -72,6 +72,7 @@ class Flux2(Reference):
     C is 128 with FLUX.2's autoencoder, and 64 with the block cosine transform of the presets.
     """
 
+    codec: Any  # one that says its number of `channels`
     in_channels = 128
     fast_blocks = False
     block_weights = 13  # queries, keys, values and output 4, the gated MLP 6 + 3
@@ -134,7 +135,7 @@ class Flux2Codec(nn.Module):
     of the 4 cells of a token.
     """
 
-    def __init__(self, vae: nn.Module):
+    def __init__(self, vae: Any):
         super().__init__()
         self.channels = vae.config.latent_channels
         if tuple(vae.config.patch_size) != (2, 2):
@@ -162,7 +163,7 @@ class Flux2Codec(nn.Module):
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of a token's channels, (128,) fp32 each."""
-        bn = self.vae.bn
+        bn: Any = self.vae.bn
         variance = bn.running_var.float() + self.vae.config.batch_norm_eps
         return bn.running_mean.float(), variance.sqrt()
 
