@@ -19,12 +19,13 @@ ARG PIP_EXTRA_INDEX_URL
 COPY setup.py pyproject.toml ./
 RUN pip install .
 COPY --chown=thermaflux:thermaflux . .
-USER thermaflux
+USER 1000
 ENTRYPOINT ["python"]
 CMD ["generate.py", "--help"]
 
 FROM base AS cuda
-# Triton compiles a small launcher in C when the blocks are first compiled
+# Triton compiles a small launcher in C when the blocks are first compiled.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
@@ -33,6 +34,6 @@ ARG PIP_EXTRA_INDEX_URL
 COPY setup.py pyproject.toml ./
 RUN pip install .
 COPY --chown=thermaflux:thermaflux . .
-USER thermaflux
+USER 1000
 ENTRYPOINT ["python"]
 CMD ["train.py", "--help"]

@@ -26,7 +26,6 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from data.synthetic import render_scene
-
 from tests.conftest import ROOT
 from utils import config
 
