@@ -7,15 +7,15 @@ tests/test_docs.py does the cheap part: every script, option, key, target and fi
 
 import argparse
 import importlib
+import io
 import os
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -148,14 +148,10 @@ def _check_script(script: str, words: list[str]) -> None:
     """Let the script read its arguments, and go no further."""
     assert (ROOT / script).is_file(), f"no {script}"
     with _stop_after_reading():
-        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-        before, sys.argv = sys.argv, [script, *words]
         try:
-            module.main()
+            _call(script, words)
         except _Read:
             return
-        finally:
-            sys.argv = before
     raise AssertionError(f"{script} has read no arguments")
 
 
@@ -194,9 +190,9 @@ def reason_not_to_run(command: Command) -> str | None:
     return NEEDS.get(script[0])
 
 
-def run(command: Command, folder: Path) -> subprocess.CompletedProcess:
-    """The command at toy size, by one process on the CPU, in `folder`."""
-    variables, (program, *words) = words_of(command)
+def run(command: Command, folder: Path) -> str | None:
+    """The command at toy size, by this process on the CPU, in `folder`; what went wrong, if so."""
+    _, (program, *words) = words_of(command)
     script, words = script_of(program, words)
     if script == "prepare.py":
         more = ["--overwrite"] if "--out" in words else []
@@ -209,14 +205,23 @@ def run(command: Command, folder: Path) -> subprocess.CompletedProcess:
             file = words[place + 1]
             del words[place : place + 2]
         more += [*TOY[script], *_paths_in(ROOT / file, words)]
-    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, script, *words, *more],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    printed, before = io.StringIO(), Path.cwd()
+    os.chdir(folder)
+    try:
+        with redirect_stdout(printed), redirect_stderr(printed):
+            _call(script, [*words, *more])
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {error}\n{printed.getvalue()[-600:]}"
+    finally:
+        os.chdir(before)
+    return None
+
+
+def _call(script: str, words: list[str]) -> None:
+    """The script's main, as if `python SCRIPT WORDS` had been typed."""
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    with mock.patch.object(sys, "argv", [script, *words]):
+        module.main()
 
 
 def _paths_in(file: Path, words: list[str]) -> list[str]:
@@ -232,9 +237,7 @@ def _paths_in(file: Path, words: list[str]) -> list[str]:
 
 
 def make_toy(folder: Path) -> None:
-    """A folder in which the pages' paths mean something: the code, photographs, pairs, boxes."""
-    for path in [*ROOT.glob("*.py"), *(p for p in ROOT.iterdir() if (p / "__init__.py").exists())]:
-        (folder / path.name).symlink_to(path)
+    """A folder in which the pages' paths mean something: configs, photographs, pairs and boxes."""
     (folder / "configs").symlink_to(ROOT / "configs")
     places = ("photos/rgb", "photos/ir", "photos/new", "boxes", "FOLDER/visible", "FOLDER/infrared")
     for place in places:
@@ -247,7 +250,8 @@ def make_toy(folder: Path) -> None:
             Image.fromarray(_as_bytes(scene.infrared)).save(folder / name / f"{index}.png")
         (folder / "boxes" / f"{index}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
     prepare = Command("", 0, "python prepare.py --folder FOLDER --out datasets/other")
-    run(prepare, folder).check_returncode()
+    wrong = run(prepare, folder)
+    assert not wrong, wrong
 
 
 def _as_bytes(values: np.ndarray) -> np.ndarray:
@@ -262,13 +266,15 @@ def main() -> int:
         for command in found():
             check(command)
             reason, begin = reason_not_to_run(command), time.monotonic()
-            done = None if reason else run(command, folder)
-            seconds = f"{time.monotonic() - begin:.0f} s"
-            result = f"checked, not run: {reason}" if done is None else f"ran, {seconds}"
-            if done is not None and done.returncode:
+            wrong = None if reason else run(command, folder)
+            result = f"ran, {time.monotonic() - begin:.0f} s"
+            if reason:
+                result = f"checked, not run: {reason}"
+            elif wrong:
                 failed += 1
-                result = f"FAILED: {done.stderr.strip()[-600:]}"
+                result = f"FAILED: {wrong}"
             print(f"{command}\n    {result}", flush=True)
+    print(f"{failed} failed")
     return min(failed, 1)
 
 
