@@ -181,7 +181,7 @@ def reason_not_to_run(command: Command) -> str | None:
     if program in PROGRAM_NEEDS:
         return PROGRAM_NEEDS[program]
     script = script_of(program, words)
-    if script is None:
+    if script is None or all(word.startswith("-") for word in words):
         return "no script of this repository"
     if "shared/" in command.text or "HOST" in command.text:
         return "needs several machines; tests/faults/test_nodes.py runs two"
@@ -244,7 +244,8 @@ def make_toy(folder: Path) -> None:
         (folder / place).mkdir(parents=True)
     for index in range(12):
         scene = render_scene(0, index, 48)
-        for name in ("photos/rgb", "FOLDER/visible", *(["photos/new"] if index < 2 else [])):
+        new = ["photos", "photos/new"] if index < 2 else []
+        for name in ("photos/rgb", "FOLDER/visible", *new):
             Image.fromarray(_as_bytes(scene.visible)).save(folder / name / f"{index}.png")
         for name in ("photos/ir", "FOLDER/infrared"):
             Image.fromarray(_as_bytes(scene.infrared)).save(folder / name / f"{index}.png")

@@ -22,7 +22,9 @@ from tests.tiny_models import INJECT, LoraConfig, stir, tiny_stage1, write_flux_
 
 H, W = 32, 48
 G = torch.Generator().manual_seed(3)
-AVAILABLE = [name for name in LAYOUTS if name != "flux2" or hasattr(diffusers, "Flux2KleinPipeline")]
+AVAILABLE = [
+    name for name in LAYOUTS if name != "flux2" or hasattr(diffusers, "Flux2KleinPipeline")
+]
 VISIBLE = torch.rand(2, 3, H, W, generator=G)
 INFRARED = torch.rand(2, 1, H, W, generator=G).expand(-1, 3, -1, -1)
 T = torch.tensor([0.3, 0.8])

@@ -93,7 +93,7 @@ def test_the_manifest_is_what_the_operator_reads():
 def test_the_slurm_script_starts_torchrun_with_what_it_is_given(tmp_path):
     """With stand-ins for Slurm's programs and torchrun, which say how they were called."""
     for name, body in {
-        "scontrol": "echo first; echo second",
+        "scontrol": "echo first; sleep 0.1; echo second",
         "srun": 'shift; exec "$@"',
         "hostname": "echo 10.0.0.7 10.0.0.8",
         ".venv/bin/torchrun": 'printf "%s\\n" "$@"; env | grep ^TORCH_',

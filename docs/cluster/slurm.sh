@@ -17,7 +17,7 @@ export OMP_NUM_THREADS=1
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a fresh store after every restart: docs/cluster.md
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0  # where a node has several networks
 
-HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # `head` would close the pipe early
 
 # $(hostname -I) is read on each node, and so not by this shell
 # shellcheck disable=SC2016
