@@ -247,11 +247,12 @@ def test_a_folder_trains_one_step_and_samples(folder):
 
 def test_a_stock_pipeline_loads_the_adapters_and_gives_equal_outputs(folder, tmp_path):
     ours = tiny_flux2()
-    add_lora(ours, LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS))
+    cfg = LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS)
+    add_lora(ours, cfg)
     for layer in lora_layers(ours).values():
         stir(layer.lora_A, 1)
         stir(layer.lora_B, 2)
-    save_lora(ours, tmp_path / LORA_FILE, {})
+    save_lora(ours.state_dict(), cfg, tmp_path / LORA_FILE, {})
     pipeline = diffusers.Flux2KleinPipeline.from_pretrained(folder)
     pipeline.load_lora_weights(tmp_path)
     plain, mine = tiny_flux2()(**inputs())[0], ours(**inputs())[0]

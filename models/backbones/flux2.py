@@ -53,10 +53,10 @@ BLOCK_PARAMETERS = {
 
 # fmt: off
 PRESETS = {
-    "demo": dict(         # 5 M parameters
+    "demo": dict(         # 4.6 M parameters
         num_layers=2, num_single_layers=4, num_attention_heads=6, attention_head_dim=32,
         joint_attention_dim=64, axes_dims_rope=(8, 8, 8, 8)),
-    "small": dict(        # 54 M
+    "small": dict(        # 46 M
         num_layers=3, num_single_layers=6, num_attention_heads=8, attention_head_dim=64,
         joint_attention_dim=256, axes_dims_rope=(16, 16, 16, 16)),
     "full-random": dict(  # 3.9 B, the architecture of FLUX.2 klein 4B
