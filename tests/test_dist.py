@@ -186,3 +186,14 @@ def script(directory):
 
 if __name__ == "__main__":
     script(sys.argv[1])
+
+
+@pytest.mark.parametrize(
+    "nodes, shared, said", [("2", "True", 1), ("2", "False", 0), ("1", "True", 0)]
+)
+def test_a_store_that_a_replaced_node_cannot_find_is_said(monkeypatch, capsys, nodes, shared, said):
+    monkeypatch.setenv("GROUP_WORLD_SIZE", nodes)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    dist._warn_of_a_shared_store()
+    assert capsys.readouterr().out.count("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") == said

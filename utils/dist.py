@@ -72,13 +72,15 @@ def init(
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
         torch.use_deterministic_algorithms(True)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch_dist.is_initialized():
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         joining = timedelta(seconds=max(timeout, JOIN))
         store, own, count = next(torch_dist.rendezvous("env://", timeout=joining))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # it outlives a restart; in it are the addresses of processes now dead
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = torch_dist.PrefixStore(f"attempt{attempt}", store)
         torch_dist.init_process_group(
             "nccl" if use_cuda else "gloo",
-            # torchrun's store outlives a restart; in it are the addresses of processes now dead
-            store=torch_dist.PrefixStore(f"attempt{attempt}", store),
+            store=store,
             rank=own,
             world_size=count,
             timeout=joining,
@@ -87,7 +89,23 @@ def init(
         older = torch_dist.distributed_c10d._set_pg_timeout  # its name before torch 2.14
         getattr(torch_dist, "set_timeout", older)(timedelta(seconds=timeout))
         _limit["seconds"] = timeout
+        _warn_of_a_shared_store()
     return chosen
+
+
+def _warn_of_a_shared_store() -> None:
+    """Say it where a node that is replaced could not join the others.
+
+    With one store for all rounds the survivors' launchers do not announce it again, and processes
+    of launchers that count their restarts differently would look in different places.
+    """
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if nodes > 1 and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        print0(
+            "note: a node that is replaced cannot join again; set"
+            " TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every node (docs/cluster.md)"
+        )
 
 
 def together(work: Callable[[], None]) -> None:

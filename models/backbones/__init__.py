@@ -5,6 +5,7 @@ To add one, write a subclass of `base.Backbone` in a file of its own and name it
 
 from models.backbones.base import Backbone
 from models.backbones.fill import FillChannels, FillDiptych
+from models.backbones.flux2 import Flux2
 from models.backbones.pixels import Pixels
 from models.backbones.reference import Reference
 
@@ -12,5 +13,6 @@ LAYOUTS: dict[str, type[Backbone]] = {
     "diptych": FillDiptych,
     "channels": FillChannels,
     "reference": Reference,
+    "flux2": Flux2,
     "pixels": Pixels,
 }

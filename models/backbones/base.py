@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models import flux as fluxes
-from models.codec import TOKEN
+from models.codec import TOKEN, FluxCodec
 from models.guidance import Guidance, SemanticGuidance
 from models.stage1 import Stage1Output
 from utils.problems import Checked
@@ -80,6 +80,8 @@ class Backbone(nn.Module, ABC):
     in_channels = 384  # I, of the transformer that fits
     panels = 1  # images side by side in the token grid, the infrared the last
     needs_trained_base = False  # it has layers around the transformer that learn with it
+    fast_blocks = True  # models/fast has forms of its blocks
+    block_weights = 12  # D^2 weights that a token crosses in a block
 
     def __init__(self, codec: nn.Module, preset: str | None = None):
         super().__init__()
@@ -138,11 +140,20 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def load(cls, model_id: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-        """Transformer and autoencoder of a hub id or a local folder.
+        """Transformer and codec of a hub id or a local folder.
 
         Raises: ValueError: it cannot be read, or does not fit this layout.
         """
-        return fluxes.load_flux(model_id, dtype, cls.in_channels)
+        flux, vae = fluxes.load_flux(model_id, dtype, cls.in_channels)
+        return flux, FluxCodec(vae)
+
+    @staticmethod
+    def encode_prompt(model_id: str, prompt: str, tokens: int, device="cpu") -> fluxes.Prompt:
+        """The prompt as `tokens` tokens, by the text encoders of a hub id or a local folder.
+
+        Raises: ValueError: they cannot be read, or would cut the prompt.
+        """
+        return fluxes.encode_prompt(model_id, prompt, tokens, device)
 
     @staticmethod
     def patch(transformer: nn.Module, guidance: SemanticGuidance) -> None:

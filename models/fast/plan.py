@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.backbones import LAYOUTS
 from models.fast import (
     compilation,
     fp8_blocks,
@@ -91,9 +92,9 @@ def build(
     cfg = resolve(cfg, device, plan)
     translator = make_translator(cfg, stage1, prompt, device, path)
     mesh = all_ranks(device) if cfg.shard_base else None
-    if cfg.fast == "off":
+    if cfg.fast == "off" or not translator.backbone.fast_blocks:
         torch.backends.cuda.enable_cudnn_sdp(False)  # its backward is only used where it was tried
-    else:
+    if cfg.fast != "off":
         stage1_convs.speed_up(stage1)
     plan.add("stage 1", *_stage1_facts(cfg.fast))
     if cfg.train_base:
@@ -109,7 +110,10 @@ def build(
             stage1.compile(dynamic=False)
     else:
         place(translator.flux, device, mesh)
-        plan.add("FLUX blocks", "diffusers', patched", "not compiled and not rounded")
+        reason = "not compiled and not rounded"
+        if not translator.backbone.fast_blocks:
+            reason = _no_fast_blocks(cfg)
+        plan.add("FLUX blocks", "diffusers', patched", reason)
     return translator.to(device), plan
 
 
@@ -152,8 +156,14 @@ def choose_attention(plan: Plan, translator: Translator, batch: int, tokens: int
     """Try the attention kernels at the shape of a training step, and note which one torch uses."""
     cfg, flux = translator.cfg, translator.flux.config
     device = translator.prompt.tokens.device
-    if cfg.fast == "off" or cfg.train_base:
-        plan.add("attention", "torch's choice", "model.fast=off" if cfg.fast == "off" else "fp32")
+    reasons = {
+        "model.fast=off": cfg.fast == "off",
+        "fp32": cfg.train_base,
+        _no_fast_blocks(cfg): not translator.backbone.fast_blocks,
+    }
+    if any(reasons.values()):
+        reason = next(reason for reason, holds in reasons.items() if holds)
+        plan.add("attention", "torch's choice", reason)
         return
     shape = batch, tokens, flux.num_attention_heads, flux.attention_head_dim
     plan.add("attention", *choose_kernel(device, *shape))
@@ -164,8 +174,8 @@ def resolve(
 ) -> TranslatorConfig:
     """`cfg` with the values that `fast` and `memory` stand for filled in; the plan says why.
 
-    Raises: ValueError: a base that is trained can be neither compiled nor rounded; `fast: off`
-        neither.
+    Raises: ValueError: a base that is trained cannot be rounded; with `fast: off`, and in a layout
+        that models/fast has no blocks for, it can be neither compiled nor rounded.
     """
     plan = plan or Plan()
     memory, reason = _memory_preset(cfg, device)
@@ -175,6 +185,8 @@ def resolve(
         reason += "; no e4m3 in hardware, so bf16: share it by model.shard_base=true"
     if cfg.train_base and cfg.fast == "auto" and device.type == "cuda":
         values |= dict(compile=True)
+    if not LAYOUTS[cfg.layout].fast_blocks:
+        values |= dict(base_dtype="bf16", compile=False)
     found = {name: value for name, value in values.items() if getattr(cfg, name) is None}
     cfg = replace(cfg, **found)
     rounded = cfg.base_dtype.startswith("fp8")
@@ -182,6 +194,11 @@ def resolve(
         raise ValueError(
             "model.fast=off is the plain model: it needs model.compile=false and base_dtype bf16"
             f" or fp32, got compile={cfg.compile}, base_dtype={cfg.base_dtype}"
+        )
+    if not LAYOUTS[cfg.layout].fast_blocks and (cfg.compile or rounded):
+        raise ValueError(
+            f"{_no_fast_blocks(cfg)}: it needs model.compile=false and base_dtype bf16 or fp32,"
+            f" got compile={cfg.compile}, base_dtype={cfg.base_dtype}"
         )
     if cfg.train_base and rounded:
         raise ValueError(
@@ -214,6 +231,10 @@ def _memory_preset(cfg: TranslatorConfig, device: torch.device) -> tuple[str | N
     if preset is None:
         reason += f", less than the {min(ENOUGH_GIB.values())} GiB of the smallest preset"
     return preset, reason
+
+
+def _no_fast_blocks(cfg: TranslatorConfig) -> str:
+    return f"models/fast has no form of the blocks of model.layout={cfg.layout}"
 
 
 def _stage1_facts(fast: str) -> tuple[str, str]:
