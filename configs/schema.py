@@ -233,13 +233,10 @@ class TrainConfig(Checked):
         yield from _blocks_outside(self.model)
         yield from objective_problems(self)
         yield from latents_without_codec(self)
-        guide = "model.decomposition_checkpoint"
-        if self.model.decomposition_checkpoint is None:
-            yield (
-                f"{guide} is not set; run pretrain.py and give its best_model.pth (an untrained"
-                " decomposition guides FLUX with noise)"
-            )
-        yield from missing(guide, self.model.decomposition_checkpoint, "; pretrain.py writes one")
+        guide, path = "model.decomposition_checkpoint", self.model.decomposition_checkpoint
+        if path is None:
+            yield f"{guide} is not set: give best_model.pth of pretrain.py (untrained it is noise)"
+        yield from missing(guide, path, "; pretrain.py writes one")
         weights = self.model.flux_fill_id or ""
         if weights.startswith(("/", ".")):  # else it may be a name on the hub
             yield from missing("model.flux_fill_id", weights)
@@ -337,8 +334,8 @@ class HeldOutConfig(ModelUseConfig):
 
     def obstacles(self) -> Iterator[str]:
         yield from super().obstacles()
-        data = DataConfig(path=self.test_data or "synthetic")
-        yield from (x.replace("data.path", "test_data", 1) for x in data.obstacles())
+        for sentence in DataConfig(path=self.test_data or "synthetic").obstacles():
+            yield sentence.replace("data.path", "test_data", 1)
 
 
 @dataclass(kw_only=True)
