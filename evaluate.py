@@ -10,30 +10,27 @@ what is measured. Writes results.md, results.json, per_image.csv (and per_object
 to --output_dir. Takes a checkpoint of any stage.
 """
 
-import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from assembly import checkpoints, features, protocol, report
-from assembly.rows import codec_rows, decomposed, model_rows, reference_rows
-from assembly.scoring import Found, Scorer
+from assembly import checkpoints, protocol, report, tables
+from assembly.atlas import Atlas, label_set_of
+from assembly.peers import PEERS, PeerPairs, note_of
+from assembly.rows import codec_rows, decomposed, model_rows, reference_rows, training_mean
+from assembly.scoring import Scorer
+from assembly.stage1_scores import Stage1Scores
 from baselines.training import BaselineConfig
 from configs.schema import USE_FLAGS, EvaluateConfig
-from data.pairs import open_pairs
-from data.pseudo_labels import prepare_pseudo_labels
 from data.radiometry import kelvin_measures
-from data.stream import in_step, sequential
-from losses.pretrain import material_cross_entropy
-from utils import bootstrap, config, dist, metrics, results
+from data.stream import in_step
+from utils import config, dist
 from utils.loop import to_device
 from utils.objects import find_boxes
-from utils.run import code_version, entry
-
-MEAN_IMAGES = 400  # at most so many training images, evenly spaced, go into the training mean
+from utils.run import code_version, command_line, entry
 
 
 @torch.no_grad()
@@ -41,15 +38,20 @@ def main() -> None:
     cfg = config.load(EvaluateConfig, flags=USE_FLAGS)
     device = dist.init(cfg.device)
     opened = checkpoints.open_all(cfg, device)
-    pairs, data = opened.pairs, opened.data
+    peer = PEERS[cfg.protocol] if cfg.protocol else None
+    pairs: Any = PeerPairs(opened.pairs, peer) if peer else opened.pairs
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)  # fails now, not after the work
-    mean, note = training_mean(data, cfg.batch_size, needed=not cfg.test_data)
+    mean, note = training_mean(opened.data, cfg.batch_size, not cfg.test_data, peer)
     references = [*reference_rows(mean), *codec_rows(opened)]
     own = model_rows(opened)
-    boxes = find_boxes(cfg.boxes, pairs.cfg.path)
-    scorer = Scorer(pairs.size, device, boxes, cfg.lpips)
-    scorer.measures |= kelvin_measures(pairs.window, pairs.planck)
-    of_maps = None if isinstance(opened.trained, BaselineConfig) else Stage1Scores(pairs, device)
+    boxes = None if peer else find_boxes(cfg.boxes, opened.pairs.cfg.path)
+    atlas = None if peer else Atlas(label_set_of(opened.pairs), boxes)
+    scorer = Scorer(pairs.size, device, boxes, cfg.lpips, atlas, peer)
+    of_maps = None
+    if not peer:
+        scorer.measures |= kelvin_measures(pairs.window, pairs.planck)
+        if not isinstance(opened.trained, BaselineConfig):
+            of_maps = Stage1Scores(pairs, device)
     ranks, started = (dist.rank(), dist.world_size()), time.perf_counter()
     batches = in_step(pairs, cfg.batch_size, *ranks, cfg.num_workers, cfg.limit)
     for batch in tqdm(batches, desc=f"evaluate {cfg.split}", unit="batch", disable=ranks[0] > 0):
@@ -65,10 +67,13 @@ def main() -> None:
         cells = report.pictures(opened, own, wanted, device, boxes)
     if not dist.is_main():
         return
-    notes = [*pairs.notes, *([note] if note else []), *found.absent]
-    facts = {
+    notes = [*opened.pairs.notes, *([note] if note else []), *found.absent]
+    notes += note_of(opened.pairs.window) if peer else []
+    names = [row.name for row in own]
+    whole = {
+        **tables.summarise(found, names, atlas and atlas.untold, peer),
         "checkpoint": cfg.checkpoint,
-        "data": cfg.test_data or data.path,
+        "data": cfg.test_data or opened.data.path,
         "split": cfg.split,
         "pairs": len(found.images) // len([*references, *own]),
         "size": list(pairs.size),
@@ -80,105 +85,13 @@ def main() -> None:
             "seconds_an_image": found.seconds,
             "device": str(device),
             "commit": code_version()[0],
+            "command": command_line(),
         },
     }
-    names = [row.name for row in own]
-    whole = write(cfg, found, facts, names)
+    tables.write(Path(cfg.output_dir), found, whole, names, peer)
     if cfg.report:
         path = report.write(Path(cfg.output_dir), whole, found, chosen, cells, names)
         print(f"report: {path}")
-
-
-def training_mean(data, batch_size: int, needed: bool) -> tuple[Tensor | None, str]:
-    """(1, 1, H, W), the mean infrared image of the training split pixel by pixel, and no note.
-
-    Where the training data is not at hand: no image, and a note that says so, unless `needed`.
-    """
-    try:
-        train = open_pairs(data, "train")
-    except ValueError as error:
-        if needed:
-            raise
-        return None, f"no row of the training mean, its pairs are not at hand: {error}"
-    total, count = 0, 0
-    for batch in sequential(train, batch_size, num_workers=data.num_workers, limit=MEAN_IMAGES):
-        total = total + batch["infrared"][:, :1].double().sum(0, keepdim=True)
-        count += len(batch["infrared"])
-    return (total / count).float(), ""
-
-
-class Stage1Scores:
-    """How well stage 1's maps agree with the labels: accuracy, mIoU, cross-entropy, Pearson."""
-
-    def __init__(self, pairs, device):
-        self.labels, self.matrix = pairs.cfg.labels, metrics.ConfusionMatrix(32, device)
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-
-    def update(self, maps, batch: dict) -> None:
-        if batch["filler"]:
-            return
-        infrared = batch["infrared"][:, :1]
-        labels = prepare_pseudo_labels(batch["visible"], infrared, batch["semantic"], self.labels)
-        self.matrix.update(maps.material.argmax(1), labels.material)
-        _, ce, known = material_cross_entropy(maps.material, labels.material)
-        pearson = metrics.pearson(maps.intensity.clamp(0, 1), infrared)
-        found = ce.sum(), known.sum(), pearson.sum(), ce.new_tensor(len(ce))
-        self.sums += torch.stack(found).double()
-
-    def result(self) -> dict[str, float]:
-        ce, labelled, pearson, count = dist.sum_over_ranks(self.sums).tolist()
-        return {
-            **self.matrix.result(),
-            "material_ce": ce / labelled if labelled else math.nan,
-            "chance_ce": math.log(32),
-            "labelled_pairs": int(labelled),
-            "material_source": self.labels.material_source,
-            "pearson_intensity": pearson / count,
-        }
-
-
-def write(cfg: EvaluateConfig, found: Found, facts: dict, own: list[str]) -> dict:
-    """Write and print the tables; what results.json holds."""
-    truth, sets = found.pooled.get("truth"), {}
-    if truth is not None and len(truth) > 1:
-        weights = bootstrap.weights(len(truth))
-        for method in (name for name in found.pooled if name != "truth"):
-            values = (
-                features.kernel_distance(found.pooled[method], truth, w) for w in (None, weights)
-            )
-            sets[method] = {"kid_like": tuple(values)}
-    summary = results.summarise(found.images, found.boxes, own, found.displacement, sets)
-    run, stage1, (H, W) = facts["run"], facts["stage1"], facts["size"]
-    lines = results.table(summary, run["seconds_an_image"])
-    lines += ["", f"{facts['pairs']} pairs of `{facts['data']}` ({facts['split']}), {H} x {W},"]
-    lines[-1] += f" {run['seconds']} s on {run['device']}; checkpoint `{facts['checkpoint']}`;"
-    lines[-1] += f" protocol {facts['protocol']['id']}; ± half of the 95 % interval over images"
-    if sampler := facts["protocol"]["sampler"]:
-        lines.append("; ".join(f"{k} {v}" for k, v in sampler.items()))
-    lines += [f"WARNING: {text}" for text in summary["warnings"]]
-    lines += [*filter(None, [facts["note"]])]
-    if stage1:
-        lines += [materials_sentence(stage1)]
-        lines.append(f"Pearson(intensity, infrared) {stage1['pearson_intensity']:.3f}")
-    if own:
-        lines += ["", *results.verdict_table(summary, own[-1])]
-    if summary["objects"]:
-        shown = [name for name in summary["methods"] if name in ("training mean", *own)]
-        lines += ["", *results.object_table(summary, shown)]
-    text = "\n".join(lines) + "\n"
-    whole = {**summary, **facts}
-    results.write(Path(cfg.output_dir), found.images, found.boxes, whole, text)
-    print(text + f"written to {cfg.output_dir}: results.md, results.json, per_image.csv")
-    return whole
-
-
-def materials_sentence(stage1: dict) -> str:
-    """What the material head is worth, in words."""
-    if not stage1["labelled_pairs"]:
-        return "materials: not scored, no pair has labels"
-    text = f"materials ({stage1['material_source']} labels): cross-entropy"
-    text += f" {stage1['material_ce']:.3f} (chance ln 32 = {stage1['chance_ce']:.3f}), accuracy"
-    return f"{text} {stage1['accuracy']:.3f}, mIoU {stage1['miou']:.3f}"
 
 
 if __name__ == "__main__":

@@ -80,6 +80,21 @@ def kernel_distance(
     return float(found[0]) if weights is None else found[pairs > 0]
 
 
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance of two Gaussians fitted to features (N, C); FID, if Inception's.
+
+    The trace of the square root of the product of both covariances is the sum of the singular
+    values of the cross products of the centred features. Source: Heusel et al. 2017.
+    """
+    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"need two sets of two or more images, got {a.shape} and {b.shape}")
+    means = [x.mean(0, dtype=np.float64) for x in (a, b)]
+    x, y = ((z - m) / np.sqrt(len(z) - 1) for z, m in zip((a, b), means))
+    both = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    spread = np.square(x).sum() + np.square(y).sum() - 2 * both
+    return float(np.square(means[0] - means[1]).sum() + spread)
+
+
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1) ** 3
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from assembly.bundle import CONFIG_FILE, STATE_FILE, is_bundle
 from assembly.checkpoints import Opened, file_of
+from assembly.peers import PEERS
 from configs.schema import EvaluateConfig
 from data.manifest import digest, sha256
 from data.stream import evenly_spaced
 from utils import bootstrap
 
+WORDS = ("title", "confirmed", "unconfirmed")  # of a peer's protocol; they decide no number
 VERSION = 1  # of the metrics; raised when one of them changes its values
 
 
@@ -34,6 +36,14 @@ def describe(cfg: EvaluateConfig, opened: Opened) -> dict:
         "pairs": len(indices),
         "split_hash": digest(content),
     }
+    if cfg.protocol:
+        peer = PEERS[cfg.protocol]
+        frozen |= {
+            "name": cfg.protocol,
+            "resize": f"to {peer.side} x {peer.side}, {peer.resize}, antialiased",
+            "crop": peer.crop,
+            "measured": {key: value for key, value in peer._asdict().items() if key not in WORDS},
+        }
     return {
         "id": sha256(json.dumps(frozen, sort_keys=True).encode())[:12],
         "frozen": frozen,
@@ -41,6 +51,11 @@ def describe(cfg: EvaluateConfig, opened: Opened) -> dict:
         "seeds": {"training": opened.trained.training.seed, "bootstrap": 0},
         "bootstrap": {"resamples": bootstrap.RESAMPLES, "level": bootstrap.LEVEL},
         "sampler": opened.sampling and asdict(opened.sampling),
+        **(
+            {"peer": {key: getattr(PEERS[cfg.protocol], key) for key in WORDS}}
+            if cfg.protocol
+            else {}
+        ),
     }
 
 

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from assembly.checkpoints import Opened
+from assembly.peers import Peer, PeerPairs
 from baselines.training import BaselineConfig
+from data.pairs import DataConfig, open_pairs
+from data.stream import sequential
 from models.sampler import translate
 from models.stage1 import Stage1Output
 
+MEAN_IMAGES = 400  # at most so many training images, evenly spaced, go into the training mean
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 Batch = dict[str, Any]
 
@@ -43,6 +47,29 @@ def reference_rows(training_mean: Tensor | None) -> list[Row]:
         return training_mean.to(visible.device).expand(len(visible), -1, -1, -1)
 
     return [Row("training mean", mean, False), *rows]
+
+
+def training_mean(
+    data: DataConfig, batch_size: int, needed: bool, peer: Peer | None = None
+) -> tuple[Tensor | None, str]:
+    """(1, 1, H, W), the mean infrared image of the training split pixel by pixel, and no note.
+
+    With a peer's protocol, of images cropped as it says. Where the training data is not at hand: no
+    image, and a note that says so, unless `needed`.
+    """
+    train: Any
+    try:
+        train = open_pairs(data, "train")
+    except ValueError as error:
+        if needed:
+            raise
+        return None, f"no row of the training mean, its pairs are not at hand: {error}"
+    train = PeerPairs(train, peer) if peer else train
+    total, count = torch.zeros(()), 0
+    for batch in sequential(train, batch_size, num_workers=data.num_workers, limit=MEAN_IMAGES):
+        total = total + batch["infrared"][:, :1].double().sum(0, keepdim=True)
+        count += len(batch["infrared"])
+    return (total / count).float(), ""
 
 
 def model_rows(opened: Opened) -> list[Row]:

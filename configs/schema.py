@@ -99,6 +99,7 @@ USE_FLAGS = {
         "push_to_hub",
         "public",
         "dry_run",
+        "protocol",
     )
 }
 
@@ -347,6 +348,17 @@ class EvaluateConfig(HeldOutConfig):
     lpips: bool = False  # LPIPS too; AlexNet's weights are fetched once, 233 MB
     boxes: str | None = None  # folder of YOLO boxes; null: `boxes` in the data set's folder, if any
     report: bool = False  # report.html too: tables, plots, and the best, median and worst images
+    # the row that another project's paper would print, in place of our table: docs/evaluation.md
+    protocol: Literal["thermalgen", "pid", "fvita", "mavic"] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        given = {"--lpips": self.lpips, "--boxes": self.boxes, "--report": self.report}
+        if self.protocol and (wrong := [name for name, value in given.items() if value]):
+            raise ValueError(
+                f"--protocol {self.protocol} measures what that protocol has; leave out"
+                f" {', '.join(wrong)}"
+            )
 
     def obstacles(self) -> Iterator[str]:
         yield from super().obstacles()

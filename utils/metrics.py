@@ -5,6 +5,8 @@ Every image metric takes predicted and target (B, 1, H, W) in [0, 1] and gives (
 arguments as they were.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import (
@@ -47,6 +49,34 @@ def ssim(predicted: Tensor, target: Tensor) -> Tensor:
     return values.reshape(len(predicted))
 
 
+def ssim_inside(predicted: Tensor, target: Tensor, uniform: bool = False) -> Tensor:
+    """SSIM over the windows that lie wholly inside the image, as Wang et al. 2004 have it.
+
+    Args: uniform: as scikit-image computes it unless told otherwise: all pixels of a window of 7
+        count alike, and its variances are those of a sample; not the Gaussian window of 11.
+    Raises: ValueError: sides below the window's.
+    """
+    predicted, target = _checked(predicted, target)
+    side = 7 if uniform else 11
+    if min(predicted.shape[-2:]) < side:
+        raise ValueError(f"SSIM needs sides of {side} or more, got {tuple(predicted.shape[-2:])}")
+    places = torch.arange(side, dtype=torch.float64, device=target.device) - side // 2
+    taps = torch.ones_like(places) if uniform else torch.exp(-0.5 * (places / 1.5) ** 2)
+    kernel = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
+    a, b = predicted.double(), target.double()
+    a_mean, b_mean, aa, bb, ab = (
+        torch.nn.functional.conv2d(x, kernel) for x in (a, b, a * a, b * b, a * b)
+    )
+    sample = side**2 / (side**2 - 1) if uniform else 1.0
+    a_var, b_var, both = (
+        sample * (square - product)
+        for square, product in ((aa, a_mean**2), (bb, b_mean**2), (ab, a_mean * b_mean))
+    )
+    light = (2 * a_mean * b_mean + 0.01**2) / (a_mean**2 + b_mean**2 + 0.01**2)
+    structure = (2 * both + 0.03**2) / (a_var + b_var + 0.03**2)
+    return (light * structure).mean((1, 2, 3)).float()
+
+
 def ms_ssim(predicted: Tensor, target: Tensor) -> Tensor:
     """SSIM over five scales. Raises: ValueError: sides below 161, too small for the coarsest.
 
@@ -68,17 +98,26 @@ def ms_ssim(predicted: Tensor, target: Tensor) -> Tensor:
 class Lpips:
     """How unlike two images look to a network: (B,), 0 for equal ones, less is better.
 
-    AlexNet, of grey repeated to three channels and scaled to [-1, 1], as it was made for.
+    AlexNet or VGG-16, of grey repeated to three channels and, unless `scaled` is false, scaled to
+    [-1, 1], as it was made for.
     Raises: ValueError: its weights cannot be fetched, or sides below 64.
     Source: Zhang et al. 2018 (arXiv:1801.03924), by torchmetrics.
     """
 
-    def __init__(self, device: torch.device | str = "cpu"):
+    NAMES = {"alex": "AlexNet", "vgg": "VGG-16"}  # noqa: RUF012 (read only)
+
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        network: Literal["alex", "vgg"] = "alex",
+        scaled: bool = True,
+    ):
         try:
-            self.metric = LearnedPerceptualImagePatchSimilarity("alex", normalize=True).to(device)
+            metric = LearnedPerceptualImagePatchSimilarity(network, normalize=scaled)
+            self.metric = metric.to(device)
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"the weights of AlexNet cannot be fetched ({error}); leave out "
+                f"the weights of {self.NAMES[network]} cannot be fetched ({error}); leave out "
                 "--lpips, or put them into torch's cache"
             ) from error
 

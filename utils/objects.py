@@ -88,7 +88,7 @@ def contrasts(predicted: Tensor, target: Tensor, boxes: list[Box]) -> list[dict]
         pairs in the order that the true contrast has, equal ones counting half.
     """
     H, W = target.shape
-    edges = [_pixels(box, H, W) for box in boxes]
+    edges = [pixels(box, H, W) for box in boxes]
     free = torch.ones(H, W, dtype=torch.bool)
     for top, bottom, left, right in edges:
         free[top:bottom, left:right] = False
@@ -135,7 +135,7 @@ def light_of(source: str, name: str) -> str:
     return match[1].lower() if match else ""
 
 
-def _pixels(box: Box, H: int, W: int) -> tuple[int, int, int, int]:
+def pixels(box: Box, H: int, W: int) -> tuple[int, int, int, int]:
     """top, bottom, left, right of a box, inside the image."""
     y = [min(max(round(v * H), 0), H) for v in (box.top, box.bottom)]
     x = [min(max(round(v * W), 0), W) for v in (box.left, box.right)]

@@ -37,12 +37,17 @@ COLUMNS = {
     "feature_distance": Column("feature distance", -1),
     "lpips": Column("LPIPS", -1),
     "kid_like": Column("KID-like", -1),
+    "fid": Column("FID", -1, 1),
+    "kid": Column("KID", -1),
+    "mavic_score": Column("task score", -1),
     "object_sign": Column("objects: right sign", 1, 2),
     "object_warmer": Column("objects: warmer", 0, 2),
     "object_ratio": Column("objects: contrast ratio", 1, 2),
     "object_auc": Column("objects: AUC", 1),
     "spread": Column("std of samples", 0),
     "spread_rank": Column("std against error", 1),
+    "ause": Column("AUSE", -1),
+    "ause_random": Column("AUSE at random", 0),
 }
 
 
@@ -249,11 +254,15 @@ def object_table(found: dict, methods: list[str]) -> list[str]:
 
 def write(folder: Path, images: list[dict], boxes: list[dict], found: dict, text: str) -> None:
     """Write results.md, results.json, per_image.csv and, with boxes, per_object.csv."""
-    files.write_whole(folder / "per_image.csv", as_csv(images))
+    write_rows(folder / "per_image.csv", images)
     if boxes:
-        files.write_whole(folder / "per_object.csv", as_csv(boxes))
+        write_rows(folder / "per_object.csv", boxes)
     files.write_whole(folder / "results.json", json.dumps(finite(found), indent=1) + "\n")
     files.write_whole(folder / "results.md", text)
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    files.write_whole(path, as_csv(rows))
 
 
 def as_csv(rows: list[dict]) -> str:

@@ -87,7 +87,7 @@ class Run:
             when = time.strftime("%Y-%m-%d %H:%M:%S")
             file.write(
                 f"# {when}, from step {step or 0}, {dist.world_size()} process(es)\n"
-                f"{shlex.join([Path(sys.executable).name, *sys.argv])}\n"
+                f"{command_line()}\n"
             )
         commit, diff = code_version()
         (self.dir / "commit.txt").write_text(commit + "\n", encoding="utf-8")
@@ -193,6 +193,11 @@ def _drop_rows_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def command_line() -> str:
+    """How this process was started, as one would type it."""
+    return shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 def code_version() -> tuple[str, str]:
