@@ -1,4 +1,4 @@
-"""report.html: tables, plots, the best, median and worst images, objects that failed."""
+"""report.html: tables, plots, the best, median and worst images, where and on what they fail."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assembly import atlas
 from assembly.checkpoints import Opened
 from assembly.rows import Row
 from assembly.scoring import Found
 from data.stream import collate
-from utils import page, panels, result_plots, results
+from utils import calibration, page, panels, result_plots, results
 from utils.files import write_whole
 from utils.loop import to_device
 from utils.objects import Box, Boxes
@@ -24,9 +25,10 @@ CHOSEN_BY = "ssim"
 
 
 def picks(found: Found, method: str) -> dict[str, list[int]]:
-    """Indices of the pairs that are shown: {best, median, worst: by SSIM of `method`, failed}.
+    """Indices of the pairs that are shown: {best, median, worst: by SSIM of `method`, ...}.
 
-    failed: with annotated objects, the pairs of those that are least like the truth.
+    failed: with annotated objects, the pairs of those that are least like the truth. where: the
+    pair with the largest error of each category of the atlas.
     """
     own = sorted(
         (row for row in found.images if row["method"] == method),
@@ -42,7 +44,8 @@ def picks(found: Found, method: str) -> dict[str, list[int]]:
     boxes = [box for box in found.boxes if box["method"] == method]
     failed = sorted(boxes, key=lambda box: (box["auc"], box["index"]))
     chosen["failed"] = list(dict.fromkeys(box["index"] for box in failed if box["auc"] < 0.5))
-    return {name: indices[:FAILED] for name, indices in chosen.items()}
+    chosen = {name: indices[:FAILED] for name, indices in chosen.items()}
+    return chosen | {"where": [row["index"] for row in atlas.worst(found.regions, method).values()]}
 
 
 @torch.no_grad()
@@ -103,10 +106,40 @@ def write(
             figure = result_plots.objects_figure(found.boxes, own)
             text = "contrast of every annotated object; on the grey line it is the true one"
             parts.append(page.picture(panels.pixels_of(figure), text))
+    parts += _uncertainty(whole) + _failures(whole, found, cells, own)
     parts += _panels(found, chosen, cells, own)
     path = folder / "report.html"
     write_whole(path, page.page(f"Evaluation of {', '.join(own) or 'stage 1'}", parts))
     return path
+
+
+def _uncertainty(whole: dict) -> list[str]:
+    if "calibration" not in whole:
+        return []
+    figure = result_plots.sparsification_figure(whole["calibration"], whole["methods"])
+    text = "error of the pixels that are left when the least certain ones are dropped"
+    parts = [page.heading("Do the samples differ where they are wrong?")]
+    parts.append(page.picture(panels.pixels_of(figure), text))
+    return parts + [page.paragraph(x, "note") for x in calibration.sentences(whole["methods"])]
+
+
+def _failures(whole: dict, found: Found, cells: dict, own: list[str]) -> list[str]:
+    if not own:
+        return []
+    parts = [page.heading("Where it fails"), page.table(atlas.table(whole["failures"], own))]
+    parts += [page.paragraph(text, "note") for text in atlas.sentences(whole["failures"])]
+    if worst := atlas.worst(found.regions, own[-1]):
+        rows = [cells[row["index"]] for row in worst.values()]
+        sides = [f"{name}  MAE {row['mae']:.2f}" for name, row in worst.items()]
+        text = f"the image in which {own[-1]} has its largest error on each: "
+        text += ", ".join(f"{name} {row['name']}" for name, row in worst.items())
+        parts.append(page.picture(panels.grid(rows, _titles(rows, own), sides), text))
+    return parts
+
+
+def _titles(rows: list[list[np.ndarray]], own: list[str]) -> list[str]:
+    deviations = len(rows[0]) - len(own) - 2
+    return ["visible", *own, *["deviation of samples"] * deviations, "infrared"]
 
 
 def _panels(found: Found, chosen: dict, cells: dict, own: list[str]) -> list[str]:
@@ -117,16 +150,15 @@ def _panels(found: Found, chosen: dict, cells: dict, own: list[str]) -> list[str
         "worst": "Worst images",
         "failed": "Failures: objects that do not stand out as they truly do",
     }
-    for name, indices in chosen.items():
-        if not indices:
+    for name, title in titles.items():
+        if not (indices := chosen.get(name)):
             continue
         rows = [cells[index] for index in indices]
-        more = ["deviation of samples"] * (len(rows[0]) - len(own) - 2)
         names = {row["index"]: row for row in found.images if row["method"] == own[-1]}
         sides = [f"{names[i]['name'][-LONGEST:]}  SSIM {names[i]['ssim']:.2f}" for i in indices]
-        picture = panels.grid(rows, ["visible", *own, *more, "infrared"], sides)
+        picture = panels.grid(rows, _titles(rows, own), sides)
         by = "" if name == "failed" else f", by SSIM of {own[-1]}"
-        parts += [page.heading(titles[name] + by)]
+        parts += [page.heading(title + by)]
         parts.append(page.picture(picture, ", ".join(names[i]["name"] for i in indices)))
     return parts
 

@@ -126,6 +126,30 @@ def curve_figure(summary: dict) -> Figure:
     return figure
 
 
+def sparsification_figure(calibration: dict, methods: dict) -> Figure:
+    """A small plot a method that samples: the error left after the least certain pixels are gone.
+
+    Args: calibration: method -> shares, curve, oracle. methods: method -> ause.
+    """
+    figure = Figure((3.6 * len(calibration), 3.3), dpi=DPI, facecolor="white")
+    all_axes = figure.subplots(1, len(calibration), squeeze=False, sharey=True)[0]
+    for axes, (method, own) in zip(all_axes, calibration.items()):
+        axes.plot(own["shares"], own["curve"], color=OWN[0], lw=2, label="by deviation of samples")
+        axes.plot(own["shares"], own["oracle"], color=INK, lw=1, ls="--", label="by true error")
+        axes.axhline(1, color=REFERENCE, lw=1, ls=":", label="at random")
+        axes.fill_between(own["shares"], own["oracle"], own["curve"], color=OWN[0], alpha=0.12)
+        title = f"{method}, AUSE {methods[method]['ause']:.3f}"
+        axes.set_title(title, fontsize=8.5, color=INK, parse_math=False)
+        axes.set_xlabel("share of the pixels dropped", fontsize=8, color=INK)
+        axes.set_ylim(bottom=0)
+        axes.tick_params(labelsize=7.5, colors=INK, length=2)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].set_ylabel("error of the rest over that of all", fontsize=8, color=INK)
+    all_axes[0].legend(fontsize=7.5, frameon=False, loc="lower left")
+    figure.tight_layout()
+    return figure
+
+
 def _known(found: dict, method: str, name: str) -> bool:
     value = found["methods"][method].get(name)
     return value is not None and math.isfinite(value)
