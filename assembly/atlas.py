@@ -1,7 +1,8 @@
 """Where the images fail: the error on people, vehicles, sky, glass, at night, in glare.
 
-What a pixel shows is told by the class maps of the data, else by annotated boxes; night and glare
-are told by the photograph itself. What none of these tells is named, with the reason.
+What a pixel shows is told by the class maps of the data, else by annotated boxes; night by the
+pair's name, else by a dark photograph; glare by blown-out pixels of the photograph. What none of
+these tells is named, with the reason.
 
 Dimension key:  B batch   H, W pixels   N images
 """
@@ -18,9 +19,9 @@ from assembly.rows import grey
 from data.label_sets import CLASSES
 from data.pairs import Pairs
 from utils import bootstrap
-from utils.objects import Boxes, pixels
+from utils.objects import Boxes, light_of, pixels
 
-NIGHT = 0.2  # mean luminance below which a photograph is one of the night
+NIGHT = 0.25  # mean luminance below which a photograph whose name does not say is of the night
 GLARE = 250 / 255  # level that all three channels of a blown-out pixel reach
 LEAST = 16  # pixels of a category in an image; fewer are passed over
 RING = 5  # pixels around a region that its contrast is measured against
@@ -85,8 +86,10 @@ class Atlas:
                 found[name] = torch.isin(semantic, self.ids[name].to(semantic.device))
             elif name in self.boxed:
                 found[name] = self._boxed(CATEGORIES[name], batch)
-        dark = grey(batch).mean((1, 2, 3)) < NIGHT
-        found[AT_NIGHT] = everywhere & dark[:, None, None]
+        named = [light_of(*where) for where in zip(batch["source"], batch["name"])]
+        dark = (grey(batch).mean((1, 2, 3)) < NIGHT).tolist()
+        night = [light == "night" if light else x for light, x in zip(named, dark)]
+        found[AT_NIGHT] = everywhere & torch.tensor(night, device=visible.device)[:, None, None]
         found[IN_GLARE] = (visible >= GLARE).all(1)
         return found
 

@@ -6,6 +6,7 @@ pytest tests/test_evaluation.py
 import base64
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -15,14 +16,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
-from assembly import report
+from assembly import peers, report
 from assembly.rows import Row
 from assembly.scoring import Found, Scorer, uncertainty
 from tests import tiny_data
 from tests.conftest import ROOT, call_main
 from tests.test_measures import scenes
-from utils import page, results
+from utils import metrics, page, results
 from utils.objects import Boxes
 
 CPU = torch.device("cpu")
@@ -169,8 +171,9 @@ def evaluated(tmp_path_factory):
 
 
 def test_evaluating_twice_gives_the_same_bytes(evaluated):
-    a, b = ((evaluated / x / "per_image.csv").read_bytes() for x in "ab")
-    assert a == b
+    for file in ("per_image.csv", "per_region.csv"):
+        a, b = ((evaluated / x / file).read_bytes() for x in "ab")
+        assert a == b
     a, b = (json.loads((evaluated / x / "results.json").read_text()) for x in "ab")
     assert a.pop("run") and b.pop("run") and a == b
     assert list(a["protocol"]) == [
@@ -188,6 +191,13 @@ def test_two_ranks_give_the_table_of_one(evaluated):
     assert one["pairs"] == two["pairs"] == 5 and one["protocol"] == two["protocol"]
     for method, values in one["methods"].items():
         assert two["methods"][method] == pytest.approx(values, rel=1e-4, abs=1e-5)
+    told = [x["failures"]["told"] for x in (one, two)]
+    assert list(told[0]) == list(told[1]) and "sky" in told[0]
+    for name, own in told[0].items():
+        assert own["pixels"] == told[1][name]["pixels"]
+        for method, values in own["methods"].items():
+            found = told[1][name]["methods"][method]
+            assert found["mae"] == pytest.approx(values["mae"], rel=1e-4, abs=1e-5)
     rows = [(evaluated / x / "per_image.csv").read_text().splitlines() for x in ("a", "two")]
     assert [r.split(",")[:3] for r in rows[0]] == [r.split(",")[:3] for r in rows[1]]
 
@@ -202,6 +212,67 @@ def test_the_protocol_changes_with_the_pairs(evaluated, tmp_path):
     assert few["id"] != all_["id"] and few["checkpoint_hash"] == all_["checkpoint_hash"]
     assert few["frozen"]["split_hash"] != all_["frozen"]["split_hash"]
     assert np.array_equal(few["frozen"]["pairs"], 3)
+
+
+# protocols of other projects
+
+
+def by_protocol(evaluated, name, folder):
+    """results.json, but for its entry `run`, and the table of two images."""
+    arguments = ["--checkpoint", evaluated / "run", "--limit", "2", "--device", "cpu"]
+    arguments += ["--num_workers", "0", "--protocol", name, "--output_dir", folder]
+    call_main("evaluate", *arguments)
+    found = json.loads((folder / "results.json").read_text())
+    assert found.pop("run")["command"].endswith(str(folder))
+    return found, (folder / "results.md").read_text()
+
+
+def absent(*_):
+    raise ValueError("the weights of a network cannot be fetched (no route); leave out --lpips")
+
+
+def test_without_weights_a_peers_row_has_a_sentence_and_the_other_numbers(
+    evaluated, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(metrics, "Lpips", absent)
+    monkeypatch.setattr(peers, "Inception", absent)
+    found, text = by_protocol(evaluated, "fvita", tmp_path / "a")
+    head, _, *rows = text.splitlines()[:6]
+    assert head == "| method | FID | KID | LPIPS | SSIM | PSNR dB | s/image |"
+    assert rows[-1].startswith("| U-Net | not measured | not measured | not measured | 0.")
+    assert found["size"] == [256, 256] and "failures" not in found
+    assert "no LPIPS: the weights of a network cannot be fetched" in text
+    assert "this infrared is stretched from 0 to 1" in found["note"]
+    again, _ = by_protocol(evaluated, "fvita", tmp_path / "b")
+    assert again == found
+    ours = json.loads((evaluated / "a" / "results.json").read_text())["protocol"]
+    assert found["protocol"]["id"] != ours["id"] and "name" not in ours["frozen"]
+    assert found["protocol"]["frozen"]["measured"]["bits"] == 8
+    for option in ("--lpips", "--report"):
+        with pytest.raises(ValueError, match=f"fvita measures what .* leave out {option}"):
+            call_main("evaluate", "--protocol", "fvita", option, "--output_dir", tmp_path / "c")
+
+
+def test_with_weights_a_peers_row_is_whole(evaluated, tmp_path, monkeypatch):
+    asked = []
+
+    def lpips(device, network, scaled):
+        asked.append((network, scaled))
+        return metrics.mae
+
+    monkeypatch.setitem(peers.PEERS, "mavic", peers.PEERS["mavic"]._replace(side=64))
+    monkeypatch.setattr(metrics, "Lpips", lpips)
+
+    def inception(_):
+        return lambda images: [F.adaptive_avg_pool2d(images, 2).reshape(-1, 4, 1, 1)]
+
+    monkeypatch.setattr(peers, "Inception", inception)
+    found, text = by_protocol(evaluated, "mavic", tmp_path)
+    assert text.startswith("| method | LPIPS | FID | L1 | task score | s/image |")
+    own = found["methods"]["U-Net"]
+    assert asked == [("vgg", True)] and own["lpips"] == own["mae"]
+    expected = (2 / math.pi * math.atan(own["fid"]) + 2 * own["mae"]) / 3
+    assert own["fid"] > 0 and own["mavic_score"] == pytest.approx(expected)
 
 
 # the report
