@@ -60,7 +60,8 @@ class Atlas:
         self.boxes, self.untold = boxes, {}
         self.ids: dict[str, Tensor] = {}  # class ids, of the categories that class maps tell
         self.boxed: list[str] = []  # the categories that boxes tell
-        of_boxes = "annotated boxes do not outline it" if boxes else "there are no annotated boxes"
+        of_boxes = "the annotated boxes have no class for it"
+        of_boxes = of_boxes if boxes else "there are no annotated boxes"
         of_labels = f"'{label_set}' has no class for it" if label_set else "there are no class maps"
         kinds = {kind.lower() for kind in boxes.classes.values()} if boxes else set()
         for name, category in CATEGORIES.items():

@@ -102,7 +102,9 @@ def test_what_data_cannot_tell_is_named_with_the_reason(tmp_path):
     nothing, boxed = Atlas(None, None), Atlas(None, Boxes(tmp_path))
     assert list(nothing.untold) == list(atlas.CATEGORIES)
     assert nothing.untold["sky"] == "there are no class maps, there are no annotated boxes"
-    assert "people" not in boxed.untold and "do not outline it" in boxed.untold["vehicles"]
+    assert (
+        "people" not in boxed.untold and "annotated boxes have no class" in boxed.untold["vehicles"]
+    )
     people = boxed.masks(batch_of(torch.full((2, 16, 16), 255)))["people"]
     assert people[0].sum() == 64 and not people[1].any()
     of_msrs = Atlas("msrs", None)
@@ -184,12 +186,13 @@ def scored(true, samples, indices, monkeypatch):
 def test_curves_and_regions_are_the_same_on_one_rank_and_on_two(monkeypatch):
     true = scenes(5, 32)
     noise = torch.rand(5, 4, 32, 32, generator=torch.Generator().manual_seed(1)) - 0.5
-    samples = (true + noise * true * 0.4).clamp(0, 1)
+    noise[..., :16] *= 0.1  # the samples agree, and are right, in the left half
+    samples = (true + 0.4 * noise).clamp(0, 1)
     one = scored(true, samples, [list(range(5))], monkeypatch)
     two = scored(true, samples, [[0, 2, 4], [1, 3]], monkeypatch)
     assert one.curves == two.curves and one.regions == two.regions
     assert json.dumps(calibration.means(one.curves)) == json.dumps(calibration.means(two.curves))
     row = one.images[0]
-    assert 0 < row["ause"] < row["ause_random"]  # the noise grows with the level, so it is told
+    assert 0 < row["ause"] < 0.5 * row["ause_random"]
     (text,) = calibration.sentences({"ours": row})
     assert text.startswith("uncertainty of ours: AUSE 0.")

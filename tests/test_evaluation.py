@@ -298,7 +298,7 @@ def test_the_report_is_one_file_whose_names_are_escaped(tmp_path):
     assert not re.search(r"""(src|href)=["'](?!data:image/png;base64,)""", text)
     found = re.findall(r"<h2>(.*?)</h2>", text)
     assert found[:3] == ["Table", "Is pix2pix ahead?", "Plots"]
-    assert [x.split()[0] for x in found[3:6]] == ["Best", "Median", "Worst"]
+    assert [x.split()[0] for x in found[3:7]] == ["Where", "Best", "Median", "Worst"]
     for data in re.findall(r"base64,([^\"]+)\"", text):
         assert Image.open(io.BytesIO(base64.b64decode(data))).size[0] > 300
 
