@@ -8,6 +8,7 @@ above, `commands.txt` may say what made its checkpoint: lines with # describe it
 commands. Rows of different protocol ids never share a table. Equal files give equal bytes.
 """
 
+import html
 import json
 import math
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def section(identity: str, entries: list[Entry]) -> list[str]:
         lines.append(f"Checkpoint `{one.found['protocol']['checkpoint_hash'][:12]}`, commit")
         lines[-1] += f" `{run['commit'][:12]}`, {run['device']}."
         if note := one.found["note"]:
-            lines[-1] += f" {note[0].upper()}{note[1:]}."
+            lines[-1] += f" {html.escape(note[0].upper() + note[1:], quote=False)}."
         lines += ["", "```bash", *one.commands, "```"]
     return [*lines, ""]
 

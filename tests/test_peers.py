@@ -117,7 +117,7 @@ def found(identity, psnr, grey=10.0, **more):
         "protocol": {"id": identity, "frozen": frozen | more, "checkpoint_hash": "c" * 64},
         "pairs": 9,
         "size": [64, 64],
-        "note": "a note",
+        "note": "no LPIPS (<urlopen error>)",
         "run": {
             "command": f"python evaluate.py {identity}",
             "commit": "d" * 40,
@@ -159,7 +159,8 @@ def test_the_leaderboard_is_a_function_of_its_files(tmp_path):
     (tmp_path / "x" / "board" / "a" / "commands.txt").write_text("# A toy.\npython train.py\n")
     call_main("leaderboard", "--results", tmp_path / "x" / "board", "--output", tmp_path / "z.md")
     text = (tmp_path / "z.md").read_text()
-    assert "**a** A toy." in text and "python train.py\npython evaluate.py one\n```" in text
+    assert "No LPIPS (&lt;urlopen error&gt;)." in text and "**a** A toy." in text
+    assert "python train.py\npython evaluate.py one\n```" in text
 
 
 def test_the_leaderboard_names_a_file_that_it_cannot_read(tmp_path):
