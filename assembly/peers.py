@@ -49,10 +49,15 @@ PEERS = {
         ssim="mirrored",
         lpips=("alex", True),
         confirmed=(
-            "its evaluation code: metrics of torchmetrics on one channel in [0, 1], plain resize to"
-            " 256 x 256, LPIPS of AlexNet on scaled images, FID of 2048 Inception features",
+            "its evaluation code, as noted when it was surveyed: metrics of torchmetrics on one"
+            " channel in [0, 1], plain resize to 256 x 256, LPIPS of AlexNet on scaled images, FID"
+            " of 2048 Inception features",
         ),
-        unconfirmed=("the interpolation of the resize", "whether images were rounded to 8 bits"),
+        unconfirmed=(
+            "that code, which could not be read a second time",
+            "the interpolation of the resize",
+            "whether images were rounded to 8 bits",
+        ),
     ),
     "pid": Peer(
         title="PID (Mao et al. 2024, arXiv:2407.09299)",
@@ -72,8 +77,8 @@ PEERS = {
         ),
         unconfirmed=(
             "the network of LPIPS",
-            "FID is that of pytorch-fid, whose resize to 299 pixels differs in the last digits",
-            "whether SSIM is of one channel or the mean of three, which are equal",
+            "FID, noted as that of pytorch-fid (its issue 21), which resizes a little otherwise",
+            "its files cut fractions of a level off, where these images are rounded",
         ),
     ),
     "fvita": Peer(
