@@ -126,7 +126,9 @@ def test_a_shard_that_vanishes_from_the_store_is_named_with_the_row(endpoint, fo
     pairs = open_pairs(config(uri(endpoint, "vanishing"), cache="none"), "train")
     pairs.source.reader._reset()  # as in a worker that has not opened it
     store.delete_file("pairs/vanishing/a.parquet")
-    with pytest.raises(ValueError, match=r"s3://pairs/vanishing/a.parquet, row 6, 'pair_0013': cannot be"):
+    with pytest.raises(
+        ValueError, match=r"s3://pairs/vanishing/a.parquet, row 6, 'pair_0013': cannot be"
+    ):
         pairs.pair(4)
 
 
