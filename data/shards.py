@@ -79,6 +79,15 @@ class RowReader:
         if key in self.groups:
             self.groups.move_to_end(key)
             return self.groups[key][0]
+        columns, size = self._fetch(file_id, group)
+        self.groups[key] = (columns, size)
+        self.bytes += size
+        while self.bytes > self.most_bytes and len(self.groups) > 1:
+            self.bytes -= self.groups.popitem(last=False)[1][1]
+        return columns
+
+    def _fetch(self, file_id: int, group: int) -> tuple[dict[str, pa.Array], int]:
+        """The image columns of a row group, and their bytes."""
         names = {k: n for k, n in self.rows.columns[file_id].items() if k in ALIASES}
         try:
             table = self._handle(file_id).read_row_group(
@@ -92,11 +101,7 @@ class RowReader:
             column = table[name].combine_chunks()
             column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
             columns[our] = column.field("bytes") if pa.types.is_struct(column.type) else column
-        self.groups[key] = (columns, table.nbytes)
-        self.bytes += table.nbytes
-        while self.bytes > self.most_bytes and len(self.groups) > 1:
-            self.bytes -= self.groups.popitem(last=False)[1][1]
-        return columns
+        return columns, table.nbytes
 
     def _handle(self, file_id: int) -> pq.ParquetFile:
         if file_id in self.handles:
