@@ -155,7 +155,7 @@ def test_the_loader_opens_sets_of_as_many_rows_as_asked(tmp_path):
     out = tmp_path / "rows.json"
     found = loader.main(["--rows", "300", "--batches", "2", "--out", str(out)])
     assert [f.rows for f in found] == [f["rows"] for f in json.loads(out.read_text())] == [300]
-    assert found[0].draws_s > 0 and 0 < found[0].seconds
+    assert found[0].draws_s > 0 and found[0].seconds > 0
 
 
 def test_the_wait_is_what_the_loader_lacks_of_a_step(monkeypatch):

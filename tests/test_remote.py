@@ -86,6 +86,14 @@ def test_the_endpoint_may_be_in_the_environment(endpoint, monkeypatch):
     assert len(open_pairs(config("s3://pairs/set?region=us-east-1"), "val")) == 2
 
 
+def test_every_process_opens_the_store_for_itself(endpoint, monkeypatch):
+    storage = Storage(uri(endpoint))
+    first = storage.fs
+    assert storage.fs is first
+    monkeypatch.setattr(shard_files.os, "getpid", lambda: 1)
+    assert storage.fs is not first
+
+
 @pytest.mark.parametrize("window", [0, 5])
 def test_workers_read_the_store_as_one_process_reads_the_folder(endpoint, folder, window):
     options = dict(shuffle_window=window, cache="none")
@@ -130,6 +138,17 @@ def test_a_shard_that_vanishes_from_the_store_is_named_with_the_row(endpoint, fo
         ValueError, match=r"s3://pairs/vanishing/a.parquet, row 6, 'pair_0013': cannot be"
     ):
         pairs.pair(4)
+
+
+def test_a_lost_connection_is_opened_again(endpoint):
+    class Lost:
+        def read_row_group(self, *_, **__):
+            raise OSError("AWS Error NETWORK_CONNECTION: curlCode: 56, Failure when receiving data")
+
+    pairs = open_pairs(config(uri(endpoint), cache="none"), "train")
+    pairs.source.reader._reset()
+    pairs.source.reader.handles[0] = Lost()
+    assert (pairs.pair(2).infrared == tiny.infrared(2)).all()
 
 
 @contextmanager
