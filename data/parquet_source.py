@@ -45,7 +45,14 @@ class ParquetSource:
         self.has_semantic = any("semantic" in columns for columns in self.rows.columns)
         self.notes = [f"splits by {self.rows.split_rule}"]
         self.groups = self.reader.groups_of(self.index)
-        self.notes += self._reading_notes(cfg.shuffle_window)
+        if split == "train":
+            self.notes += self._order_notes(cfg.shuffle_window)
+        if self.reader.largest_group() > SLOW_GROUP_BYTES:
+            size = self.reader.largest_group() / 2**20
+            self.notes.append(
+                f"row groups of up to {size:.0f} MiB make random rows slow; write smaller ones, or "
+                f"set data.shuffle_window"
+            )
         if small["sha256"].values.null_count:
             self.notes.append(
                 "no hashes (prepare.py writes them): images that are in two splits are not found"
@@ -57,26 +64,20 @@ class ParquetSource:
         self.only_8_bit = False  # whether the window is a guess that suits no other type
         self.window = self._find_window(cfg)
 
-    def _reading_notes(self, window: int) -> list[str]:
-        """In which order rows are drawn, and what that costs."""
-        most, notes = self.reader.largest_group() / 2**20, []
+    def _order_notes(self, window: int) -> list[str]:
+        """The order of the rows and what it costs; the reader is told to keep a window."""
         if window:
             kept = self.reader.keep(window, self.groups) / 2**20
-            notes.append(
+            return [
                 f"shuffled in windows of {window:,} rows from row groups at random "
                 f"(data.shuffle_window); a worker keeps about {kept:.1f} MiB of row groups"
-            )
-        else:
-            notes.append("shuffled over the whole set (data.shuffle_window=0)")
-            if self.rows.storage.remote:
-                notes.append(
-                    f"every row drawn fetches its row group, up to {most:.1f} MiB, from the remote "
-                    f"store; data.shuffle_window=4096 fetches most groups once a worker"
-                )
-        if most * 2**20 > SLOW_GROUP_BYTES and not window:
+            ]
+        notes = ["shuffled over the whole set (data.shuffle_window=0)"]
+        if self.rows.storage.remote:
+            most = self.reader.largest_group() / 2**20
             notes.append(
-                f"row groups of up to {most:.0f} MiB make random rows slow; write smaller ones, or "
-                f"set data.shuffle_window"
+                f"every row drawn fetches its row group, up to {most:.1f} MiB, from the remote "
+                f"store; data.shuffle_window=4096 fetches most groups once a worker"
             )
         return notes
 

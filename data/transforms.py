@@ -146,8 +146,8 @@ def _looked_up(table: np.ndarray, image: np.ndarray) -> np.ndarray:
     """table[image] of (256,) and (H,W,3) uint8: by bytes, 4 times as fast as numpy's indices."""
     planes = image.transpose(2, 0, 1)
     stored = planes if planes.flags.c_contiguous else image  # `resize` leaves one plane a channel
-    found = bytearray(stored.tobytes()).translate(table.tobytes())
-    found = np.frombuffer(found, np.uint8).reshape(stored.shape)
+    looked_up = bytearray(stored.tobytes()).translate(table.tobytes())
+    found = np.frombuffer(looked_up, np.uint8).reshape(stored.shape)
     return found.transpose(1, 2, 0) if stored is planes else found
 
 

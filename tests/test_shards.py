@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import prepare
 from data import order, shards
 from data.pairs import DataConfig, LabelConfig, open_pairs
 from data.row_index import Column
@@ -235,3 +236,13 @@ def test_a_shard_that_vanishes_is_named_with_the_row(tmp_path):
     ) as raised:
         pairs.pair(4)
     assert len(str(raised.value).splitlines()) == 1
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def test_a_store_is_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="shards are written to a local folder"):
+        prepare.main(["--synthetic", "3", "--out", "s3://bucket/set"])
+    assert not list(tmp_path.iterdir())
