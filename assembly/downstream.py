@@ -17,9 +17,10 @@ from assembly.downstream_tasks import DetectorTask, Scores, SegmenterTask, Task,
 from assembly.rows import Row, model_rows, reference_rows
 from configs.schema import HeldOutConfig
 from data.materials import TABLES
+from data.order import permutation
 from data.pairs import Pairs, open_pairs
 from data.pseudo_labels import material_labels
-from data.stream import evenly_spaced, permutation, sequential
+from data.stream import evenly_spaced, sequential
 from utils import bootstrap
 from utils.labels import IGNORE
 from utils.loop import to_device

@@ -1,7 +1,8 @@
 """Pairs of visible and infrared images by index, from parquet shards or rendered on the fly."""
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -9,23 +10,22 @@ from typing import cast
 import numpy as np
 import torch
 
-from data import shards
+from data import order
 from data.batch import Sample
 from data.cache import PairCache
-from data.decoding import decode_infrared, decode_semantic, decode_visible
 from data.latents import Latents
 from data.manifest import SPLITS, sha256
 from data.materials import TABLES
+from data.parquet_source import ParquetSource
 from data.pseudo_labels import LabelConfig
-from data.radiometry import Planck, make_planck
+from data.radiometry import Planck
+from data.shard_files import find_files, secret_in
 from data.synthetic import render_scene, renderer_hash
 from data.transforms import (
     AugmentConfig,
     Pair,
     Window,
     augment,
-    make_pair,
-    make_window,
     resize,
     to_tensors,
     will_flip,
@@ -37,7 +37,6 @@ from utils.problems import Checked
 SCENES_PER_SPLIT = 10**9
 LOOKED = 5  # pairs, when a set is opened
 SYNTHETIC_WINDOW = Window(0.0, 1.0, "normalised radiance")
-PREPARE = "prepare.py makes such a data set from folders"
 
 
 @dataclass(kw_only=True)
@@ -53,6 +52,7 @@ class DataConfig(Checked):
         default_factory=lambda: {"train": 2000, "val": 100, "test": 100}
     )
     synthetic_seed: int = 0
+    shuffle_window: int = 0  # rows shuffled together, from row groups at random; 0: all rows
     cache: str = "ram"  # "ram": decoded pairs stay in memory; "none"
     cache_gib: float = 4.0  # at most, per rank
     latents: str | None = None  # folder of encoded pairs: each is encoded once, not in every step
@@ -63,6 +63,10 @@ class DataConfig(Checked):
     def problems(self) -> Iterator[str]:
         if self.num_workers < 0:
             yield f"num_workers must not be negative, got {self.num_workers}"
+        if self.shuffle_window < 0:
+            yield f"data.shuffle_window must be a number of rows, or 0, got {self.shuffle_window}"
+        if secret := secret_in(self.path):
+            yield secret
         change = self.augment
         exact = list(change.crop_scale) == [1, 1] and change.brightness == change.contrast == 0
         if self.latents is not None and not exact:
@@ -76,7 +80,7 @@ class DataConfig(Checked):
     def obstacles(self) -> Iterator[str]:
         if self.path != "synthetic" and "://" not in self.path:  # a URI is asked when it is opened
             try:
-                shards.find_files(self.path)
+                find_files(self.path)
             except ValueError as error:
                 yield str(error)
 
@@ -94,6 +98,7 @@ class SyntheticSource:
     table = "synthetic"
     has_semantic = True
     manifests: list[dict] = []  # noqa: RUF012 (read only)
+    groups = None
     planck = None
 
     def __init__(self, cfg: DataConfig, split: str):
@@ -127,129 +132,11 @@ class SyntheticSource:
         return Pair(visible, scene.infrared.astype(np.float32), scene.semantic)
 
 
-class ParquetSource:
-    """Decoded rows of one split of parquet files. Column names: see shards.ALIASES."""
-
-    def __init__(self, cfg: DataConfig, split: str):
-        found = shards.find_files(cfg.path)
-        self.manifests = shards.load_manifests(found)
-        self.rows = shards.Rows(found, cfg.split_fractions)
-        self.rows.check_disjoint()
-        wanted = np.isin(self.rows.splits, SPLITS if split == "all" else [split])
-        self.index = np.flatnonzero(wanted)
-        if not len(self.index):
-            counts = {s: int((self.rows.splits == s).sum()) for s in SPLITS}
-            raise ValueError(
-                f"data.path {cfg.path}: no pair in split '{split}' (rows: {counts}, by "
-                f"{self.rows.split_rule}); {PREPARE}"
-            )
-        self.reader = shards.RowReader(self.rows)
-        small = self.rows.small
-        self.names = [small["name"][i] for i in self.index]
-        self.sources = [small["source"][i] for i in self.index]
-        self.palette = cfg.palette
-        self.table = _agreed(self.manifests, lambda m: m.get("table"), "table of classes")
-        self.has_semantic = any("semantic" in columns for columns in self.rows.columns)
-        self.notes = [f"splits by {self.rows.split_rule}"]
-        if self.reader.largest_group() > shards.SLOW_GROUP_BYTES:
-            size = self.reader.largest_group() / 2**20
-            self.notes.append(
-                f"row groups of up to {size:.0f} MiB make random rows slow; write smaller ones"
-            )
-        if None in self.rows.small["sha256"]:
-            self.notes.append(
-                "no hashes (prepare.py writes them): images that are in two splits are not found"
-            )
-        facts = [self.rows.facts()] if cfg.window == "auto" and not self.manifests else []
-        self.stored = [*self.manifests, *facts]
-        stored = _agreed(self.stored, lambda m: m.get("planck"), "Planck constants")
-        self.planck = make_planck(stored, f"data.path {cfg.path}") if stored else None
-        self.only_8_bit = False  # whether the window is a guess that suits no other type
-        self.window = self._find_window(cfg)
-
-    def _find_window(self, cfg: DataConfig) -> Window | None:
-        unit = self.rows.unit()
-        if isinstance(cfg.window, list | tuple) and len(cfg.window) == 2:
-            low, high = cfg.window
-            return make_window(low, high, unit)
-        if cfg.window == "per_image":
-            return None
-        if cfg.window != "auto":
-            raise ValueError(
-                f"data.window must be [low, high], auto or per_image, got {cfg.window}"
-            )
-        folders = {str(Path(file).parent) for file in self.rows.files}
-        if 0 < len(self.manifests) < len(folders):
-            raise ValueError(
-                f"data.path {cfg.path}: {len(self.manifests)} of {len(folders)} folders have a"
-                " manifest, so what the others' counts mean is unknown; set data.window"
-            )
-        stored = _agreed(self.stored, lambda m: m.get("window"), "window")
-        if stored is not None:
-            if stored["unit"] != unit:
-                raise ValueError(
-                    f"data.path {cfg.path}: the window is in {stored['unit']}, the rows in {unit}"
-                )
-            return make_window(stored["low"], stored["high"], unit)
-        first = self.pair(0).infrared
-        if first.dtype != np.uint8:
-            raise ValueError(
-                f"{self.where(0)}: {first.dtype} infrared without a manifest; set "
-                f"data.window=[low,high] in {unit} (this row spans {first.min()} to {first.max()})"
-            )
-        self.only_8_bit = True
-        return Window(0.0, 255.0, unit)
-
-    def where(self, index: int) -> str:
-        return self.rows.where(self.index[index])
-
-    def check(self, index: int) -> None:
-        """Raises: ValueError: the bytes do not have the hash in the row's column `sha256`."""
-        row = self.index[index]
-        data = self.reader.read(row)
-        found = sha256(b"".join(data.get(key) or b"" for key in shards.ALIASES))
-        if self.rows.small["sha256"][row] not in (None, found):
-            raise ValueError(f"{self.where(index)}: the images are not those that were written")
-
-    def content(self, index: int) -> str:
-        """Hash of what decides a pair's pixels: the bytes of both images, scale and offset."""
-        row, small = self.index[index], self.rows.small
-        data = self.reader.read(row)
-        facts = [sha256(data[key]) for key in ("visible", "infrared")]
-        return sha256(f"{facts} {small['ir_scale'][row]} {small['ir_offset'][row]}".encode())
-
-    def pair(self, index: int) -> Pair:
-        """The decoded pair at its own size, infrared in the unit of the rows."""
-        row, where = self.index[index], self.where(index)
-        data = self.reader.read(row)
-        for key in ("visible", "infrared"):
-            if data[key] is None:
-                raise ValueError(f"{where}: no {key} bytes in this row")
-        infrared = decode_infrared(data["infrared"], f"{where}, infrared")
-        if self.only_8_bit and infrared.dtype != np.uint8:
-            raise ValueError(
-                f"{where}: {infrared.dtype} infrared, but the first row has 8 bit and there is no "
-                f"manifest; set data.window=[low,high]"
-            )
-        scale = self.rows.small["ir_scale"][row]
-        offset = self.rows.small["ir_offset"][row]
-        if scale not in (None, 1.0) or offset not in (None, 0.0):
-            scale, offset = 1.0 if scale is None else scale, 0.0 if offset is None else offset
-            infrared = (infrared * np.float64(scale) + offset).astype(np.float32)
-        semantic = None
-        if data.get("semantic") is not None:
-            semantic = decode_semantic(data["semantic"], f"{where}, semantic", self.palette or None)
-        return make_pair(
-            decode_visible(data["visible"], f"{where}, visible"), infrared, semantic, where
-        )
-
-
-def _agreed(manifests: list[dict], pick, what: str):
-    """The value all manifests share, None without manifests. Raises: ValueError: they differ."""
-    values = [pick(manifest) for manifest in manifests]
-    if any(value != values[0] for value in values):
-        raise ValueError(f"the data sets differ in their {what} ({values}); prepare them as one")
-    return values[0] if values else None
+@cache
+def _renderer() -> str:
+    files = sorted(Path(__file__).parent.glob("scene_*.py"))
+    here = [Path(__file__).parent / name for name in ("synthetic.py", "materials.py")]
+    return sha256(b"".join(file.read_bytes() for file in (*files, *here)))
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -265,7 +152,8 @@ class Pairs(torch.utils.data.Dataset):
             raise ValueError(f"data.cache must be ram or none, got {cfg.cache}")
         synthetic = cfg.path == "synthetic"
         self.source = SyntheticSource(cfg, split) if synthetic else ParquetSource(cfg, split)
-        self.names, self.sources = self.source.names, self.source.sources
+        self.names: Sequence[str] = self.source.names
+        self.sources: Sequence[str] = self.source.sources
         self.window: Window | None = self.source.window
         self.planck: Planck | None = self.source.planck
         self.notes = list(self.source.notes)
@@ -308,6 +196,12 @@ class Pairs(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """(n,) every index once, as an epoch of training draws them."""
+        if self.cfg.shuffle_window and self.source.groups is not None:
+            return order.windowed(seed, epoch, self.source.groups, self.cfg.shuffle_window)
+        return order.permutation(seed, epoch, len(self))
 
     def where(self, index: int) -> str:
         """File, row and name of a pair, for messages."""
@@ -381,11 +275,11 @@ def describe(dataset: Pairs, samples: int = 4) -> dict:
     """Counts, sizes and ranges for a dry run, from the first `samples` pairs."""
     indices = range(min(samples, len(dataset)))
     pairs = [dataset.pair(i) for i in indices]
-    sources = sorted(set(dataset.sources))
+    sources = Counter(dataset.sources)
     return {
         "split": dataset.split,
         "pairs": len(dataset),
-        "sources": {s: dataset.sources.count(s) for s in sources},
+        "sources": dict(sorted(sources.items())),
         "size": list(dataset.size),
         "stored_sizes": sorted({p.infrared.shape for p in pairs}),
         "infrared_type": sorted({str(p.infrared.dtype) for p in pairs}),

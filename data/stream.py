@@ -15,13 +15,8 @@ from data.batch import Batch, BatchInStep, Sample
 from data.pairs import Pairs
 
 
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Order of the n items in one epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
-
-
 class _Draws(torch.utils.data.Dataset):
-    """Sample by position in the run; the permutation of an epoch is made once per process."""
+    """Sample by position in the run; the order of an epoch is made once per process."""
 
     def __init__(self, pairs: Pairs, seed: int, augment: bool):
         self.pairs, self.seed, self.augment = pairs, seed, augment
@@ -30,7 +25,7 @@ class _Draws(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> Sample:
         epoch, place = divmod(position, len(self.pairs))
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, permutation(self.seed, epoch, len(self.pairs))
+            self.epoch, self.order = epoch, self.pairs.order(self.seed, epoch)
         # seeds of augmentation and order must differ: [seed, 0] would be both
         rng = np.random.default_rng([self.seed, position, 1]) if self.augment else None
         return {**self.pairs.get(int(self.order[place]), rng), "draw": position}
@@ -120,9 +115,10 @@ def stream(
 ) -> Iterator[Batch]:
     """Endless batches of this rank, from micro-batch `first` on.
 
-    Position p is item permutation(seed, p // n)[p % n]; micro-batch m of rank r takes the
-    positions from (m * world_size + r) * batch_size. So two ranks of batch b see together what one
-    rank of batch 2 b sees, and a stream begun at `first` continues the one begun at 0.
+    Position p is item order(seed, p // n)[p % n] of the n items (`Pairs.order`); micro-batch m of
+    rank r takes the positions from (m * world_size + r) * batch_size. So n positions hold every
+    item once, however many ranks there are; two ranks of batch b see together what one rank of
+    batch 2 b sees; and a stream begun at `first` continues the one begun at 0.
 
     `draw` is the position. Worker processes do not change what is returned.
     """

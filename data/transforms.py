@@ -33,9 +33,13 @@ class Window(NamedTuple):
 
     def normalise(self, counts: np.ndarray) -> np.ndarray:
         """Counts of any dtype to float32 in [0, 1]; what lies outside the window is clipped."""
+        if counts.dtype == np.uint8 and counts.size > 256:  # each of 256 results once
+            return np.take(self.normalise(np.arange(256, dtype=np.uint8)), counts)
         # float64 until the end: float32 would lose the last bits of large counts less a large low
-        scaled = (counts.astype(np.float64) - self.low) / (self.high - self.low)
-        return np.clip(scaled, 0.0, 1.0).astype(np.float32)
+        scaled = counts.astype(np.float64)
+        scaled -= self.low
+        scaled /= self.high - self.low
+        return np.clip(scaled, 0.0, 1.0, out=scaled).astype(np.float32)
 
     def restore(self, values):
         """[0, 1] back to counts, for numpy arrays and tensors: the inverse of `normalise`."""
@@ -124,15 +128,27 @@ def augment(
     step = -1 if flip < cfg.flip else 1
     cut = np.s_[y : y + rows, x : x + columns]
     semantic = None if pair.semantic is None else pair.semantic[cut][:, ::step]
-    pair = Pair(pair.visible[cut][:, ::step], pair.infrared[cut][:, ::step], semantic)
+    visible = pair.visible[cut]
+    if step < 0:  # numpy copies reversed rows of 3 bytes a pixel 10 times slower
+        visible = torch.from_numpy(np.array(visible)).flip(1).numpy()
+    pair = Pair(visible, pair.infrared[cut][:, ::step], semantic)
     pair = pair if size is None else resize(pair, size)
     if cfg.brightness or cfg.contrast:
         levels = np.arange(256, dtype=np.float64)
         levels *= 1 + cfg.brightness * (2 * brightness - 1)
         levels = (levels - 127.5) * (1 + cfg.contrast * (2 * contrast - 1)) + 127.5
         table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-        pair = pair._replace(visible=table[pair.visible])
+        pair = pair._replace(visible=_looked_up(table, pair.visible))
     return pair
+
+
+def _looked_up(table: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """table[image] of (256,) and (H,W,3) uint8: by bytes, 4 times as fast as numpy's indices."""
+    planes = image.transpose(2, 0, 1)
+    stored = planes if planes.flags.c_contiguous else image  # `resize` leaves one plane a channel
+    looked_up = bytearray(stored.tobytes()).translate(table.tobytes())
+    found = np.frombuffer(looked_up, np.uint8).reshape(stored.shape)
+    return found.transpose(1, 2, 0) if stored is planes else found
 
 
 def will_flip(cfg: AugmentConfig, rng: np.random.Generator) -> bool:
@@ -184,7 +200,7 @@ def to_tensors(pair: Pair, window: Window | None) -> dict[str, torch.Tensor]:
     visible = torch.from_numpy(np.ascontiguousarray(pair.visible.transpose(2, 0, 1)))
     infrared = torch.from_numpy(window.normalise(pair.infrared))
     if pair.semantic is None:
-        semantic = torch.full((height, width), 255, dtype=torch.int64)
+        semantic = torch.tensor(255).expand(height, width)
     else:
         semantic = torch.from_numpy(pair.semantic.astype(np.int64))
     return {

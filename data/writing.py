@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from data.materials import (
     ClassBalance,
     material_table,
 )
-from data.pairs import DataConfig, ParquetSource, open_pairs
+from data.pairs import DataConfig, open_pairs
+from data.parquet_source import ParquetSource
 from data.pseudo_labels import LabelConfig
 from data.registration import cropped
 from data.synthetic import render_scene
@@ -46,6 +48,7 @@ SCHEMA = pa.schema(
     ]
 )
 
+REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/")  # what pathlib leaves of s3://
 SYNTHETIC_COUNTS = 65535  # 16-bit counts of normalised radiance 1.0
 
 
@@ -220,6 +223,11 @@ class ShardWriter:
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Raises: ValueError: `out` exists and may not be replaced, or cannot be made."""
+    if REMOTE.match(str(out)):
+        raise ValueError(
+            f"--out {out}: shards are written to a local folder; copy it to the store when it is "
+            f"complete (aws s3 cp --recursive, gcloud storage cp -r)"
+        )
     clear_remains(out)
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists; choose another --out or add --overwrite")
@@ -295,30 +303,30 @@ def check(path: str, report: Path | None = None) -> None:
     pairs = open_pairs(DataConfig(path=path, cache="none", labels=labels), "all")
     if report and not report.absolute().parent.is_dir():
         raise ValueError(f"--report {report}: no folder {report.absolute().parent}")
+    names, sources = list(pairs.names), list(pairs.sources)
     found, thumbnails = [], []
     for index in tqdm(range(len(pairs)), "check", unit="pair"):
         pairs.check(index)
         pair = pairs.pair(index)
-        name, source = pairs.names[index], pairs.sources[index]
         seen = pair.infrared
         if pairs.window:  # borders without values would make all images look alike
             seen = np.clip(seen, pairs.window.low, pairs.window.high)
-        found.append(doctor.examine(name, source, pair.visible, seen))
+        found.append(doctor.examine(names[index], sources[index], pair.visible, seen))
         thumbnails.append((thumbnail(pair.visible), thumbnail(seen)))
     visible, infrared = (np.stack(side) for side in zip(*thumbnails))
     lines = [
         *doctor.summary(found),
-        *doctor.polarity_notes(pairs.sources, infrared),
+        *doctor.polarity_notes(sources, infrared),
     ]
     if isinstance(pairs.source, ParquetSource):
         there = pairs.source.rows.splits[pairs.source.index].tolist()
-        lines += splits.torn_notes(pairs.names, visible, infrared, there)[1]
+        lines += splits.torn_notes(names, visible, infrared, there)[1]
     print(f"{path}: {len(pairs)} pairs are as they were written")
     for line in lines:
         print(f"note: {line}")
     if report:
         chosen = [(i, why, pairs.pair(i)) for i, why in doctor.worst(found)]
-        shown = [(pairs.names[i], why, p.visible, p.infrared) for i, why, p in chosen]
+        shown = [(names[i], why, p.visible, p.infrared) for i, why, p in chosen]
         page = doctor.report(f"Pairs of {path}", lines, shown)
         report.write_text(page, encoding="utf-8")
         print(f"report   {report}")

@@ -144,8 +144,18 @@ def test_every_way_of_the_loader_gives_a_row(tmp_path, capsys):
     ways = [(way, workers) for way in ("parquet", "cached", "latents") for workers in (0, 1)]
     assert [(r.way, r.workers) for r in rows] == ways
     assert all(r.pairs_s > 0 and 0 <= r.wait < 1 for r in rows)
-    assert len(json.loads(out.read_text())["rows"]) == 6
+    found = json.loads(out.read_text())
+    assert len(found["rows"]) == 6
+    assert [part["part"] for part in found["parts"]] == ["decode", "sample", "latents"]
+    assert all(part["cpu_ms"] > 0 for part in found["parts"])
     assert "| latents | 1 |" in capsys.readouterr().out
+
+
+def test_the_loader_opens_sets_of_as_many_rows_as_asked(tmp_path):
+    out = tmp_path / "rows.json"
+    found = loader.main(["--rows", "300", "--batches", "2", "--out", str(out)])
+    assert [f.rows for f in found] == [f["rows"] for f in json.loads(out.read_text())] == [300]
+    assert found[0].draws_s > 0 and found[0].seconds > 0
 
 
 def test_the_wait_is_what_the_loader_lacks_of_a_step(monkeypatch):
@@ -159,6 +169,9 @@ def test_the_wait_is_what_the_loader_lacks_of_a_step(monkeypatch):
 
         def __len__(self):
             return 8
+
+        def order(self, seed, epoch):
+            return range(8)
 
         def get(self, index, rng):
             passes(0.02)

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import shards
+from data import row_index
+from data.shard_files import find_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SHRINK = """
@@ -29,7 +30,7 @@ except ValueError as error:
 
 
 def rows_of(folder):
-    return shards.Rows(shards.find_files(str(folder)), [0.8, 0.1, 0.1])
+    return row_index.Rows(find_files(str(folder)), [0.8, 0.1, 0.1])
 
 
 @pytest.fixture
@@ -51,6 +52,6 @@ def test_a_shard_cut_while_it_is_read_is_one_sentence(folder):
 
 
 def test_a_row_group_beyond_the_limit_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(shards, "MOST_GROUP_BYTES", 30_000, raising=False)
+    monkeypatch.setattr(row_index, "MOST_GROUP_BYTES", 30_000)
     with pytest.raises(ValueError, match=r"a.parquet: row group 0 has 4\d,\d+ bytes uncompressed"):
         rows_of(folder)
