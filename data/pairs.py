@@ -132,13 +132,6 @@ class SyntheticSource:
         return Pair(visible, scene.infrared.astype(np.float32), scene.semantic)
 
 
-@cache
-def _renderer() -> str:
-    files = sorted(Path(__file__).parent.glob("scene_*.py"))
-    here = [Path(__file__).parent / name for name in ("synthetic.py", "materials.py")]
-    return sha256(b"".join(file.read_bytes() for file in (*files, *here)))
-
-
 class Pairs(torch.utils.data.Dataset):
     """One split, by index.
 
