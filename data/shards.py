@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from data import manifest as mf
+from data import parquet_limits
 
 # Accepted column names, ours first.
 ALIASES = {
@@ -25,7 +26,7 @@ ALIASES = {
 SMALL = ("name", "source", "split", "sha256", "ir_unit", "ir_scale", "ir_offset")
 OPEN_FILES = 128  # handles a process keeps
 GROUP_BYTES = 64 * 2**20  # decoded row groups a process keeps; at least one
-MOST_GROUP_BYTES = 2**30  # uncompressed; larger ones are refused
+MOST_MANIFEST_BYTES = 16 * 2**20
 SLOW_GROUP_BYTES = 128 * 2**20  # random rows from larger groups are worth a warning
 
 
@@ -98,7 +99,10 @@ def load_manifests(found: Files) -> list[dict]:
         if fs.get_file_info(path).type != pafs.FileType.File:
             continue
         with fs.open_input_stream(path) as stream:
-            manifest = mf.parse(stream.read().decode(), path)
+            text = stream.read(MOST_MANIFEST_BYTES + 1)
+        if len(text) > MOST_MANIFEST_BYTES:
+            raise ValueError(f"{path}: more than {MOST_MANIFEST_BYTES:,} bytes, no manifest")
+        manifest = mf.parse(text.decode(errors="replace"), path)
         shards = {shard["file"]: shard for shard in manifest["shards"]}
         here = [f for f in files if posixpath.dirname(f) == folder]
         for info in fs.get_file_info(here):
@@ -196,8 +200,14 @@ class Rows:
             with pq.ParquetFile(self.fs.open_input_file(path)) as file:
                 columns = Columns(file.schema_arrow, path)
                 keys = [key for key in SMALL if key in columns]
-                _check_groups(file.metadata, path)
-                return columns, file.metadata, file.read(columns=keys, use_threads=False)
+                parquet_limits.check(file.metadata, path, self.fs.get_file_info(path).size)
+                texts = parquet_limits.texts_as_dictionaries(file.metadata, keys)
+                if not texts:
+                    table = file.read(columns=keys, use_threads=False)
+                    return columns, file.metadata, table
+            with pq.ParquetFile(self.fs.open_input_file(path), read_dictionary=texts) as file:
+                table = file.read(columns=keys, use_threads=False)
+                return columns, file.metadata, parquet_limits.decoded(table, path)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path}: not a readable parquet file ({error})") from None
 
@@ -346,7 +356,7 @@ class RowReader:
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self.rows.where(i)}: cannot be read ({error})") from None
 
-    def _group(self, file_id: int, group: int) -> dict[str, pa.Array]:
+    def _group(self, file_id: int, group: int) -> dict[str, pa.ChunkedArray]:
         key = (file_id, group)
         if key in self.groups:
             self.groups.move_to_end(key)
@@ -357,9 +367,10 @@ class RowReader:
         )
         columns = {}
         for our, name in names.items():
-            column = table[name].combine_chunks()
-            column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-            columns[our] = column.field("bytes") if pa.types.is_struct(column.type) else column
+            column = table[name]
+            if pa.types.is_struct(column.type):
+                column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+            columns[our] = column
         self.groups[key] = (columns, table.nbytes)
         self.bytes += table.nbytes
         while self.bytes > GROUP_BYTES and len(self.groups) > 1:
@@ -372,23 +383,18 @@ class RowReader:
             return self.handles[file_id]
         path = self.rows.files[file_id]
         stream = self.rows.fs.open_input_file(path)  # a memory map of a cut file is a SIGBUS
-        handle = pq.ParquetFile(stream, metadata=self.rows.metadata[file_id])
+        metadata, names = self.rows.metadata[file_id], self.rows.columns[file_id]
+        images = [name for key, name in names.items() if key in ALIASES]
+        large = parquet_limits.images_as_dictionaries(metadata, images)
+        handle = pq.ParquetFile(stream, metadata=metadata, read_dictionary=large)
         self.handles[file_id] = handle
         if len(self.handles) > OPEN_FILES:
             self.handles.popitem(last=False)[1].close()
         return handle
 
 
-def _check_groups(metadata: pq.FileMetaData, path: str) -> None:
-    """Raises: ValueError: a row group whose decoding would take more than the limit."""
-    for g in range(metadata.num_row_groups):
-        if (size := metadata.row_group(g).total_byte_size) > MOST_GROUP_BYTES:
-            raise ValueError(
-                f"{path}: row group {g} has {size:,} bytes uncompressed, at most "
-                f"{MOST_GROUP_BYTES:,} are read; write it with smaller row groups"
-            )
-
-
-def _bytes(column: pa.Array, row: int) -> bytes | None:
+def _bytes(column: pa.ChunkedArray, row: int) -> bytes | None:
     value = column[row]
+    if value.is_valid and pa.types.is_dictionary(value.type):
+        value = value.value
     return value.as_buffer().to_pybytes() if value.is_valid else None

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import shards
+from data import parquet_limits, shards
 
 ROOT = Path(__file__).resolve().parents[2]
 SHRINK = """
@@ -51,6 +51,6 @@ def test_a_shard_cut_while_it_is_read_is_one_sentence(folder):
 
 
 def test_a_row_group_beyond_the_limit_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(shards, "MOST_GROUP_BYTES", 30_000, raising=False)
+    monkeypatch.setattr(parquet_limits, "MOST_GROUP_BYTES", 30_000)
     with pytest.raises(ValueError, match=r"a.parquet: row group 0 has 4\d,\d+ bytes uncompressed"):
         rows_of(folder)
