@@ -40,7 +40,7 @@ def _check_count(found: Iterator[int], size: int, what: str) -> None:
 
 def _png_chunks(data: bytes) -> Iterator[int]:
     at = 8
-    while at + 8 <= len(data):
+    while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
         yield at
         at += 12 + int.from_bytes(data[at : at + 4], "big")
 
