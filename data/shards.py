@@ -203,8 +203,7 @@ class Rows:
                 parquet_limits.check(file.metadata, path, self.fs.get_file_info(path).size)
                 texts = parquet_limits.texts_as_dictionaries(file.metadata, keys)
                 if not texts:
-                    table = file.read(columns=keys, use_threads=False)
-                    return columns, file.metadata, table
+                    return columns, file.metadata, file.read(columns=keys, use_threads=False)
             with pq.ParquetFile(self.fs.open_input_file(path), read_dictionary=texts) as file:
                 table = file.read(columns=keys, use_threads=False)
                 return columns, file.metadata, parquet_limits.decoded(table, path)
@@ -383,8 +382,8 @@ class RowReader:
             return self.handles[file_id]
         path = self.rows.files[file_id]
         stream = self.rows.fs.open_input_file(path)  # a memory map of a cut file is a SIGBUS
-        metadata, names = self.rows.metadata[file_id], self.rows.columns[file_id]
-        images = [name for key, name in names.items() if key in ALIASES]
+        metadata = self.rows.metadata[file_id]
+        images = [name for key, name in self.rows.columns[file_id].items() if key in ALIASES]
         large = parquet_limits.images_as_dictionaries(metadata, images)
         handle = pq.ParquetFile(stream, metadata=metadata, read_dictionary=large)
         self.handles[file_id] = handle

@@ -23,9 +23,9 @@ from PIL import Image
 from safetensors.torch import save
 
 import prepare
+from assembly import bundle
 from configs.schema import TrainConfig
 from data import boxes, decoding, folders, infrared_files, latents, manifest, pairs
-from models import bundle
 from tests import test_ranges
 from tests import tiny_data as tiny
 from tests.conftest import ROOT
