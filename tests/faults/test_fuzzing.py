@@ -317,7 +317,7 @@ def test_exports(folder, name, changes, chance, new):
     out = folder / "export"
     export(out, 1.0)
     path = out / name
-    if path.exists():
+    if path.is_file():
         data = path.read_bytes()
         path.write_bytes(mutated(data, changes))
         tried(bundle.read_bundle, out)
