@@ -222,7 +222,8 @@ def test_generation_killed_at_random_moments_leaves_whole_images(tmp_path, monke
     loaded = SimpleNamespace(eval=lambda: None), trained, "plan"
     monkeypatch.setattr(generate.checkpoints, "load_translator", lambda *a, **k: loaded)
     monkeypatch.setattr(generate.checkpoints, "sampling_of", lambda *a: None)
-    monkeypatch.setattr(generate, "translate", lambda _, x, *a: torch.rand_like(x[:, :1]))
+    made = np.random.default_rng(0).random((128, 128), np.float32)
+    monkeypatch.setattr(generate, "infrared_of", lambda _, images, *a: [made] * len(images))
     argv = "--checkpoint", "x", "--image_path", photographs, "--output_dir", out
     make = partial(call_main, "generate", *argv, "--format", "png16", "--device", "cpu")
 
