@@ -5,7 +5,7 @@
 # make test   every test          make lint   ruff: rules and format; mypy          make bench   the benchmarks, toy size
 # make test-oldest  some of the tests on the oldest torch, diffusers, ... that setup.py allows
 # make docs-check  every command of README.md and docs/ at toy size, or why it cannot be run
-# make faults the long form of tests/faults: 20,000 damaged checkpoints, 50 kills a rank count
+# make faults the long form of tests/faults: 20,000 damaged checkpoints, 20,000 fuzzed inputs, kills
 
 PYTHON ?= python3
 VENV   := .venv
@@ -52,7 +52,7 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --durations=10
 
 faults: $(VENV)/installed
-	OMP_NUM_THREADS=1 FAULTS=20000 KILLS=50 REMAINS=300 $(PY) -m pytest -q tests/faults
+	OMP_NUM_THREADS=1 FAULTS=20000 FUZZ=20000 KILLS=50 REMAINS=300 $(PY) -m pytest -q tests/faults
 
 # uv takes the lower bounds of setup.py as they are. One test is left out: in bf16 our attention
 # and that of diffusers 0.35.1 differ in the last bits (LOG.md).

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from assembly.ablation import AblateConfig, cell, command_of, read_json, with_files, write_board
 from utils import config
+from utils.files import write_whole
 from utils.run import entry
 
 DEFAULT_COLUMNS = (
@@ -112,7 +113,7 @@ def run(step: Step, title: str) -> str | None:
         return None
     step.folder.mkdir(parents=True, exist_ok=True)
     command = with_files(step.arguments)
-    marker.write_text(json.dumps({"command": command, "finished": False}) + "\n")
+    write_whole(marker, json.dumps({"command": command, "finished": False}) + "\n")
     print(f"{title}: started, log in {log}", flush=True)
     started = time.perf_counter()
     script = Path(__file__).resolve().parent / step.arguments[0]
@@ -129,7 +130,7 @@ def run(step: Step, title: str) -> str | None:
     if code or STOPPED in last:
         print(f"{title}: FAILED after {seconds}", flush=True)
         return f"{step.name} (exit code {code}, {log}): {last}"
-    marker.write_text(json.dumps({"command": command, "finished": True}) + "\n")
+    write_whole(marker, json.dumps({"command": command, "finished": True}) + "\n")
     print(f"{title}: done in {seconds}", flush=True)
     return None
 
@@ -180,17 +181,14 @@ def write(cfg: AblateConfig, runs: dict[tuple[str, int], list[Step]]) -> None:
     for variant, row in table.items():
         cells = [cell(**row["metrics"][name]) for name in columns]
         lines.append(f"| {variant} | {len(row['seeds'])} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Mean ± standard deviation (n - 1) over seeds {', '.join(map(str, cfg.seeds))};"
-        f" commit {commits}.",
-    ]
+    seeds = ", ".join(map(str, cfg.seeds))
+    lines += ["", f"Mean ± standard deviation (n - 1) over seeds {seeds}; commit {commits}."]
     if cfg.jobs > 1:
         lines.append(f"{cfg.jobs} runs shared the machine: images_per_s compares nothing else.")
     text, folder = "\n".join(lines) + "\n", Path(cfg.output_dir)
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    write_whole(folder / "table.md", text)
     facts = {"variants": table, "config": config.to_dict(cfg), "commit": commits}
-    (folder / "table.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "table.json", json.dumps(facts, indent=1) + "\n")
     write_board(cfg, values, columns)
     print(f"\n{text}written to {folder}: table.md, table.json, tensorboard")
 

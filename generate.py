@@ -19,7 +19,7 @@ from assembly import checkpoints
 from assembly.inference import infrared_of, same_area
 from configs.schema import USE_FLAGS, GenerateConfig
 from data import outputs
-from data.decoding import decode_visible
+from data.decoding import decode_visible, read_file
 from data.pairs import make_window
 from data.photographs import find_photographs, refuse_raw
 from data.radiometry import Planck
@@ -95,7 +95,7 @@ def read(path: Path) -> tuple[np.ndarray, str | None]:
     """A photograph; or black, and what is wrong with the file: the others are made nevertheless."""
     try:
         refuse_raw(path)
-        return decode_visible(path.read_bytes(), str(path)), None
+        return decode_visible(read_file(path), str(path)), None
     except Exception as error:  # PIL raises a dozen types on foreign bytes
         if not isinstance(error, (ValueError, OSError)) or str(path) not in str(error):
             error = f"{path}: not a readable image ({type(error).__name__}: {error})"

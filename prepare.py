@@ -100,6 +100,8 @@ def prepare_synthetic(args: argparse.Namespace) -> dict:
 
 def prepare_folders(args: argparse.Namespace) -> dict:
     window = ranges.given_window(args.window, args.scale, args.offset)
+    if not np.isfinite(args.nodata).all():
+        raise ValueError(f"--nodata takes finite numbers, got {args.nodata}")
     rule = splitting.rule_of(args)
     args.palette, colours = infrared_files.split_palettes(args.palette)
     args.table = args.table or args.palette

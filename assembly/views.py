@@ -19,10 +19,9 @@ from assembly import checkpoints
 from data import outputs
 from data.decoding import decode_visible
 from data.materials import MATERIALS, material_colors
-from data.pairs import make_window
 from data.photographs import refuse_raw
 from data.radiometry import Planck, kelvin_known
-from data.transforms import Window, resize_visible
+from data.transforms import Window, make_window, resize_visible
 from models.sampler import translate, untrained_mode
 from utils import panels
 from utils.problems import Checked

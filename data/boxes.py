@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from data.folders import Item, natural
+from utils.files import read_limited
 
 TOLERANCE = 0.002  # of the image's side: boxes are written with few digits
+MOST_BYTES = 2**24  # of one file
 LEVELS = 3  # folders above an image in which boxes/ is looked for
 
 
@@ -40,7 +42,7 @@ def _folder(item: Item) -> Path | None:
 def _wrong(path: Path) -> list[str]:
     """What is wrong with the lines of one file."""
     found = []
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    text = read_limited(path, MOST_BYTES).decode("utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue

@@ -1,7 +1,7 @@
 """Image files from bytes to arrays without loss, upright, checked; and PNG back to bytes."""
 
 import io
-import re
+import math
 import warnings
 from pathlib import Path
 
@@ -9,10 +9,15 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from data import tiff
+from data import pieces, tiff
 from data.materials import decode_palette
+from utils.files import read_limited
 
 MAX_PIXELS = 100_000_000  # more is refused from the header, before any pixel is decoded
+MOST_BYTES = 2**30  # of a file
+# More bytes than these behind so many pixels are no image: 16 bits of 4 channels take 8 a pixel.
+BYTES_A_PIXEL, BYTES_BESIDE = 32, 16 * 2**20
+MOST_EXIF = 2**20  # bytes, of which PIL may unpack every one
 # Channels of a grey image that went through a JPEG differ by a few levels, palettes by tens.
 GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
 # PIL knows many more, among them EPS, which it hands to Ghostscript: a program that it runs.
@@ -26,11 +31,20 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we refuse instead
 
 
-def _open(data: bytes, where: str) -> Image.Image:
-    """Header only: sizes are checked here, pixels are decoded by `load`."""
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file. Raises: ValueError: none, or too large. OSError: unreadable."""
+    return read_limited(path, MOST_BYTES)
+
+
+def open_image(data: bytes, where: str) -> Image.Image:
+    """Header only: sizes are checked here, pixels are decoded by `load`.
+
+    Raises: ValueError naming `where`: unreadable, too large, several frames, too much beside them.
+    """
     formats = FORMATS
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
         formats = _heif(where)
+    pieces.check(data, where)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
@@ -49,9 +63,27 @@ def _open(data: bytes, where: str) -> Image.Image:
         )
     if width == 0 or height == 0:
         raise ValueError(f"{where}: empty image, {width} x {height}")
-    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
-        raise ValueError(f"{where}: {frames} frames in one file, expected 1")
+    if len(data) > BYTES_BESIDE + BYTES_A_PIXEL * width * height:
+        raise ValueError(f"{where}: {len(data):,} bytes for {width} x {height} pixels; not decoded")
+    if len(image.info.get("exif", b"")) > MOST_EXIF:
+        raise ValueError(f"{where}: more than {MOST_EXIF:,} bytes of EXIF; not decoded")
+    if image.format != "MPO" and _second_frame(image, where):
+        raise ValueError(f"{where}: several frames in one file, expected 1")
     return image
+
+
+def _second_frame(image: Image.Image, where: str) -> bool:
+    """Whether there is one; counting them all may take minutes."""
+    if image.format not in ("TIFF", "GIF"):
+        return getattr(image, "n_frames", 1) > 1  # from the header
+    try:
+        image.seek(1)
+        return True
+    except EOFError:
+        image.seek(0)
+        return False
+    except Exception as error:
+        raise ValueError(f"{where}: damaged or truncated image ({_short(error)})") from None
 
 
 def _heif(where: str) -> tuple[str, ...]:
@@ -69,12 +101,20 @@ def _heif(where: str) -> tuple[str, ...]:
 
 def _load(data: bytes, where: str) -> tuple[Image.Image, int]:
     """All pixels as stored, and the EXIF orientation (1 to 8) that they are still to be given."""
-    image = _open(data, where)
+    image = open_image(data, where)
     try:
         image.load()  # before the orientation is asked for: PIL itself turns a TIFF while loading
-        return image, image.getexif().get(ExifTags.Base.Orientation, 1)
+        return image, _orientation(image)
     except Exception as error:
         raise ValueError(f"{where}: damaged or truncated image ({_short(error)})") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 where the EXIF is damaged or says nothing."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # PIL raises a dozen types on damaged EXIF
+        return 1
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -152,7 +192,7 @@ def decode_colours(data: bytes, where: str) -> np.ndarray:
 
 def turned_as(array: np.ndarray, data: bytes, where: str) -> np.ndarray:
     """An image from inside a file turned as the file's own orientation says."""
-    return upright(array, _open(data, where).getexif().get(ExifTags.Base.Orientation, 1))
+    return upright(array, _orientation(open_image(data, where)))
 
 
 def nodata_of(data: bytes) -> float | None:
@@ -177,7 +217,7 @@ def _numbers(image: Image.Image, data: bytes, where: str) -> np.ndarray:
             return array.view(np.uint32)
     if image.format == "PPM" and array.dtype.kind == "i":
         # PIL stretches 16-bit values to 65535 by this factor, which can be undone exactly
-        most = int(re.sub(rb"#[^\n]*", b" ", data[:4096]).split()[3])
+        most = int(pieces.ppm_header(data)[3])
         return np.rint(array * (most / 65535)).astype(np.int32)
     return array
 
@@ -196,9 +236,10 @@ def _decode_npy(data: bytes, where: str) -> np.ndarray:
             raise ValueError("object arrays are not images")
     except Exception as error:
         raise ValueError(f"{where}: not a readable .npy array ({_short(error)})") from None
-    pixels = int(np.prod(shape, dtype=np.float64))
-    if pixels > MAX_PIXELS:
-        raise ValueError(f"{where}: {pixels:,} values, more than {MAX_PIXELS:,}; not decoded")
+    pixels = math.prod(shape)
+    if min(shape, default=1) < 0 or pixels > MAX_PIXELS:
+        number = f"{pixels:,}" if abs(pixels) < 10**30 else "far too many"
+        raise ValueError(f"{where}: {number} values, more than {MAX_PIXELS:,}; not decoded")
     if len(data) - stream.tell() < pixels * dtype.itemsize:
         raise ValueError(f"{where}: truncated .npy array, shape {shape} needs more bytes")
     array = np.load(io.BytesIO(data), allow_pickle=False)
@@ -337,19 +378,17 @@ def encode_png(array: np.ndarray) -> bytes:
 def four_channels(path: Path) -> bool:
     """Whether a file is an 8-bit image of four channels."""
     try:
-        with Image.open(path) as image:
-            return image.mode == "RGBA"
-    except OSError:
+        return open_image(read_file(path), str(path)).mode == "RGBA"
+    except (ValueError, OSError):
         return False
 
 
 def split_channels(data: bytes, where: str) -> tuple[bytes, bytes]:
     """PNGs of the first three channels and of the fourth. Raises: ValueError: not four channels."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode, pixels = image.mode, np.array(image)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{where}: cannot be read ({error})") from None
-    if mode != "RGBA":
-        raise ValueError(f"{where}: visible and infrared in one file need 4 channels, has {mode}")
+    image, _ = _load(data, where)
+    if image.mode != "RGBA":
+        raise ValueError(
+            f"{where}: visible and infrared in one file need 4 channels, has {image.mode}"
+        )
+    pixels = np.array(image)
     return encode_png(np.ascontiguousarray(pixels[..., :3])), encode_png(pixels[..., 3].copy())

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from data.manifest import SPLITS, split_name
+from utils.files import read_limited
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # beside the hidden ones
+MOST_JSON_BYTES = 2**28  # of a file of splits
 FRACTIONS = (0.8, 0.1, 0.1)
 SIMILAR = 0.95  # correlation of 16 x 16 thumbnails; video neighbours have 0.99, other scenes < 0.9
 # "0111_1716_0000" is frame 0000 of sequence "0111_1716", "set00/V000/I00012" of "set00/V000" and
@@ -66,7 +68,7 @@ def image_files(
         except UnicodeEncodeError:
             raise ValueError(f"{str(path)!a}: the name is not UTF-8; rename it") from None
         if not path.is_file():
-            raise ValueError(f"{path}: a link to nothing")
+            raise ValueError(f"{path}: a link to nothing, or no regular file")
         if path.suffix.lower() not in EXTENSIONS:
             others.append(path)
             continue
@@ -236,10 +238,11 @@ def read_splits(path: Path, items: list[Item], allow_unmatched: bool) -> tuple[l
     Returns: one split an item, and notes. Raises: ValueError: a name in two splits or in none;
     names without files, unless `allow_unmatched`.
     """
+    data = read_limited(path, MOST_JSON_BYTES)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(data.decode("utf-8-sig"))
         flat = all(isinstance(names, list) for names in content.values())
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON object of splits ({error})") from None
     sources = list(dict.fromkeys(item.source for item in items))
     if flat and len(sources) > 1:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data import doctor, image_values
-from data.decoding import decode_semantic, decode_visible, nodata_of, split_channels
+from data.decoding import decode_semantic, decode_visible, nodata_of, read_file, split_channels
 from data.folders import Item, thumbnail
 from data.infrared_files import read_infrared
 from data.manifest import sha256
@@ -71,8 +71,8 @@ class Inspection(NamedTuple):
 def read_files(item: Item) -> tuple[bytes, bytes]:
     """Visible and infrared bytes; of one file with four channels, a PNG for each side."""
     if item.visible != item.infrared:
-        return item.visible.read_bytes(), item.infrared.read_bytes()
-    return split_channels(item.visible.read_bytes(), str(item.visible))
+        return read_file(item.visible), read_file(item.infrared)
+    return split_channels(read_file(item.visible), str(item.visible))
 
 
 def decode_item(item: Item, options: Options) -> Decoded:
@@ -84,7 +84,7 @@ def decode_item(item: Item, options: Options) -> Decoded:
     infrared = read.values
     semantic = None
     if item.semantic is not None:
-        data = item.semantic.read_bytes()
+        data = read_file(item.semantic)
         semantic = decode_semantic(data, str(item.semantic), options.palette or None)
         _check_ids(semantic, options.table, str(item.semantic))
     original, wanted = visible.shape[:2], infrared.shape

@@ -13,6 +13,8 @@ import os
 import shutil
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import safe_open
@@ -90,12 +92,21 @@ def write_shard(folder: Path, entries: dict[str, Entry]) -> None:
 
 
 def find(folder: Path) -> dict[str, Path]:
-    """The shard of every key in the folder."""
+    """The shard of every key in the folder. Raises: ValueError: one is damaged."""
     shards: dict[str, Path] = {}
     for path in sorted(folder.glob(PATTERN)):
-        with safe_open(path, "pt") as file:
+        with _named(path), safe_open(path, "pt") as file:
             shards |= {name.split("/")[0]: path for name in file.keys()}  # noqa: SIM118
     return shards
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of reading a shard as one sentence: safetensors raises kinds of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, to have it made again") from None
 
 
 class Latents:
@@ -118,6 +129,7 @@ class Latents:
     def get(self, index: int, flipped: bool) -> dict[str, Tensor]:
         """latents and masked, (N, 64) fp32, of a pair or of its mirror image."""
         key, path = self.places[index]
-        if path not in self.files:
-            self.files[path] = safe_open(path, "pt")
-        return {n: self.files[path].get_slice(f"{key}/{n}")[int(flipped)] for n in NAMES}
+        with _named(path):
+            if path not in self.files:
+                self.files[path] = safe_open(path, "pt")
+            return {n: self.files[path].get_slice(f"{key}/{n}")[int(flipped)] for n in NAMES}

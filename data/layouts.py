@@ -13,8 +13,10 @@ from data.decoding import four_channels
 from data.folders import Item
 from data.manifest import SPLITS
 from data.materials import TABLES
+from utils.files import read_limited
 
 ENDING = r"\.(?i:png|jpe?g|tiff?|bmp|webp|npy)"
+MOST_LIST_BYTES = 2**26  # of a file of names
 SHARE = 0.5  # of the images must belong to a layout for it to be recognised
 
 
@@ -107,7 +109,7 @@ def _listed(root: Path, others: list[Path]) -> dict[str, str]:
     listed: dict[str, str] = {}
     for path in others:
         if path.name in {f"{split}.txt" for split in SPLITS}:
-            for name in path.read_text(encoding="utf-8-sig").split():
+            for name in read_limited(path, MOST_LIST_BYTES).decode("utf-8-sig", "replace").split():
                 if listed.setdefault(name, f"{path.stem}/{name}") != f"{path.stem}/{name}":
                     raise ValueError(f"{path}: {name} is in {listed[name].split('/')[0]} too")
     return listed

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from data.materials import TABLES
+
 VERSION = 1
 KEY = "thermaflux"  # of the schema's metadata of a shard: window and planck
 MOST = 1e30  # of a window, in any unit
@@ -82,6 +84,10 @@ def _wrong_type(manifest: dict) -> str | None:
     shards = manifest["shards"]
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
         return "'shards' is not a list of mappings"
+    if not all(isinstance(s.get("file"), str) and type(s.get("bytes")) is int for s in shards):
+        return "'shards' does not say the name and bytes of each file"
+    if (table := manifest.get("table")) is not None and table not in list(TABLES):
+        return f"'table' is {table!r:.40}, none of {', '.join(TABLES)}"
     return None
 
 

@@ -65,7 +65,8 @@ def encode(values: np.ndarray, to: Format) -> dict[str, bytes]:
         facts = {"unit": to.window.unit, "scale": scale, "offset": offset}
         if to.planck:
             facts["planck"] = to.planck._asdict()
-        return {".png": encode_png(numbers), ".json": json.dumps(facts, indent=1).encode()}
+        # in this order: an image that is there has its scale beside it
+        return {".json": json.dumps(facts, indent=1).encode(), ".png": encode_png(numbers)}
     low, high, unit = to.window
     exact = np.clip(np.asarray(values, np.float64), 0, 1) * (high - low) + low
     if kelvin_known(unit, to.planck):

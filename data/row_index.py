@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data import manifest as mf
+from data import parquet_limits
 from data.shard_files import Files
 
 # Accepted column names, ours first.
@@ -25,7 +26,6 @@ NUMBERS = ("ir_scale", "ir_offset")
 SMALL = ("name", "source", "split", "sha256", "ir_unit", *NUMBERS)
 REPEATED = ("source", "split", "ir_unit")  # few values for many rows
 READERS = 16  # files whose small columns are read at a time: a remote store answers slowly
-MOST_GROUP_BYTES = 2**30  # uncompressed; larger row groups are refused
 
 
 class Column(Sequence):
@@ -122,7 +122,7 @@ class Rows:
     """All rows of the files found, in the order of files and rows: `small` has a Column a key."""
 
     def __init__(self, found: Files, fractions: list[float]):
-        self.storage, self.files = found.storage, found.paths
+        self.storage, self.files, self.sizes = found.storage, found.paths, found.sizes
         with ThreadPoolExecutor(min(READERS, len(self.files))) as pool:
             shards = list(pool.map(self._read, self.files))
         self.columns = [shard.columns for shard in shards]
@@ -145,16 +145,24 @@ class Rows:
             reason = self.storage.reason(error)
             raise ValueError(f"{where}: not a readable parquet file ({reason})") from None
 
-    def _read_once(self, path: str, where: str) -> Shard:
+    def _open(self, path: str, as_dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
         stream = self.storage.fs.open_input_file(path)
-        with pq.ParquetFile(stream, pre_buffer=self.storage.remote) as file:
+        remote, texts = self.storage.remote, list(as_dictionaries)
+        return pq.ParquetFile(stream, pre_buffer=remote, read_dictionary=texts)
+
+    def _read_once(self, path: str, where: str) -> Shard:
+        with self._open(path) as file:
             columns, metadata = FileColumns(file.schema_arrow, where), file.metadata
+            parquet_limits.check(metadata, where, self.sizes[path])
             groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
             starts = np.cumsum([0, *(g.num_rows for g in groups)])
             sizes = np.array([g.total_byte_size for g in groups], dtype=np.int64)
-            _check_groups(sizes, where)
             keys = [key for key in SMALL if key in columns]
-            table = file.read(columns=keys, use_threads=False)
+            texts = parquet_limits.texts_as_dictionaries(metadata, keys)
+            table = None if texts else file.read(columns=keys, use_threads=False)
+        if table is None:
+            with self._open(path, texts) as file:
+                table = parquet_limits.decoded(file.read(columns=keys, use_threads=False), where)
         absent = pa.chunked_array([pa.nulls(metadata.num_rows)])
         small = {key: _of_one_type(key, table[key] if key in columns else absent) for key in SMALL}
         return Shard(columns, metadata, starts, sizes, pa.table(small))
@@ -303,13 +311,3 @@ def _joined(tables: list[pa.Table]) -> dict[str, Column]:
 def _split_of_file(name: str) -> str | None:
     words = [w for w in re.split(r"[^a-z]+", name.lower()) if w in mf.SPLIT_ALIASES]
     return mf.SPLIT_ALIASES[words[0]] if len({mf.SPLIT_ALIASES[w] for w in words}) == 1 else None
-
-
-def _check_groups(sizes: np.ndarray, where: str) -> None:
-    """Raises: ValueError: a row group whose decoding would take more than the limit."""
-    for g, size in enumerate(sizes.tolist()):
-        if size > MOST_GROUP_BYTES:
-            raise ValueError(
-                f"{where}: row group {g} has {size:,} bytes uncompressed, at most "
-                f"{MOST_GROUP_BYTES:,} are read; write it with smaller row groups"
-            )

@@ -25,6 +25,7 @@ PERMANENT = re.compile(
     re.IGNORECASE,
 )
 DENIED = re.compile(r"ACCESS_DENIED|FORBIDDEN|PERMISSION|HTTP status 40[13]", re.IGNORECASE)
+MOST_MANIFEST_BYTES = 16 * 2**20
 Result = TypeVar("Result")
 
 
@@ -210,7 +211,11 @@ def _read_if_there(storage: Storage, path: str) -> str | None:
         if storage.fs.get_file_info(path).type != pafs.FileType.File:
             return None
         with storage.fs.open_input_stream(path) as stream:
-            return stream.read().decode()
+            data = stream.read(MOST_MANIFEST_BYTES + 1)
+        if len(data) > MOST_MANIFEST_BYTES:
+            where = storage.name(path)
+            raise ValueError(f"{where}: more than {MOST_MANIFEST_BYTES:,} bytes, no manifest")
+        return data.decode(errors="replace")
 
     try:
         return storage.attempt(read)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data import parquet_limits
 from data.row_index import ALIASES, Rows
 
 OPEN_FILES = 128  # handles a process keeps
@@ -74,7 +75,7 @@ class RowReader:
             reason = storage.reason(error)
             raise ValueError(f"{self.rows.where(i)}: cannot be read ({reason})") from None
 
-    def _group(self, file_id: int, group: int) -> dict[str, pa.Array]:
+    def _group(self, file_id: int, group: int) -> dict[str, pa.ChunkedArray]:
         key = (file_id, group)
         if key in self.groups:
             self.groups.move_to_end(key)
@@ -86,7 +87,7 @@ class RowReader:
             self.bytes -= self.groups.popitem(last=False)[1][1]
         return columns
 
-    def _fetch(self, file_id: int, group: int) -> tuple[dict[str, pa.Array], int]:
+    def _fetch(self, file_id: int, group: int) -> tuple[dict[str, pa.ChunkedArray], int]:
         """The image columns of a row group, and their bytes."""
         names = {k: n for k, n in self.rows.columns[file_id].items() if k in ALIASES}
         try:
@@ -98,9 +99,10 @@ class RowReader:
             raise
         columns = {}
         for our, name in names.items():
-            column = table[name].combine_chunks()
-            column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-            columns[our] = column.field("bytes") if pa.types.is_struct(column.type) else column
+            column = table[name]
+            if pa.types.is_struct(column.type):
+                column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+            columns[our] = column
         return columns, table.nbytes
 
     def _handle(self, file_id: int) -> pq.ParquetFile:
@@ -109,8 +111,13 @@ class RowReader:
             return self.handles[file_id]
         storage, path = self.rows.storage, self.rows.files[file_id]
         stream = storage.fs.open_input_file(path)  # a memory map of a cut file is a SIGBUS
+        metadata = self.rows.metadata[file_id]
+        images = [name for key, name in self.rows.columns[file_id].items() if key in ALIASES]
         handle = pq.ParquetFile(
-            stream, metadata=self.rows.metadata[file_id], pre_buffer=storage.remote
+            stream,
+            metadata=metadata,
+            pre_buffer=storage.remote,
+            read_dictionary=parquet_limits.images_as_dictionaries(metadata, images),
         )
         self.handles[file_id] = handle
         if len(self.handles) > OPEN_FILES:
@@ -118,6 +125,8 @@ class RowReader:
         return handle
 
 
-def _bytes(column: pa.Array, row: int) -> bytes | None:
+def _bytes(column: pa.ChunkedArray, row: int) -> bytes | None:
     value = column[row]
+    if value.is_valid and pa.types.is_dictionary(value.type):
+        value = value.value
     return value.as_buffer().to_pybytes() if value.is_valid else None

@@ -4,13 +4,13 @@ The file is a JPEG of the camera's display; segments APP1 "FLIR" carry, in order
 records (layout as documented by ExifTool's FLIR.pm). Every size in it is checked before use.
 """
 
-import io
 import struct
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from data import pieces
+from data.decoding import open_image
 from data.radiometry import Planck, make_planck
 
 MOST_BYTES = 256 * 2**20  # of the container
@@ -39,21 +39,16 @@ def read_thermal_jpeg(data: bytes, where: str) -> Thermal:
         if RAW not in records:
             raise ValueError("no raw image")
         return Thermal(_raw_image(records[RAW]), _planck(records.get(CAMERA), where))
-    except (struct.error, IndexError, ValueError, OSError, SyntaxError) as error:
+    except Exception as error:  # struct's, numpy's, and the dozen types of PIL
         raise ValueError(f"{where}: damaged radiometric JPEG ({error})") from None
 
 
 def _parts(data: bytes):
     """(number, number of the last, body) of each APP1 segment of FLIR's."""
-    if data[:2] != b"\xff\xd8":
-        return
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (0xD9, 0xDA):
-        size = int.from_bytes(data[at + 2 : at + 4], "big")
-        body = data[at + 4 : at + 2 + size]
-        if data[at + 1] == 0xE1 and body[:5] == b"FLIR\0" and len(body) >= HEADER:
-            yield body[6], body[7], body[HEADER:]
-        at += 2 + max(2, size)
+    if data[:2] == b"\xff\xd8":
+        for marker, body in pieces.jpeg_segments(data):
+            if marker == 0xE1 and body[:5] == b"FLIR\0" and len(body) >= HEADER:
+                yield body[6], body[7], body[HEADER:]
 
 
 def _joined(data: bytes) -> bytes:
@@ -94,7 +89,7 @@ def _raw_image(record: bytes) -> np.ndarray:
         raise ValueError(f"a raw image of {width} x {height}")
     body = record[32:]
     if body[:4] in (b"\x89PNG", b"II*\0", b"MM\0*"):
-        image = Image.open(io.BytesIO(body), formats=("PNG", "TIFF"))
+        image = open_image(body, "the raw image")
         if image.size != (width, height) or not image.mode.startswith("I"):
             raise ValueError(f"a raw image of {image.size} in {image.mode}, not {width} x {height}")
         counts = np.array(image).astype(np.uint16)

@@ -158,6 +158,8 @@ def damaged(path: str | Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
                 return "it holds compressed files, which no checkpoint does"
+            if any(item.compress_size != item.file_size for item in archive.infolist()):
+                return "it says two sizes of one part"  # torch would read what is not there
             bad = archive.testzip()
         return f"checksum of {bad} is wrong" if bad else None
     except Exception as error:  # zipfile raises a dozen types on foreign bytes

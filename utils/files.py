@@ -51,8 +51,11 @@ def read_limited(path: str | Path, most: int) -> bytes:
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} is a device, pipe or socket, not a file")
     with open(path, "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
+        size = os.fstat(file.fileno()).st_size
+        too_large = size > most
+        # read() allocates what it is asked for; what lies in /proc has a size of 0
+        data = b"" if too_large else file.read(min(most, max(size, 2**16)) + 1)
+    if too_large or len(data) > most:
         raise ValueError(f"{path} has more than {most:,} bytes, the most that is read of its kind")
     return data
 

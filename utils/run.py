@@ -181,18 +181,23 @@ def _drop_rows_after(path: Path, step: int) -> None:
     """Keep the rows up to `step`; at step 0 none, since nothing of that attempt was kept."""
     if not path.exists():
         return
-    kept = []
+    kept = [row for row in read_rows(path) if row["step"] <= step] if step > 0 else []
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl, less damaged ones, as a killed process leaves."""
+    rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            continue  # half a line (the process was killed while it wrote), or a damaged one
-        number = row.get("step") if isinstance(row, dict) else None
-        if step > 0 and isinstance(number, int) and number <= step:
-            kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
+    return rows
 
 
 def command_line() -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import row_index
+from data import parquet_limits, row_index
 from data.shard_files import find_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +52,6 @@ def test_a_shard_cut_while_it_is_read_is_one_sentence(folder):
 
 
 def test_a_row_group_beyond_the_limit_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(row_index, "MOST_GROUP_BYTES", 30_000)
+    monkeypatch.setattr(parquet_limits, "MOST_GROUP_BYTES", 30_000)
     with pytest.raises(ValueError, match=r"a.parquet: row group 0 has 4\d,\d+ bytes uncompressed"):
         rows_of(folder)

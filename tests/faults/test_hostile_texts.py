@@ -74,7 +74,12 @@ def test_devices_and_pipes_are_no_configuration(tmp_path):
 
 
 WINDOW = {"low": 0, "high": 1, "unit": "C"}
-GOOD = {"version": 1, "window": WINDOW, "splits": {"train": {}}, "shards": [{"file": "a"}]}
+GOOD = {
+    "version": 1,
+    "window": WINDOW,
+    "splits": {"train": {}},
+    "shards": [{"file": "a", "bytes": 1}],
+}
 
 
 @pytest.mark.parametrize(
@@ -89,8 +94,12 @@ GOOD = {"version": 1, "window": WINDOW, "splits": {"train": {}}, "shards": [{"fi
         json.dumps({**GOOD, "splits": {"train": 3}}),
         json.dumps({**GOOD, "shards": 3}),
         json.dumps({**GOOD, "shards": [3]}),
+        json.dumps({**GOOD, "shards": [{"bytes": 1}]}),
+        json.dumps({**GOOD, "shards": [{"file": "a", "bytes": None}]}),
+        json.dumps({**GOOD, "table": "none of ours"}),
+        json.dumps({**GOOD, "table": ["msrs"]}),
     ],
-    ids=range(9),
+    ids=range(13),
 )
 def test_a_manifest_of_wrong_types_is_one_sentence(text):
     with pytest.raises(ValueError, match=r"set/manifest\.json"):

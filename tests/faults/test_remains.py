@@ -6,22 +6,29 @@ pytest tests/faults/test_remains.py    REMAINS=300 asks for more kills of each k
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
 
+import generate
 import prepare
 from assembly import bundle
 from data import writing
+from data.decoding import decode_infrared, decode_visible
+from tests import tiny_data as tiny
+from tests.conftest import call_main
 from tests.faults import forks
 from tests.faults.test_written_whole import export
-from utils import checkpoint, files
+from utils import checkpoint, files, panels, results
 from utils.run import entry
 
 KILLS = int(os.environ.get("REMAINS", 5))
@@ -176,3 +183,74 @@ def test_a_report_killed_at_random_moments_is_old_or_new(tmp_path):
     (tmp_path / ".results.md.1.part").write_text("half")  # the last kill may have left none
     files.write_whole(path, "end")
     assert not leftovers(tmp_path, "results.md")
+
+
+def test_evaluation_killed_at_random_moments_leaves_whole_tables(tmp_path):
+    chance, last = random.Random(4), 0
+
+    def write(number):
+        images = [{"image": i, "value": number} for i in range(500)]
+        results.write(tmp_path, images, images, {"value": [number] * 500}, f"{number}\n" * 500)
+
+    def forever(first):
+        for number in range(first, 10**9):
+            write(number)
+
+    begun = time.perf_counter()
+    assert forks.status(forks.start(partial(write, 0))) == 0
+    seconds = time.perf_counter() - begun
+    for _ in range(KILLS):
+        forks.kill_after(forks.start(partial(forever, last + 1)), chance.uniform(0, 3 * seconds))
+        for path in tmp_path.glob("*.csv"):
+            lines = path.read_text().splitlines()[1:]
+            assert len(lines) == 500 and len({line.split(",")[1] for line in lines}) == 1
+        values = json.loads((tmp_path / "results.json").read_text())["value"]
+        assert len(values) == 500 and len(set(values)) == 1 and values[0] >= last
+        last = values[0]
+    results.write(tmp_path, [], [], {}, "end")
+    wanted = "per_image.csv", "per_object.csv", "results.json", "results.md"
+    assert not leftovers(tmp_path, *wanted)
+
+
+def test_generation_killed_at_random_moments_leaves_whole_images(tmp_path, monkeypatch):
+    photographs, out, chance = tmp_path / "photographs", tmp_path / "out", random.Random(5)
+    photographs.mkdir()
+    for i in range(12):
+        (photographs / f"{i}.png").write_bytes(tiny.png(tiny.visible(i, (128, 128))))
+    size = SimpleNamespace(height_width=lambda: (64, 64))
+    trained = SimpleNamespace(window=(0, 65535), unit="counts", planck=None, data=size)
+    loaded = SimpleNamespace(eval=lambda: None), trained, "plan"
+    monkeypatch.setattr(generate.checkpoints, "load_translator", lambda *a, **k: loaded)
+    monkeypatch.setattr(generate.checkpoints, "sampling_of", lambda *a: None)
+    made = np.random.default_rng(0).random((128, 128), np.float32)
+    monkeypatch.setattr(generate, "infrared_of", lambda _, images, *a: [made] * len(images))
+    argv = "--checkpoint", "x", "--image_path", photographs, "--output_dir", out
+    make = partial(call_main, "generate", *argv, "--format", "png16", "--device", "cpu")
+
+    begun = time.perf_counter()
+    assert forks.status(forks.start(partial(quietly, make))) == 0
+    seconds, killed = time.perf_counter() - begun, 0
+    for _ in range(KILLS):
+        shutil.rmtree(out)
+        killed += forks.kill_after(forks.start(partial(quietly, make)), chance.uniform(0, seconds))
+        out.mkdir(exist_ok=True)
+        for path in out.glob("*.png"):
+            assert decode_infrared(path.read_bytes(), path.name).dtype == np.uint16
+            assert json.loads(path.with_suffix(".json").read_text())["unit"] == "counts"
+    assert killed
+    make()
+    assert not leftovers(out, *(f"{i}.{kind}" for i in range(12) for kind in ("png", "json")))
+
+
+def test_panels_killed_at_random_moments_are_whole(tmp_path):
+    path, chance = tmp_path / "scene.png", random.Random(6)
+
+    def forever():
+        for number in range(10**9):
+            panels.save_png(path, np.full((200, 200, 3), number % 256, np.uint8))
+
+    for _ in range(KILLS):
+        forks.kill_after(forks.start(forever), chance.uniform(0, 0.03))
+        assert not path.exists() or len(np.unique(decode_visible(path.read_bytes(), "x"))) == 1
+    panels.save_png(path, np.zeros((2, 2, 3), np.uint8))
+    assert not leftovers(tmp_path, "scene.png")
