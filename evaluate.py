@@ -12,6 +12,7 @@ to --output_dir. Takes a checkpoint of any stage.
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,7 +48,8 @@ def main() -> None:
     references = [*reference_rows(mean), *codec_rows(opened)]
     own = model_rows(opened)
     boxes = boxes_of(cfg, pairs.cfg.path)
-    scorer = Scorer(pairs.size, device, boxes, cfg.lpips)
+    smallest = min(pairs.shapes or [pairs.size], key=min)
+    scorer = Scorer(smallest, device, boxes, cfg.lpips)
     scorer.measures |= kelvin_measures(pairs.window, pairs.planck)
     of_maps = None if isinstance(opened.trained, BaselineConfig) else Stage1Scores(pairs, device)
     ranks, started = (dist.rank(), dist.world_size()), time.perf_counter()
@@ -98,10 +100,12 @@ def boxes_of(cfg: EvaluateConfig, path: str) -> Boxes | None:
 def training_mean(data, batch_size: int, needed: bool) -> tuple[Tensor | None, str]:
     """(1, 1, H, W), the mean infrared image of the training split pixel by pixel, and no note.
 
+    Images of several aspects are squashed to data.size for it: `reference_rows` stretches it back.
     Where the training data is not at hand: no image, and a note that says so, unless `needed`.
     """
     try:
-        train = open_pairs(data, "train")
+        aspect = "squash" if data.aspect == "buckets" else data.aspect
+        train = open_pairs(replace(data, aspect=aspect), "train")
     except ValueError as error:
         if needed:
             raise

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from assembly.checkpoints import Opened
 from baselines.training import BaselineConfig
@@ -40,7 +41,10 @@ def reference_rows(training_mean: Tensor | None) -> list[Row]:
 
     def mean(batch: Batch) -> Tensor:
         visible = batch["visible"]
-        return training_mean.to(visible.device).expand(len(visible), -1, -1, -1)
+        image = training_mean.to(visible.device)
+        if image.shape[-2:] != visible.shape[-2:]:  # images keep their own aspects
+            image = F.interpolate(image, visible.shape[-2:], mode="bilinear", antialias=True)
+        return image.expand(len(visible), -1, -1, -1)
 
     return [Row("training mean", mean, False), *rows]
 

@@ -81,6 +81,7 @@ USE_FLAGS = {
         "split",
         "limit",
         "num_workers",
+        "aspect",
         "image_path",
         "keep_aspect",
         "recursive",
@@ -254,6 +255,8 @@ class HeldOutConfig(ModelUseConfig):
     split: Literal["train", "val", "test", "all"] = "test"
     limit: int = 0  # only so many pairs, evenly spaced; 0: all
     num_workers: int = 2
+    # of other aspects than the training size; null: as the run's data.aspect
+    aspect: Literal["crop", "buckets", "squash"] | None = None
 
     def __post_init__(self):
         super().__post_init__()

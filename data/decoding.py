@@ -77,6 +77,16 @@ def _load(data: bytes, where: str) -> tuple[Image.Image, int]:
         raise ValueError(f"{where}: damaged or truncated image ({_short(error)})") from None
 
 
+def size_of(data: bytes, where: str) -> tuple[int, int]:
+    """Height and width as viewed, from the header. Raises: ValueError: unreadable or too large."""
+    image = _open(data, where)
+    try:
+        sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception as error:  # PIL raises a dozen types on foreign bytes
+        raise ValueError(f"{where}: damaged or truncated image ({_short(error)})") from None
+    return image.size if sideways else image.size[::-1]
+
+
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
     """(H,W) or (H,W,C) as stored to as viewed. The one rule of every decoder, whatever PIL does."""
     if orientation in (5, 6, 7, 8):
