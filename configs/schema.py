@@ -84,6 +84,7 @@ USE_FLAGS = {
         "aspect",
         "image_path",
         "keep_aspect",
+        "tile",
         "recursive",
         "format",
         "counts",
@@ -279,7 +280,10 @@ class GenerateConfig(ModelUseConfig):
 
     image_path: str = ""  # a photograph, or a folder of them
     output_dir: str = "generated"
-    keep_aspect: bool = False  # sample at the photograph's aspect, not at the training size
+    keep_aspect: bool = False  # also where the model was trained with data.aspect=squash
+    # photographs larger than a tile at their own resolution: its side in pixels, a multiple of 16,
+    # or auto: the training size; the memory of a batch of tiles
+    tile: int | Literal["auto", "off"] = "off"
     recursive: bool = False  # the folders below too; results keep their structure
     # 8-bit grey; 16-bit PNG and .json of unit, scale and offset; kelvin as .npy; or a float TIFF
     format: Literal["png8", "png16", "npy", "tiff"] = "png8"
@@ -292,6 +296,10 @@ class GenerateConfig(ModelUseConfig):
                 f"--counts writes 16-bit PNG, --format {self.format} another: give one of them"
             )
         self.format = "png16" if self.counts else self.format
+        if isinstance(self.tile, int) and (self.tile < 32 or self.tile % 16):
+            raise ValueError(
+                f"--tile needs a multiple of 16 from 32 on, auto or off, got {self.tile}"
+            )
 
 
 @dataclass(kw_only=True)

@@ -1,15 +1,12 @@
 """Aspects of images: shapes of about one number of pixels, and batches that hold one shape each."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
-
-from data.manifest import KEY
-from data.shards import Rows
 
 STEP = 16  # pixels: sides are multiples of it, as the models' tokens are
 ASPECTS = (1, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2, 5 / 2, 3)  # long side by short side
@@ -17,11 +14,20 @@ Shape = tuple[int, int]  # height, width
 
 
 def same_area(size: Shape, aspect: float) -> Shape:
-    """About the pixels of `size` at height / width = `aspect`, sides in multiples of STEP."""
+    """About the pixels of `size` at height / width = `aspect`, sides in multiples of STEP.
+
+    Of the shapes around the exact one the nearest: its aspect counts, its area a quarter of it.
+    """
     area = size[0] * size[1]
-    height = max(1, round(math.sqrt(area * aspect) / STEP)) * STEP
-    width = max(1, round(math.sqrt(area / aspect) / STEP)) * STEP
-    return height, width
+    exact = math.sqrt(area * aspect) / STEP, math.sqrt(area / aspect) / STEP
+    heights, widths = ([max(1, int(n) + k) for k in (-1, 0, 1, 2)] for n in exact)
+
+    def distance(shape: Shape) -> float:
+        of_aspect = abs(math.log(shape[0] / shape[1] / aspect))
+        return of_aspect + abs(math.log(shape[0] * shape[1] * STEP**2 / area)) / 4
+
+    height, width = min(itertools.product(heights, widths), key=distance)
+    return height * STEP, width * STEP
 
 
 def bucket_shapes(size: Shape) -> list[Shape]:
@@ -107,20 +113,6 @@ def one_shape_a_batch(
     for item in items:
         own.setdefault(shapes[item], []).append(item)
     return [batch for same in own.values() for batch in _cut(same, batch_size)]
-
-
-def stored_sizes(rows: Rows) -> dict[int, Shape]:
-    """Height and width by row, of the files that prepare.py wrote with both as columns."""
-    sizes: dict[int, Shape] = {}
-    for file_id, (path, metadata) in enumerate(zip(rows.files, rows.metadata)):
-        ours = KEY.encode() in (metadata.metadata or {})
-        if not (ours and {"height", "width"} <= set(metadata.schema.names)):
-            continue
-        with pq.ParquetFile(rows.fs.open_input_file(path), metadata=metadata) as file:
-            table = file.read(columns=["height", "width"], use_threads=False)
-        known = zip(table["height"].to_pylist(), table["width"].to_pylist())
-        sizes |= zip(np.flatnonzero(rows.file_ids == file_id).tolist(), known)
-    return sizes
 
 
 def _cut(items: list, length: int) -> list[list]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data import shards
-from data.aspect import Shape, bucket_shapes, nearest_shape, stored_sizes
+from data.aspect import Shape, bucket_shapes, nearest_shape
 from data.batch import Sample
 from data.cache import PairCache
 from data.decoding import decode_infrared, decode_semantic, decode_visible, size_of
@@ -18,6 +18,7 @@ from data.manifest import SPLITS, sha256
 from data.materials import TABLES
 from data.pseudo_labels import LabelConfig
 from data.radiometry import Planck, make_planck
+from data.stored_sizes import stored_sizes
 from data.synthetic_source import SyntheticSource
 from data.transforms import (
     AugmentConfig,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.aspect import BucketOrder, bucket_shapes, nearest_shape, same_area, stored_sizes
+from data.aspect import BucketOrder, bucket_shapes, nearest_shape, same_area
 from data.pairs import DataConfig, LabelConfig, open_pairs
+from data.stored_sizes import stored_sizes
 from data.stream import in_step, sequential, stream
 from data.transforms import AugmentConfig, Pair, augment, crop_centre, largest_window
 from tests import tiny_data as tiny
