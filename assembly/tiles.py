@@ -56,8 +56,9 @@ def starts(length: int, side: int) -> list[int]:
     """Where tiles begin along an axis of `length`, evenly; both are multiples of STEP."""
     if length <= side:
         return [0]
-    count = math.ceil((length - OVERLAP * side) / ((1 - OVERLAP) * side))
+    farthest = int((1 - OVERLAP) * side / STEP)  # from one to the next, in steps
     last = (length - side) // STEP
+    count = math.ceil(last / farthest) + 1
     return [round(i * last / (count - 1)) * STEP for i in range(count)]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 STEP = 16  # pixels: sides are multiples of it, as the models' tokens are
 ASPECTS = (1, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2, 5 / 2, 3)  # long side by short side
+LEAST_SIDE = 32  # pixels: the discriminator's convolutions see no less
 Shape = tuple[int, int]  # height, width
 
 
@@ -33,7 +34,8 @@ def same_area(size: Shape, aspect: float) -> Shape:
 def bucket_shapes(size: Shape) -> list[Shape]:
     """`size` itself, and shapes of about as many pixels for ASPECTS, upright and lying."""
     aspects = [a for aspect in ASPECTS for a in (aspect, 1 / aspect)]
-    return list(dict.fromkeys([size, *(same_area(size, aspect) for aspect in aspects)]))
+    shapes = [size, *(same_area(size, aspect) for aspect in aspects)]
+    return [shape for shape in dict.fromkeys(shapes) if min(shape) >= min(LEAST_SIDE, *size)]
 
 
 def nearest_shape(shapes: list[Shape], size: Shape) -> Shape:

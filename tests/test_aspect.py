@@ -1,11 +1,14 @@
 """Images of several aspects: cut, never squashed unasked; batches of one shape; exact order."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from assembly import checkpoints
+from configs.schema import PretrainConfig
 from data.aspect import BucketOrder, bucket_shapes, nearest_shape, same_area
 from data.pairs import DataConfig, LabelConfig, open_pairs
 from data.stored_sizes import stored_sizes
@@ -13,6 +16,7 @@ from data.stream import in_step, sequential, stream
 from data.transforms import AugmentConfig, Pair, augment, crop_centre, largest_window
 from tests import tiny_data as tiny
 from tests.conftest import call_main
+from utils import config
 
 SIZES = [(24, 32)] * 7 + [(32, 24)] * 5 + [(24, 24)] * 4 + [(20, 60)]
 
@@ -118,7 +122,7 @@ def test_bucket_shapes_have_about_the_pixels_of_the_size(size):
     for height, width in shapes:
         assert height % 16 == width % 16 == 0
         within = 1.15 if min(size) > 64 else 1.5
-        assert 1 / within < height * width / (size[0] * size[1]) < within
+        assert 1 / within < height * width / (size[0] * size[1]) <= within
     for stored in [(480, 640), (512, 640), (1080, 1920), (3024, 4032), (4032, 3024), (300, 300)]:
         height, width = nearest_shape(shapes, stored)
         cut = largest_window(stored, (height, width))
@@ -208,3 +212,39 @@ def test_latents_of_buckets_are_refused():
     with pytest.raises(ValueError, match="data.latents holds each pair in one shape"):
         change = AugmentConfig(crop_scale=[1, 1], brightness=0, contrast=0)
         DataConfig(latents="x", aspect="buckets", augment=change)
+
+
+# ---- from end to end
+
+
+def test_all_stages_work_on_images_of_several_aspects(mixed, tmp_path):
+    common = ["--data_path", mixed, "data.size=32", "data.aspect=buckets", "--device", "cpu"]
+    common += ["data.labels.material_source=none", "data.num_workers=0", "training.batch_size=4"]
+    common += ["training.steps=3", "training.eval_every=3", "run.images=2"]
+    pre, run = tmp_path / "pre", tmp_path / "run"
+    values = ["--config", "configs/demo/pretrain.yaml", "model.width=8"]
+    call_main("pretrain", *values, *common, "--output_dir", pre)
+    values = ["--config", "configs/demo/train.yaml", "sampling.steps=1", "model.discriminator=true"]
+    values += ["flow.adversarial_weight=0.1", f"--decomposition_checkpoint={pre}/best_model.pth"]
+    call_main("train", *values, *common, "--output_dir", run)
+    use = ["--checkpoint", run, "--device", "cpu", "--num_workers", "0", "--batch_size", "4"]
+    call_main("evaluate", *use, "--output_dir", tmp_path / "results", "--report")
+    found = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert found["pairs"] == len(SIZES)
+    assert found["protocol"]["frozen"]["resize"].endswith("aspect kept")
+    assert {"training mean", "mean", "sample"} <= set(found["methods"])
+    squashed = ["--output_dir", tmp_path / "squashed", "--aspect", "squash"]
+    call_main("evaluate", *use, *squashed)
+    other = json.loads((tmp_path / "squashed" / "results.json").read_text())
+    assert "aspect not kept" in other["protocol"]["frozen"]["resize"]
+    assert other["protocol"]["id"] != found["protocol"]["id"]
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_is_one_that_squashes(monkeypatch, tmp_path):
+    raw = config.to_dict(PretrainConfig())
+    del raw["data"]["aspect"]
+    (tmp_path / "old.pth").touch()
+    monkeypatch.setattr(checkpoints.checkpoint, "load", lambda path: {"config": raw, "model": {}})
+    monkeypatch.setattr(checkpoints.checkpoint, "damaged", lambda path: None)
+    assert checkpoints.read(tmp_path / "old.pth")[0].data.aspect == "squash"
+    assert DataConfig().aspect == "crop"
