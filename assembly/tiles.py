@@ -4,9 +4,10 @@ Tiles overlap by a quarter or more, and where they do their images are blended b
 and fall smoothly. Each gets its part of one field of noise, so two tiles are asked for one image
 where they overlap.
 
-What a tile lacks is all that lies outside it: stage 1 and the transformer judge how warm a wall is
-by what is around it. So the whole photograph is also translated at the training size, and what is
-coarser than half a tile comes from there; finer detail is the tiles'.
+What a tile lacks is all that lies outside it. Stage 1 and the transformer judge how warm a surface
+is by what is around it and by where it lies: of a tile they take the upper edge for the sky and the
+lower one for the road. So the whole photograph is also translated at the training size, and all
+that can be seen at that size comes from there; tiles add the detail that is finer.
 
 The device holds a batch of tiles, the host a few numbers a pixel of the photograph.
 
@@ -29,7 +30,6 @@ from models.translator import Translator
 from utils import dist
 
 OVERLAP = 0.25  # of a tile's side, at least
-COARSE = 0.5  # of a tile's side: what varies over more than this comes from the whole photograph
 ROWS = 2**20  # rows of noise that a draw may have
 BAND = 1024  # rows that are summed over the ranks at a time
 
@@ -120,10 +120,7 @@ class TiledTranslator:
         margins = (0, -height % STEP), (0, -width % STEP), (0, 0)
         padded = np.pad(photograph, margins, mode="symmetric")
         image = self._joined(padded, draw)[None, None, :height, :width]
-        cells = [math.ceil(n / (COARSE * side)) for n, side in zip((height, width), self.tile)]
-        missing = F.interpolate(whole, cells, mode="area") - F.interpolate(
-            image, cells, mode="area"
-        )
+        missing = whole - F.interpolate(image, whole.shape[-2:], mode="area")
         image += F.interpolate(missing, (height, width), mode="bicubic")
         return image[0, 0].clamp_(0, 1).numpy()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
 from data import tiff
 from data.materials import decode_palette
@@ -18,7 +18,8 @@ GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
 # PIL knows many more, among them EPS, which it hands to Ghostscript: a program that it runs.
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 PNG = b"\x89PNG\r\n\x1a\n"
-HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_SUFFIXES = (".heic", ".heif", ".hif", ".avif")
+AVIF_BRANDS = (b"avif", b"avis")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 INFRARED_MODES = ("L", "LA", "RGB", "RGBA", "I", "F")  # of PIL, and I;16 in its byte orders
 
@@ -31,6 +32,8 @@ def _open(data: bytes, where: str) -> Image.Image:
     formats = FORMATS
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
         formats = _heif(where)
+    if data[4:8] == b"ftyp" and data[8:12] in AVIF_BRANDS:
+        formats = _avif(where)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
@@ -65,6 +68,13 @@ def _heif(where: str) -> tuple[str, ...]:
         ) from None
     pillow_heif.register_heif_opener()
     return ("HEIF",)
+
+
+def _avif(where: str) -> tuple[str, ...]:
+    """PIL's name of the format, which not every build of PIL reads."""
+    if not features.check("avif"):
+        raise ValueError(f"{where}: AVIF is read by Pillow from 11.3 on; or export JPEG")
+    return ("AVIF",)
 
 
 def _load(data: bytes, where: str) -> tuple[Image.Image, int]:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.decoding import HEIF_SUFFIXES
 from data.manifest import SPLITS, split_name
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy", *HEIF_SUFFIXES)
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # beside the hidden ones
 FRACTIONS = (0.8, 0.1, 0.1)
 SIMILAR = 0.95  # correlation of 16 x 16 thumbnails; video neighbours have 0.99, other scenes < 0.9

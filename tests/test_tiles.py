@@ -16,7 +16,8 @@ CPU = torch.device("cpu")
 TILE = 64
 ROWS, COLUMNS = np.mgrid[:150, :330]
 SMOOTH = 127 + 60 * np.sin(ROWS / 40 + COLUMNS / 90) + 60 * (COLUMNS / 330 - 0.5)
-PHOTO = np.stack([SMOOTH] * 3, axis=2).astype(np.uint8)
+GRAIN = np.random.default_rng(0).normal(0, 3, SMOOTH.shape)  # as every photograph has
+PHOTO = np.stack([SMOOTH + GRAIN] * 3, axis=2).astype(np.uint8)
 
 
 class Model(nn.Module):
