@@ -147,6 +147,7 @@ def test_every_image_is_drawn_once_an_epoch_in_batches_of_one_shape(batch):
     drawn = [order.draws(i) for i in range(-(-6 * n // batch))]
     for draws in drawn:
         assert len(draws) == batch and len({draw.shape for draw in draws}) == 1
+        assert draws[0].shape in [SHAPES[draw.item] for draw in draws]
     flat = [draw for draws in drawn for draw in draws]
     epochs = len(flat) // n
     assert len({draw.position for draw in flat}) == len(flat)  # no position twice
