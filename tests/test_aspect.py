@@ -121,7 +121,7 @@ def test_bucket_shapes_have_about_the_pixels_of_the_size(size):
     assert shapes[0] == size and len(shapes) == len(set(shapes)) <= 17
     for height, width in shapes:
         assert height % 16 == width % 16 == 0
-        within = 1.15 if min(size) > 64 else 1.5
+        within = 1.15 if min(size) > 64 else 1.7
         assert 1 / within < height * width / (size[0] * size[1]) <= within
     for stored in [(480, 640), (512, 640), (1080, 1920), (3024, 4032), (4032, 3024), (300, 300)]:
         height, width = nearest_shape(shapes, stored)

@@ -149,7 +149,7 @@ def test_a_mirrored_photograph_gives_the_mirrored_image(monkeypatch):
 
 def test_the_model_never_sees_more_than_a_batch_of_tiles(monkeypatch):
     seen = []
-    monkeypatch.setattr(tiles, "translate", lambda *a: seen.append(a[1].shape) or relative(*a))
+    monkeypatch.setattr(tiles, "translate", lambda *a, **k: seen.append(a[1].shape) or relative(*a))
     tiled().translate(PHOTO[:40], 0)  # narrower than a tile
     whole, *parts = seen
     assert whole[0] == 1 and whole[2] * whole[3] < 1.5 * TILE * TILE
