@@ -46,7 +46,8 @@ def main() -> None:
     own = model_rows(opened)
     boxes = None if peer else find_boxes(cfg.boxes, opened.pairs.cfg.path)
     atlas = None if peer else Atlas(label_set_of(opened.pairs), boxes)
-    scorer = Scorer(pairs.size, device, boxes, cfg.lpips, atlas, peer)
+    smallest = min(pairs.shapes or [pairs.size], key=min)
+    scorer = Scorer(smallest, device, boxes, cfg.lpips, atlas, peer)
     of_maps = None
     if not peer:
         scorer.measures |= kelvin_measures(pairs.window, pairs.planck)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from assembly.export import find_pictures, read_results, upload, write_export
-from configs.schema import USE_FLAGS, ExportConfig
+from assembly.export import ExportConfig, find_pictures, read_results, upload, write_export
+from configs.schema import USE_FLAGS
 from utils import config
 from utils.run import entry
 

@@ -4,11 +4,12 @@
     python generate.py --checkpoint runs/train/export --image_path photos/ --output_dir infrared/
     python generate.py --checkpoint runs/train/export --image_path photos/ --recursive --format npy
 
-Each photograph is resized to the training size, translated, and the result resized back to its own;
-with --keep_aspect, to as many pixels in its own shape, one at a time.
+Each photograph is resized to about as many pixels as a training image has, in its own aspect,
+translated, and the result resized back. A model trained with data.aspect=squash gets it squashed to
+the training size, or, with --keep_aspect, in its own aspect too. With --tile auto (or a side in
+pixels) larger photographs are translated at their own resolution, tile by tile: assembly/tiles.py.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 from tqdm import tqdm
 
 from assembly import checkpoints
-from assembly.inference import infrared_of, same_area
+from assembly.inference import infrared_of
+from assembly.tiles import TiledTranslator, fits, share
 from configs.schema import USE_FLAGS, GenerateConfig
 from data import outputs
-from data.decoding import decode_visible, read_file
+from data.aspect import Shape, same_area
+from data.decoding import decode_visible, read_file, size_of
 from data.pairs import make_window
 from data.photographs import find_photographs, refuse_raw
 from data.radiometry import Planck
@@ -47,29 +50,40 @@ def main() -> None:
     window = trained.window and make_window(*trained.window, trained.unit)
     planck = trained.planck and Planck(*trained.planck)
     to = outputs.make_format(cfg.format, window, planck, whole=cfg.counts)
+    size = trained.data.height_width()
+    tile = {"auto": size, "off": None}.get(cfg.tile, (cfg.tile, cfg.tile))
+    keep = cfg.keep_aspect or trained.data.aspect != "squash"
     folder.mkdir(parents=True, exist_ok=True)
 
     faults: list[str] = []
-    batches = share(len(paths), 1 if cfg.keep_aspect else cfg.batch_size)
     progress = tqdm(total=len(paths), desc="generate", unit="image", disable=not dist.is_main())
-    for batch in batches:
-        photographs = [read(paths[i % len(paths)]) for i in batch]
-        size = trained.data.height_width()
-        if cfg.keep_aspect:
-            ((only, _),) = photographs
-            size = same_area(size, only.shape[0] / only.shape[1])
-        made = infrared_of(translator, [x for x, _ in photographs], batch, sampling, size)
-        for draw, (_, fault), infrared in zip(batch, photographs, made):
-            if draw >= len(paths):
-                continue
-            if fault:
+    shapes = shapes_of(paths, size, keep, tile)
+    for shape, numbers in shapes.items():
+        if shape is None:
+            continue
+        for batch in share(len(numbers), cfg.batch_size):
+            draws = [
+                numbers[i] if i < len(numbers) else len(paths) + i - len(numbers) for i in batch
+            ]
+            photographs = [read(paths[numbers[i % len(numbers)]]) for i in batch]
+            made = infrared_of(translator, [x for x, _ in photographs], draws, sampling, shape)
+            for draw, (_, fault), infrared in zip(draws, photographs, made):
+                if fault and draw < len(paths):
+                    faults.append(fault)
+                elif draw < len(paths):
+                    write(folder / names[draw], infrared, to)
+            progress.update(min(len(batch) * dist.world_size(), len(paths) - progress.n))
+    if tile:
+        tiled = TiledTranslator(translator, sampling, tile, size, cfg.batch_size)
+        for draw in shapes.get(None, []):
+            photograph, fault = read(paths[draw])
+            if not fault:
+                infrared = tiled.translate(photograph, draw)  # all ranks together
+            if dist.is_main() and fault:
                 faults.append(fault)
-                continue
-            target = folder / names[draw]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for suffix, data in outputs.encode(infrared, to).items():
-                write_whole(target.with_name(target.name + suffix), data)
-        progress.update(min(len(batch) * dist.world_size(), len(paths) - progress.n))
+            elif dist.is_main():
+                write(folder / names[draw], infrared, to)
+            progress.update()
     progress.close()
     faults = [fault for each in dist.gather(faults) for fault in each]
     dist.print0(f"{len(paths) - len(faults)} infrared images in {folder}")
@@ -78,17 +92,35 @@ def main() -> None:
         raise ValueError(f"{faults[0]}{more}")
 
 
-def share(count: int, batch_size: int) -> list[list[int]]:
-    """This rank's batches of `count` photographs, all of one length and on all ranks as many.
+def shapes_of(
+    paths: list[Path], size: Shape, keep_aspect: bool, tile: Shape | None
+) -> dict[Shape | None, list[int]]:
+    """The photographs' numbers by the shape in which they are translated; None: in tiles.
 
-    A sharded model's passes are collective, and a compiled one is compiled for one length. So what
-    is missing at the end is filled up, with numbers from `count` on.
+    What cannot be read is among those of the training size, where it is going to be named.
     """
-    each = math.ceil(count / dist.world_size())
-    batches = math.ceil(each / batch_size)
-    length = math.ceil(each / batches)
-    mine = range(dist.rank(), batches * length * dist.world_size(), dist.world_size())
-    return [list(mine[i : i + length]) for i in range(0, len(mine), length)]
+    found: dict[Shape | None, list[int]] = {}
+    for number, path in enumerate(paths):
+        shape: Shape | None = size
+        if keep_aspect or tile:
+            try:
+                refuse_raw(path)
+                own = size_of(read_file(path), str(path))
+            except (ValueError, OSError):
+                own = size
+            if tile and not fits(own, tile):
+                shape = None
+            elif keep_aspect:
+                shape = same_area(size, own[0] / own[1])
+        found.setdefault(shape, []).append(number)
+    return found
+
+
+def write(target: Path, infrared: np.ndarray, to: outputs.Format) -> None:
+    """Write the files of one image (H, W), which is cut off beyond [0, 1]."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, data in outputs.encode(infrared, to).items():
+        write_whole(target.with_name(target.name + suffix), data)
 
 
 def read(path: Path) -> tuple[np.ndarray, str | None]:

@@ -21,7 +21,7 @@ from data import boxes, doctor, folders, infrared_files, inspection, layouts, ra
 from data import splits as splitting
 from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
-from data.pairs import SCENES_PER_SPLIT
+from data.synthetic_source import SCENES_PER_SPLIT
 from utils.run import entry
 
 

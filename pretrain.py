@@ -145,7 +145,7 @@ def draw_scenes(cfg: PretrainConfig, model: Stage1, pairs, run: Run, device) -> 
     """A picture of a few validation scenes: {"scenes": (H, W, 3) uint8}; also written as a PNG."""
     if cfg.run.images < 1:
         return {}
-    picked = [pairs.get(i) for i in evenly_spaced(len(pairs), cfg.run.images)]
+    picked = [pairs.get(i, shape=pairs.size) for i in evenly_spaced(len(pairs), cfg.run.images)]
     batch = to_device(collate(picked), device)
     visible, infrared = batch["visible"], batch["infrared"]
     labels = prepare_pseudo_labels(visible, infrared, batch["semantic"], cfg.data.labels)

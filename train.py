@@ -60,7 +60,7 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
     tokens = len(model.backbone.ids(*train_set.size)) + cfg.model.text_tokens
     choose_attention(plan, model, training.batch_size, tokens)
     dist.print0(plan)
-    predict = make_predict(cfg, model, train_set.size, device)
+    predict = make_predict(cfg, model, device)
     loss_fn = make_loss(cfg, predict)
 
     # validation: the same samples, times and noise every time
@@ -96,7 +96,7 @@ def draw_scenes(cfg: TrainConfig, model: Translator, pairs: Pairs, device) -> di
     """Sample a few validation scenes: their picture and their mean PSNR and SSIM."""
     if cfg.run.images < 1:
         return {}
-    picked = [pairs.get(i) for i in evenly_spaced(len(pairs), cfg.run.images)]
+    picked = [pairs.get(i, shape=pairs.size) for i in evenly_spaced(len(pairs), cfg.run.images)]
     batch = to_device(collate(picked), device)
     visible, infrared = batch["visible"], batch["infrared"][:, :1]
     generated = translate(model, visible, batch["draw"], cfg.sampling)

@@ -99,17 +99,23 @@ class ThermaFluxPipeline(DiffusionPipeline):
             seed=seed,
         )
         finish = self._finish(output_type)
-        batches = _batches(len(photographs), 1 if keep_aspect else batch_size)
+        numbers: dict[tuple[int, int], list[int]] = {}  # of the photographs of a size
+        for i, photograph in enumerate(photographs):
+            numbers.setdefault(self.translator.size_for(photograph, keep_aspect), []).append(i)
+        batches = [
+            (size, [own[i] for i in batch])
+            for size, own in numbers.items()
+            for batch in _batches(len(own), batch_size)
+        ]
         passes = sampling.steps * sampling.samples if sampling.mode == "sample" else 1
-        made: list[np.ndarray] = []
+        found: dict[int, np.ndarray] = {}
         with self.progress_bar(total=len(batches) * passes * (1 + sampling.mirror)) as bar:
             on_step = self._on_step(bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
-            for batch in batches:
+            for size, batch in batches:
                 own, mine = ([of[i] for i in batch] for of in (photographs, draws))
-                size = self.translator.size_for(own[0], keep_aspect)
-                made += self.translator(own, mine, sampling, size, on_step)
+                found |= zip(batch, self.translator(own, mine, sampling, size, on_step))
         self.maybe_free_model_hooks()
-        images, meanings = finish(made)
+        images, meanings = finish([found[i] for i in range(len(photographs))])
         return ThermaFluxOutput(images, meanings) if return_dict else (images, meanings)
 
     def _on_step(self, bar: Any, callback: Callable[..., dict] | None, tensors: Sequence[str]):

@@ -78,6 +78,7 @@ def read(
         kind = PretrainConfig
     else:
         kind = FinetuneConfig if "checkpoint" in raw else TrainConfig
+    raw["data"].setdefault("aspect", "squash")  # what every run did before there was a choice
     return config.from_dict(kind, raw, f"in {path}"), state
 
 
@@ -233,7 +234,8 @@ class Opened(NamedTuple):
 def open_all(cfg: HeldOutConfig, device: torch.device) -> Opened:
     """Model and held-out pairs. Raises: ValueError: see `read` and `open_pairs`."""
     stage1, translator, trained = load_any(cfg.checkpoint, device, cfg.fast)
-    data = replace(trained.data, cache="none", num_workers=cfg.num_workers)
+    data = replace(trained.data, cache="none", latents=None, num_workers=cfg.num_workers)
+    data = replace(data, aspect=cfg.aspect or data.aspect)
     held = data
     if cfg.test_data:
         held = replace(data, path=cfg.test_data, labels=_labels_of(cfg.test_data, cfg.split, data))

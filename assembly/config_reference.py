@@ -8,11 +8,12 @@ from typing import Any
 
 from assembly.ablation import AblateConfig
 from assembly.comparison import CompareConfig
+from assembly.downstream import DownstreamConfig
+from assembly.export import ExportConfig
 from assembly.views import AppConfig
 from baselines.training import BaselineConfig
 from configs.schema import (
     EvaluateConfig,
-    ExportConfig,
     FinetuneConfig,
     GenerateConfig,
     HeldOutConfig,
@@ -30,6 +31,7 @@ SCRIPTS: dict[str, Any] = {
     "visualize.py": HeldOutConfig,
     "generate.py": GenerateConfig,
     "export.py": ExportConfig,
+    "downstream.py": DownstreamConfig,
     "compare.py": CompareConfig,
     "ablate.py": AblateConfig,
     "app.py": AppConfig,

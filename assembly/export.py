@@ -1,6 +1,7 @@
 """A trained model as a folder for generate.py, diffusers, ComfyUI and a hub; and its upload."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,24 @@ from assembly.carried_code import CLASS, carried_code
 from assembly.model_card import ALONE, model_card
 from configs.schema import TrainConfig
 from utils import checkpoint, config
+from utils.problems import Checked
 
 PICTURES = 6  # at most, in the card
 MOST_BYTES = 5 * 2**20  # of one picture
+
+
+@dataclass(kw_only=True)
+class ExportConfig(Checked):
+    """export.py: a trained model as a folder, and on a hub."""
+
+    checkpoint: str = "runs/train/best_model.pth"  # a file, a run's folder or an exported one
+    output_dir: str = "exported"
+    results: str | None = None  # results.json of evaluate.py, or its folder: for the model card
+    panels: str | None = None  # folder of visualize.py: its first pictures, for the model card
+    base_model: str | None = None  # hub id of FLUX.1, where the training read it from a folder
+    push_to_hub: str | None = None  # user/name of the repository to upload to
+    public: bool = False  # of a repository that is made; one that is there stays as it is
+    dry_run: bool = False  # list what would be pushed, and push nothing
 
 
 def write_export(

@@ -7,7 +7,6 @@ Dimension key:  H, W pixels of one photograph
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.aspect import same_area
 from data.radiometry import Planck
 from data.transforms import Window, resize_visible, to_8_bits, to_16_bits
-from models.codec import TOKEN
 from models.decomposition import DecompositionConfig
 from models.flux import Prompt
 from models.lora import LoraConfig
@@ -66,14 +65,6 @@ def _resized(image: Tensor, size: tuple[int, ...]) -> np.ndarray:
     return image.clamp(0, 1)[0, 0].cpu().numpy()
 
 
-def same_area(size: tuple[int, int], aspect: float) -> tuple[int, int]:
-    """About the pixels of `size` at height / width = `aspect`, sides in multiples of 16."""
-    area = size[0] * size[1]
-    height = max(1, round(math.sqrt(area * aspect) / TOKEN)) * TOKEN
-    width = max(1, round(math.sqrt(area / aspect) / TOKEN)) * TOKEN
-    return height, width
-
-
 @dataclass(kw_only=True)
 class Training:
     """What of its training a user of the model meets."""
@@ -83,6 +74,7 @@ class Training:
     mean_share: float  # see untrained_mode
     window: Window | None  # what infrared 0 and 1 mean; None: each image had its own
     planck: Planck | None
+    squash: bool  # images were squashed to `size`
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Training":
@@ -94,6 +86,8 @@ class Training:
             mean_share=config["flow"]["mean_share"],
             window=window and Window(window[0], window[1], config["unit"]),
             planck=planck and Planck(*planck),
+            squash=config["data"].get("aspect", "squash")
+            == "squash",  # as before there was a choice
         )
 
 
@@ -160,6 +154,7 @@ class ThermaFluxTranslator(nn.Module):
     def size_for(self, photograph: np.ndarray, keep_aspect: bool) -> tuple[int, int]:
         """Height and width at which a photograph (H, W, 3) is translated."""
         size = self.training_facts.size
+        keep_aspect = keep_aspect or not self.training_facts.squash
         height, width = photograph.shape[:2]
         return same_area(size, height / width) if keep_aspect else size
 

@@ -134,6 +134,7 @@ class PeerPairs(torch.utils.data.Dataset):
     def __init__(self, pairs: Pairs, peer: Peer):
         self.pairs, self.peer = pairs, peer
         self.names, self.sources, self.size = pairs.names, pairs.sources, (peer.side, peer.side)
+        self.shapes = None  # all have one
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from assembly.bundle import CONFIG_FILE, STATE_FILE, is_bundle
 from assembly.checkpoints import Opened, file_of
@@ -20,18 +21,16 @@ def describe(cfg: EvaluateConfig, opened: Opened) -> dict:
     """The frozen facts. `id` is the hash of those in `frozen`: pairs, pixels and metrics; model,
     seeds and sampler stand beside it."""
     pairs = opened.pairs
-    height, width = pairs.size
     window = pairs.window
     indices = evenly_spaced(len(pairs), cfg.limit)
     content = [(pairs.sources[i], pairs.names[i], pairs.source.content(i)) for i in indices]
-    frozen = {
+    frozen: dict[str, Any] = {
         "metrics_version": VERSION,
         "channel": "first channel of the stored infrared",
         "range": f"{window.low:g} to {window.high:g} {window.unit} become 0 to 1, cut off beyond"
         if window
         else "each image's own least and greatest value become 0 and 1",
-        "resize": f"the whole image to {height} x {width}, bilinear, antialiased, aspect not kept",
-        "crop": "none",
+        **_resizing(pairs.cfg.aspect, *pairs.size),
         "split": cfg.split,
         "pairs": len(indices),
         "split_hash": digest(content),
@@ -57,6 +56,18 @@ def describe(cfg: EvaluateConfig, opened: Opened) -> dict:
             else {}
         ),
     }
+
+
+def _resizing(aspect: str, height: int, width: int) -> dict[str, str]:
+    """How images come to the size at which they are compared, in words."""
+    how = "bilinear, antialiased, aspect "
+    size = f"to {height} x {width}, {how}"
+    if aspect == "squash":
+        return {"resize": f"the whole image {size}not kept", "crop": "none"}
+    if aspect == "crop":
+        return {"resize": f"{size}kept", "crop": f"the largest {height} : {width} of the middle"}
+    area = f"to about {height * width} pixels, sides multiples of 16, {how}kept"
+    return {"resize": area, "crop": "the largest part of the middle that has the nearest aspect"}
 
 
 def checkpoint_hash(path: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from assembly.checkpoints import Opened
 from assembly.peers import Peer, PeerPairs
@@ -44,7 +45,10 @@ def reference_rows(training_mean: Tensor | None) -> list[Row]:
 
     def mean(batch: Batch) -> Tensor:
         visible = batch["visible"]
-        return training_mean.to(visible.device).expand(len(visible), -1, -1, -1)
+        image = training_mean.to(visible.device)
+        if image.shape[-2:] != visible.shape[-2:]:  # images keep their own aspects
+            image = F.interpolate(image, visible.shape[-2:], mode="bilinear", antialias=True)
+        return image.expand(len(visible), -1, -1, -1)
 
     return [Row("training mean", mean, False), *rows]
 
@@ -54,12 +58,14 @@ def training_mean(
 ) -> tuple[Tensor | None, str]:
     """(1, 1, H, W), the mean infrared image of the training split pixel by pixel, and no note.
 
+    Images of several aspects are squashed to data.size for it: `reference_rows` stretches it back.
     With a peer's protocol, of images cropped as it says. Where the training data is not at hand: no
     image, and a note that says so, unless `needed`.
     """
     train: Any
     try:
-        train = open_pairs(data, "train")
+        aspect = "squash" if data.aspect == "buckets" else data.aspect
+        train = open_pairs(replace(data, aspect=aspect), "train")
     except ValueError as error:
         if needed:
             raise

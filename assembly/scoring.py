@@ -6,6 +6,7 @@ Dimension key:  B batch   H, W pixels   n samples of an image
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,10 @@ class Scorer:
             image = peers.fitted(image, self.peer) if self.peer else image
             values = {name: f(image, true) for name, f in self.measures.items()}
             agreement = alignment.surfaces(image, true).sum(0).cpu()
-            self.surfaces[method] = self.surfaces.get(method, 0) + agreement
+            known = self.surfaces.get(method)
+            self.surfaces[method] = (
+                alignment.added(known, agreement) if known is not None else agreement
+            )
             shift = alignment.displacement(image, true)
             values |= {"shift_x": shift[:, 0], "shift_y": shift[:, 1]}
             if self.network and true_maps is not None:
@@ -120,7 +124,7 @@ class Scorer:
         times = shares[0][1]
         all_found.seconds = {name: float(np.median(x)) for name, x in times.items()}
         for method in surfaces[0]:
-            whole = sum(own[method] for own in surfaces if method in own)
+            whole = reduce(alignment.added, (own[method] for own in surfaces if method in own))
             whole = whole.numpy()
             y, x = peak(whole)
             clear = clearness(whole)

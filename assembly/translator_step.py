@@ -15,14 +15,13 @@ from utils import dist
 from utils.problems import refuse
 
 
-def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], device):
+def make_predict(cfg: TrainConfig, model: Translator, device):
     """predict(model, batch, group, seed) -> loss (B,), t (B,), prediction, mean (B,) bool: whether
     the mean is predicted. The model may be DDP's.
 
     Times and noise are functions of (seed, draw), so that ranks, accumulation and resuming agree.
     """
-    shape, painted_S = model.backbone.state_shape(*size), model.backbone.painted(*size, device)
-    round_time, cfg_flow = model.round_time, cfg.flow
+    backbone, round_time, cfg_flow = model.backbone, model.round_time, cfg.flow
     infrared_only, with_image = cfg_flow.visible_weight == 0, needs_image(cfg_flow)
 
     def predict(model, batch: dict, group: int, seed: int):
@@ -32,11 +31,13 @@ def make_predict(cfg: TrainConfig, model: Translator, size: tuple[int, int], dev
         times = torch.where(mean, 1.0, times)
         t, mean = (x.to(device, non_blocking=True) for x in (times, mean))
         t = round_time(t)
-        noise = noise_for(draws, shape, seed, device)
+        H, W = batch["visible"].shape[-2:]
+        noise = noise_for(draws, backbone.state_shape(H, W), seed, device)
         encoded = (batch["latents"], batch["masked"]) if "latents" in batch else None
         images = batch["visible"], batch["infrared"]
         out = model(*images, noise, t, encoded, infrared_only, mean, with_image)
         error = flow.velocity_error(out.velocity, out.data, out.end)
+        painted_S = backbone.painted(H, W, device)
         loss_B = flow.flow_loss(error, painted_S, cfg_flow.visible_weight)
         if cfg_flow.start == "fused":
             loss_B = loss_B * flow.clean_image_weight(t)

@@ -107,7 +107,7 @@ def draw_scenes(cfg: BaselineConfig, model: Network, pairs: Pairs, run: Run, dev
     """A picture of a few validation scenes: {"scenes": (H, W, 3) uint8}; also written as a PNG."""
     if cfg.run.images < 1:
         return {}
-    picked = [pairs.get(i) for i in evenly_spaced(len(pairs), cfg.run.images)]
+    picked = [pairs.get(i, shape=pairs.size) for i in evenly_spaced(len(pairs), cfg.run.images)]
     batch = to_device(collate(picked), device)
     made = model.generate(batch["visible"], batch["draw"])
     columns = batch["visible"], made[:, 0], batch["infrared"][:, 0]

@@ -85,8 +85,10 @@ USE_FLAGS = {
         "split",
         "limit",
         "num_workers",
+        "aspect",
         "image_path",
         "keep_aspect",
+        "tile",
         "recursive",
         "format",
         "counts",
@@ -326,6 +328,8 @@ class HeldOutConfig(ModelUseConfig):
     split: Literal["train", "val", "test", "all"] = "test"
     limit: int = 0  # only so many pairs, evenly spaced; 0: all
     num_workers: int = 2
+    # of other aspects than the training size; null: as the run's data.aspect
+    aspect: Literal["crop", "buckets", "squash"] | None = None
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -368,7 +372,10 @@ class GenerateConfig(ModelUseConfig):
 
     image_path: str = ""  # a photograph, or a folder of them
     output_dir: str = "generated"
-    keep_aspect: bool = False  # sample at the photograph's aspect, not at the training size
+    keep_aspect: bool = False  # also where the model was trained with data.aspect=squash
+    # photographs larger than a tile at their own resolution: its side in pixels, a multiple of 16,
+    # or auto: the training size; the memory of a batch of tiles
+    tile: int | Literal["auto", "off"] = "off"
     recursive: bool = False  # the folders below too; results keep their structure
     # 8-bit grey; 16-bit PNG and .json of unit, scale and offset; kelvin as .npy; or a float TIFF
     format: Literal["png8", "png16", "npy", "tiff"] = "png8"
@@ -387,17 +394,7 @@ class GenerateConfig(ModelUseConfig):
     def __post_init__(self):
         super().__post_init__()
         self.format = "png16" if self.counts else self.format
-
-
-@dataclass(kw_only=True)
-class ExportConfig(Checked):
-    """export.py: a trained model as a folder, and on a hub."""
-
-    checkpoint: str = "runs/train/best_model.pth"  # a file, a run's folder or an exported one
-    output_dir: str = "exported"
-    results: str | None = None  # results.json of evaluate.py, or its folder: for the model card
-    panels: str | None = None  # folder of visualize.py: its first pictures, for the model card
-    base_model: str | None = None  # hub id of FLUX.1, where the training read it from a folder
-    push_to_hub: str | None = None  # user/name of the repository to upload to
-    public: bool = False  # of a repository that is made; one that is there stays as it is
-    dry_run: bool = False  # list what would be pushed, and push nothing
+        if isinstance(self.tile, int) and (self.tile < 32 or self.tile % 16):
+            raise ValueError(
+                f"--tile needs a multiple of 16 from 32 on, auto or off, got {self.tile}"
+            )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from data import pieces, tiff
+from data import heif, pieces, tiff
 from data.materials import decode_palette
 from utils.files import read_limited
 
@@ -23,8 +23,6 @@ GREY_MEAN_SPREAD, GREY_LARGE_SPREAD, GREY_LARGE_SHARE = 4.0, 32, 0.001
 # PIL knows many more, among them EPS, which it hands to Ghostscript: a program that it runs.
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 PNG = b"\x89PNG\r\n\x1a\n"
-HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 INFRARED_MODES = ("L", "LA", "RGB", "RGBA", "I", "F")  # of PIL, and I;16 in its byte orders
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -41,9 +39,7 @@ def open_image(data: bytes, where: str) -> Image.Image:
 
     Raises: ValueError naming `where`: unreadable, too large, several frames, too much beside them.
     """
-    formats = FORMATS
-    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
-        formats = _heif(where)
+    formats = heif.formats_of(data, where) or FORMATS
     pieces.check(data, where)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
@@ -86,19 +82,6 @@ def _second_frame(image: Image.Image, where: str) -> bool:
         raise ValueError(f"{where}: damaged or truncated image ({_short(error)})") from None
 
 
-def _heif(where: str) -> tuple[str, ...]:
-    """PIL's name of the format, which an optional package reads."""
-    try:
-        import pillow_heif
-    except ImportError:
-        raise ValueError(
-            f"{where}: HEIC is read by the package pillow-heif, which is not installed"
-            f' (pip install ".[heic]"); or export JPEG'
-        ) from None
-    pillow_heif.register_heif_opener()
-    return ("HEIF",)
-
-
 def _load(data: bytes, where: str) -> tuple[Image.Image, int]:
     """All pixels as stored, and the EXIF orientation (1 to 8) that they are still to be given."""
     image = open_image(data, where)
@@ -115,6 +98,12 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # PIL raises a dozen types on damaged EXIF
         return 1
+
+
+def size_of(data: bytes, where: str) -> tuple[int, int]:
+    """Height and width as viewed, from the header. Raises: ValueError: unreadable or too large."""
+    image = open_image(data, where)
+    return image.size if _orientation(image) in (5, 6, 7, 8) else image.size[::-1]
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:

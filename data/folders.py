@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.heif import HEIF_SUFFIXES
 from data.manifest import SPLITS, split_name
 from utils.files import read_limited
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy", *HEIF_SUFFIXES)
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # beside the hidden ones
 MOST_JSON_BYTES = 2**28  # of a file of splits
 FRACTIONS = (0.8, 0.1, 0.1)

@@ -4,12 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
 
 from data import order
+from data.aspect import Shape, bucket_shapes, nearest_shape
 from data.batch import Sample
 from data.cache import PairCache
 from data.latents import Latents
@@ -19,12 +20,13 @@ from data.parquet_source import ParquetSource
 from data.pseudo_labels import LabelConfig
 from data.radiometry import Planck
 from data.shard_files import find_files, secret_in
-from data.synthetic import render_scene, renderer_hash
+from data.synthetic_source import SyntheticSource
 from data.transforms import (
     AugmentConfig,
     Pair,
     Window,
     augment,
+    crop_centre,
     resize,
     to_tensors,
     will_flip,
@@ -32,10 +34,7 @@ from data.transforms import (
 from utils.labels import IGNORE
 from utils.problems import Checked
 
-# Scene numbers of the splits never meet, however many scenes are asked for.
-SCENES_PER_SPLIT = 10**9
 LOOKED = 5  # pairs, when a set is opened
-SYNTHETIC_WINDOW = Window(0.0, 1.0, "normalised radiance")
 
 
 @dataclass(kw_only=True)
@@ -44,6 +43,10 @@ class DataConfig(Checked):
 
     path: str = "synthetic"  # or a parquet file, folder, glob or URI (s3://, gs://)
     size: int | list[int] = 256  # pixels: a side, or [height, width]
+    # of images with another aspect than `size`. crop: a random part of them that has it, held-out
+    # images their middle; buckets: each in its own aspect with about as many pixels, batches hold
+    # one shape; squash: distorted to `size`
+    aspect: Literal["crop", "buckets", "squash"] = "crop"
     window: list[float] | str = "auto"  # [low, high], "auto" (manifest; 8 bit: 0..255), "per_image"
     palette: str = ""  # colour code of semantic images stored in colour; "" = ids
     split_fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # if none stored
@@ -75,6 +78,11 @@ class DataConfig(Checked):
                 f" (now {change.crop_scale}, {change.brightness} and {change.contrast}) or"
                 " data.latents=null"
             )
+        if self.latents is not None and self.aspect == "buckets":
+            yield (
+                "data.latents holds each pair in one shape, and with data.aspect=buckets some"
+                " batches need another; set data.aspect=crop or data.latents=null"
+            )
 
     def obstacles(self) -> Iterator[str]:
         if self.path != "synthetic" and "://" not in self.path:  # a URI is asked when it is opened
@@ -91,46 +99,6 @@ class DataConfig(Checked):
         return size[0], size[1]
 
 
-class SyntheticSource:
-    """Rendered scenes of one split: quantised to 8 bit as a camera's visible image is."""
-
-    table = "synthetic"
-    has_semantic = True
-    manifests: list[dict] = []  # noqa: RUF012 (read only)
-    groups = None
-    planck = None
-
-    def __init__(self, cfg: DataConfig, split: str):
-        unknown = sorted(set(cfg.synthetic_scenes) - set(SPLITS))
-        count = cfg.synthetic_scenes.get(split, 0)
-        if unknown or not 0 < count <= SCENES_PER_SPLIT:
-            raise ValueError(
-                f"data.synthetic_scenes needs a positive number for {split} and keys among "
-                f"{', '.join(SPLITS)}; got {cfg.synthetic_scenes}"
-            )
-        self.first = SPLITS.index(split) * SCENES_PER_SPLIT
-        self.seed, self.size = cfg.synthetic_seed, cfg.height_width()
-        self.window = SYNTHETIC_WINDOW
-        self.names = [f"scene_{self.seed}_{self.first + i:010d}" for i in range(count)]
-        self.sources = ["synthetic"] * count
-        self.notes: list[str] = []
-
-    def where(self, index: int) -> str:
-        return f"synthetic scene {self.names[index]}"
-
-    def check(self, index: int) -> None:
-        """Nothing is stored."""
-
-    def content(self, index: int) -> str:
-        """Hash of the scene's number and of the code that draws it: quicker than to draw it."""
-        return sha256(f"{renderer_hash()} {self.names[index]} {self.size}".encode())
-
-    def pair(self, index: int) -> Pair:
-        scene = render_scene(self.seed, self.first + index, self.size)
-        visible = np.rint(scene.visible * 255.0).astype(np.uint8)
-        return Pair(visible, scene.infrared.astype(np.float32), scene.semantic)
-
-
 class Pairs(torch.utils.data.Dataset):
     """One split, by index.
 
@@ -142,8 +110,16 @@ class Pairs(torch.utils.data.Dataset):
         self.cfg, self.split, self.size = cfg, split, cfg.height_width()
         if cfg.cache not in ("ram", "none"):
             raise ValueError(f"data.cache must be ram or none, got {cfg.cache}")
-        synthetic = cfg.path == "synthetic"
-        self.source = SyntheticSource(cfg, split) if synthetic else ParquetSource(cfg, split)
+        self.source: SyntheticSource | ParquetSource
+        if cfg.path == "synthetic":
+            scenes, seed = cfg.synthetic_scenes, cfg.synthetic_seed
+            self.source = SyntheticSource(scenes, seed, self.size, split)
+        else:
+            self.source = ParquetSource(cfg, split)
+        self.shapes: list[Shape] | None = None  # of every sample, where they differ
+        if cfg.aspect == "buckets":
+            shapes = bucket_shapes(self.size)
+            self.shapes = [nearest_shape(shapes, stored) for stored in self.source.sizes()]
         self.names: Sequence[str] = self.source.names
         self.sources: Sequence[str] = self.source.sources
         self.window: Window | None = self.source.window
@@ -216,16 +192,26 @@ class Pairs(torch.utils.data.Dataset):
             self.cache.put(index, pair)
         return pair
 
-    def get(self, index: int, rng: np.random.Generator | None = None) -> Sample:
-        """One sample; `rng` None: without augmentation. With `self.latents` its latents too."""
+    def shape(self, index: int) -> Shape:
+        """(H,W) of a sample."""
+        return self.shapes[index] if self.shapes else self.size
+
+    def get(
+        self, index: int, rng: np.random.Generator | None = None, shape: Shape | None = None
+    ) -> Sample:
+        """One sample; `rng` None: without augmentation. With `self.latents` its latents too.
+
+        `shape`: (H,W), if not its own: a batch of buckets may need another.
+        """
         pair, stored = self.pair(index), {}
+        shape, squash = shape or self.shape(index), self.cfg.aspect == "squash"
         if self.latents:
             flipped = rng is not None and will_flip(self.cfg.augment, rng)
             stored = self.latents.get(index, flipped)
         if rng is None:
-            pair = resize(pair, self.size)
+            pair = resize(pair if squash else crop_centre(pair, shape), shape)
         else:
-            pair = augment(pair, self.cfg.augment, rng, self.size)
+            pair = augment(pair, self.cfg.augment, rng, shape, squash)
         known = {"draw": index, "name": self.names[index], "source": self.sources[index]}
         return cast(Sample, to_tensors(pair, self.window) | stored | known)
 
@@ -236,17 +222,20 @@ class Pairs(torch.utils.data.Dataset):
 
     def both_flips(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """visible and infrared (2,3,H,W): of the plain pair and of its mirror image."""
-        rng, made = np.random.default_rng(0), []
+        rng, made, pair = np.random.default_rng(0), [], self.pair(index)
+        squash = self.cfg.aspect == "squash"
         for flip in (0.0, 1.0):
             change = replace(self.cfg.augment, flip=flip)
-            made.append(to_tensors(augment(self.pair(index), change, rng, self.size), self.window))
+            turned = augment(pair, change, rng, self.size, squash)
+            made.append(to_tensors(turned, self.window))
         visible, infrared = (torch.stack([x[k] for x in made]) for k in ("visible", "infrared"))
         return visible, infrared
 
     def fingerprint(self, index: int) -> str:
         """Hash of what `both_flips` is made from: the stored images, window and size."""
         window = self.window and (self.window.low, self.window.high)
-        return sha256(f"{self.source.content(index)} {self.size} {window}".encode())
+        kept = "" if self.cfg.aspect == "squash" else " cropped"
+        return sha256(f"{self.source.content(index)} {self.size} {window}{kept}".encode())
 
     def __getitem__(self, index: int) -> Sample:
         return self.get(index)
@@ -273,6 +262,8 @@ def describe(dataset: Pairs, samples: int = 4) -> dict:
         "pairs": len(dataset),
         "sources": dict(sorted(sources.items())),
         "size": list(dataset.size),
+        "aspect": dataset.cfg.aspect,
+        "shapes": sorted(set(dataset.shapes or [dataset.size])),
         "stored_sizes": sorted({p.infrared.shape for p in pairs}),
         "infrared_type": sorted({str(p.infrared.dtype) for p in pairs}),
         "infrared_range": [

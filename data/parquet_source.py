@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from data.decoding import decode_infrared, decode_semantic, decode_visible
+from data.decoding import decode_infrared, decode_semantic, decode_visible, size_of
 from data.manifest import SPLITS, sha256
 from data.radiometry import make_planck
 from data.row_index import ALIASES, Rows
 from data.shard_files import find_files, load_manifests
 from data.shards import SLOW_GROUP_BYTES, RowReader
+from data.stored_sizes import stored_sizes
 from data.transforms import Pair, Window, make_pair, make_window
 
 if TYPE_CHECKING:
@@ -116,6 +117,17 @@ class ParquetSource:
 
     def where(self, index: int) -> str:
         return self.rows.where(self.index[index])
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of every pair, from columns that prepare.py writes, or each header."""
+        known = stored_sizes(self.rows)
+        return [known.get(row) or self._header(row) for row in self.index.tolist()]
+
+    def _header(self, row: int) -> tuple[int, int]:
+        where, data = self.rows.where(row), self.reader.read(row)
+        if data["visible"] is None:
+            raise ValueError(f"{where}: no visible bytes in this row")
+        return size_of(data["visible"], f"{where}, visible")
 
     def check(self, index: int) -> None:
         """Raises: ValueError: the bytes do not have the hash in the row's column `sha256`."""

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from data.decoding import FORMATS, HEIF_SUFFIXES
+from data.decoding import FORMATS
+from data.heif import HEIF_SUFFIXES
 
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw")

@@ -145,13 +145,13 @@ class Rows:
             reason = self.storage.reason(error)
             raise ValueError(f"{where}: not a readable parquet file ({reason})") from None
 
-    def _open(self, path: str, as_dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
+    def open(self, path: str, as_dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
         stream = self.storage.fs.open_input_file(path)
         remote, texts = self.storage.remote, list(as_dictionaries)
         return pq.ParquetFile(stream, pre_buffer=remote, read_dictionary=texts)
 
     def _read_once(self, path: str, where: str) -> Shard:
-        with self._open(path) as file:
+        with self.open(path) as file:
             columns, metadata = FileColumns(file.schema_arrow, where), file.metadata
             parquet_limits.check(metadata, where, self.sizes[path])
             groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
@@ -161,7 +161,7 @@ class Rows:
             texts = parquet_limits.texts_as_dictionaries(metadata, keys)
             table = None if texts else file.read(columns=keys, use_threads=False)
         if table is None:
-            with self._open(path, texts) as file:
+            with self.open(path, texts) as file:
                 table = parquet_limits.decoded(file.read(columns=keys, use_threads=False), where)
         absent = pa.chunked_array([pa.nulls(metadata.num_rows)])
         small = {key: _of_one_type(key, table[key] if key in columns else absent) for key in SMALL}

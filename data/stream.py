@@ -1,16 +1,16 @@
 """Which pair comes when: order and augmentation are functions of (seed, position) alone."""
 
 import atexit
-import math
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from data.aspect import BucketOrder, Draw, one_shape_a_batch
 from data.batch import Batch, BatchInStep, Sample
 from data.pairs import Pairs
 
@@ -22,27 +22,37 @@ class _Draws(torch.utils.data.Dataset):
         self.pairs, self.seed, self.augment = pairs, seed, augment
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, draw: int | Draw) -> Sample:
+        draw = self._draw(draw) if isinstance(draw, int) else draw
+        # seeds of augmentation and order must differ: [seed, 0] would be both
+        rng = np.random.default_rng([self.seed, draw.position, 1]) if self.augment else None
+        return {**self.pairs.get(draw.item, rng, draw.shape), "draw": draw.position}
+
+    def _draw(self, position: int) -> Draw:
         epoch, place = divmod(position, len(self.pairs))
         if epoch != self.epoch:
             self.epoch, self.order = epoch, self.pairs.order(self.seed, epoch)
-        # seeds of augmentation and order must differ: [seed, 0] would be both
-        rng = np.random.default_rng([self.seed, position, 1]) if self.augment else None
-        return {**self.pairs.get(int(self.order[place]), rng), "draw": position}
+        return Draw(position, int(self.order[place]))
 
 
 class _Batches:
-    """Positions of this rank's micro-batches from `first` on, without end."""
+    """This rank's micro-batches from `first` on, without end: positions, or draws of `buckets`."""
 
-    def __init__(self, batch_size: int, rank: int, world_size: int, first: int):
+    def __init__(
+        self, batch_size: int, rank: int, world_size: int, first: int, buckets: BucketOrder | None
+    ):
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.first = first
+        self.first, self.buckets = first, buckets
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Sequence[int | Draw]]:
         batch = self.first
         while True:
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            yield list(range(start, start + self.batch_size))
+            if self.buckets:  # all ranks have one shape at a time, so that none waits for another
+                start = self.rank * self.batch_size
+                yield self.buckets.draws(batch)[start : start + self.batch_size]
+            else:
+                start = (batch * self.world_size + self.rank) * self.batch_size
+                yield list(range(start, start + self.batch_size))
             batch += 1
 
 
@@ -118,14 +128,19 @@ def stream(
     Position p is item order(seed, p // n)[p % n] of the n items (`Pairs.order`); micro-batch m of
     rank r takes the positions from (m * world_size + r) * batch_size. So n positions hold every
     item once, however many ranks there are; two ranks of batch b see together what one rank of
-    batch 2 b sees; and a stream begun at `first` continues the one begun at 0.
+    batch 2 b sees; and a stream begun at `first` continues the one begun at 0. Where the
+    samples' shapes differ, BucketOrder deals the positions of an epoch out anew, and a resumed run
+    continues with the same number of samples in a micro-batch of all ranks.
 
     `draw` is the position. Worker processes do not change what is returned.
     """
     _check(batch_size, rank, world_size, num_workers)
     if seed < 0 or first < 0:
         raise ValueError(f"seed and first must not be negative, got {seed}, {first}")
-    batches = _Batches(batch_size, rank, world_size, first)
+    buckets = None
+    if dataset.shapes:
+        buckets = BucketOrder(dataset.shapes, seed, batch_size * world_size, dataset.order)
+    batches = _Batches(batch_size, rank, world_size, first, buckets)
     return _one_sentence(iter(_loader(_Draws(dataset, seed, augment), batches, num_workers)))
 
 
@@ -139,13 +154,22 @@ def sequential(
 ) -> Iterator[Batch]:
     """Every pair once over all ranks, in order, without augmentation; the last batch may be short.
 
-    Rank r takes items r, r + world_size, ...; ranks may have different numbers of batches. `draw`
-    is the item's index. With a `limit` only so many items, evenly spaced.
+    Where the samples' shapes differ, a batch holds one shape, and shape follows shape. Rank r takes
+    items r, r + world_size, ...; ranks may have different numbers of batches. `draw` is the item's
+    index. With a `limit` only so many items, evenly spaced.
     """
     _check(batch_size, rank, world_size, num_workers)
-    mine = evenly_spaced(len(dataset), limit)[rank::world_size]
-    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+    batches = _held_out(dataset, batch_size, rank, world_size, limit)
     return _one_sentence(iter(_loader(dataset, batches, num_workers)))
+
+
+def _held_out(
+    dataset: Pairs, batch_size: int, rank: int, world_size: int, limit: int
+) -> list[list[int]]:
+    """The batches of `sequential`; where shapes differ, each holds one shape."""
+    mine = evenly_spaced(len(dataset), limit)[rank::world_size]
+    shapes = dataset.shapes or [dataset.size] * len(dataset)
+    return one_shape_a_batch(mine, shapes, batch_size)
 
 
 def in_step(
@@ -161,13 +185,12 @@ def in_step(
     Every batch has `filler` (bool): true for one that only keeps the other ranks company, whose
     results must not count.
     """
-    own, most = (
-        math.ceil(len(evenly_spaced(len(dataset), limit)[r::world_size]) / batch_size)
-        for r in (rank, 0)
-    )
+    ranks = range(world_size) if dataset.shapes else (0, rank)  # of one shape, rank 0 has the most
+    counts = {r: len(_held_out(dataset, batch_size, r, world_size, limit)) for r in ranks}
+    own, most = counts[rank], max(counts.values())
     for batch in sequential(dataset, batch_size, rank, world_size, num_workers, limit):
         yield {**batch, "filler": False}
-    for _ in range(most - own):  # rank 0 has one pair more than this rank
+    for _ in range(most - own):
         yield {**collate([dataset[0]]), "filler": True}
 
 

@@ -89,7 +89,7 @@ class AugmentConfig(Checked):
     """Random changes of the pair as a whole, and of the visible image's exposure."""
 
     flip: float = 0.5  # probability of a left-right flip
-    crop_scale: list[float] = field(default_factory=lambda: [0.7, 1.0])  # side kept, share
+    crop_scale: list[float] = field(default_factory=lambda: [0.7, 1.0])  # share kept of the side
     brightness: float = 0.1  # visible only: factor in [1 - b, 1 + b]
     contrast: float = 0.1  # visible only: factor around mid grey in [1 - c, 1 + c]
 
@@ -114,24 +114,56 @@ def make_pair(visible, infrared, semantic, where: str) -> Pair:
     return Pair(visible, infrared, semantic)
 
 
+def largest_window(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(H,W) of the largest part of an image of `shape` that has the aspect of `size`."""
+    (height, width), (rows, columns) = shape, size
+    if height * columns > width * rows:
+        return max(1, round(width * rows / columns)), width
+    return height, max(1, round(height * columns / rows))
+
+
+def cut(pair: Pair, top: int, left: int, height: int, width: int) -> Pair:
+    """A part of every image of the pair."""
+    part = np.s_[top : top + height, left : left + width]
+    semantic = None if pair.semantic is None else pair.semantic[part]
+    return Pair(pair.visible[part], pair.infrared[part], semantic)
+
+
+def crop_centre(pair: Pair, size: tuple[int, int]) -> Pair:
+    """The largest part around the middle that has the aspect of `size`; not resized."""
+    height, width = pair.infrared.shape
+    rows, columns = largest_window((height, width), size)
+    return cut(pair, (height - rows) // 2, (width - columns) // 2, rows, columns)
+
+
 def augment(
-    pair: Pair, cfg: AugmentConfig, rng: np.random.Generator, size: tuple[int, int] | None = None
+    pair: Pair,
+    cfg: AugmentConfig,
+    rng: np.random.Generator,
+    size: tuple[int, int] | None = None,
+    squash: bool = False,
 ) -> Pair:
-    """All images cropped and flipped alike, resized to `size` if given; visible exposed anew."""
+    """All images cropped and flipped alike, resized to `size` if given; visible exposed anew.
+
+    The crop has the aspect of `size`, or, to be squashed, that of the pair. Its place is random;
+    with crop_scale [1, 1] it is the middle.
+    """
     # Six draws whatever the options: changing one leaves the others' randomness alone.
     flip, scale, top, left, brightness, contrast = rng.random(6)
     low, high = cfg.crop_scale
     side = low + (high - low) * scale
+    if size is not None and not squash and low == high == 1:  # no place is left to chance
+        pair = crop_centre(pair, size)
     height, width = pair.infrared.shape
-    rows, columns = max(1, round(height * side)), max(1, round(width * side))
+    most = (height, width) if size is None or squash else largest_window((height, width), size)
+    rows, columns = (max(1, round(length * side)) for length in most)
     y, x = int(top * (height - rows + 1)), int(left * (width - columns + 1))
-    step = -1 if flip < cfg.flip else 1
-    cut = np.s_[y : y + rows, x : x + columns]
-    semantic = None if pair.semantic is None else pair.semantic[cut][:, ::step]
-    visible = pair.visible[cut]
-    if step < 0:  # numpy copies reversed rows of 3 bytes a pixel 10 times slower
-        visible = torch.from_numpy(np.array(visible)).flip(1).numpy()
-    pair = Pair(visible, pair.infrared[cut][:, ::step], semantic)
+    pair = cut(pair, y, x, rows, columns)
+    if flip < cfg.flip:
+        # numpy copies reversed rows of 3 bytes a pixel 10 times slower than torch
+        visible = torch.from_numpy(np.array(pair.visible)).flip(1).numpy()
+        semantic = None if pair.semantic is None else pair.semantic[:, ::-1]
+        pair = Pair(visible, pair.infrared[:, ::-1], semantic)
     pair = pair if size is None else resize(pair, size)
     if cfg.brightness or cfg.contrast:
         levels = np.arange(256, dtype=np.float64)

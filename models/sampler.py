@@ -128,15 +128,19 @@ def translate(
     draws: list[int] | list[torch.Generator],
     cfg: SamplingConfig,
     on_step: OnStep | None = None,
+    noise_of: Callable[[list[int]], Tensor] | None = None,
 ) -> Tensor:
     """Infrared (B, 1, H, W) in [0, 1]: as cfg.mode says, of samples the mean of cfg.samples.
 
     Args:
         draws: one number a photograph; the result is a function of (cfg.seed, draw). Or one
             generator a photograph (one may serve several), from which the noise is drawn instead.
+        noise_of: the noise (B, S, C) for a key a photograph; None: `noise_for` the keys.
     """
     shape = translator.backbone.state_shape(*visible.shape[-2:])
-    noises = _noises(draws, shape, cfg, visible.device) if cfg.mode == "sample" else []
+    noise_of = noise_of or (lambda keys: noise_for(keys, shape, cfg.seed, visible.device))
+    noises = _noises(draws, shape, cfg, noise_of) if cfg.mode == "sample" else []
+    noises = [noise.to(visible.device) for noise in noises]
 
     def once(visible: Tensor) -> Tensor:
         if cfg.mode == "mean":
@@ -150,7 +154,7 @@ def translate(
 
 
 def _noises(
-    draws: list[int] | list[torch.Generator], shape: tuple[int, int], cfg: SamplingConfig, device
+    draws: list[int] | list[torch.Generator], shape: tuple[int, int], cfg: SamplingConfig, noise_of
 ) -> list[Tensor]:
     """Standard normal noise (B, *shape) fp32, cfg.samples times."""
     generators = [draw for draw in draws if isinstance(draw, torch.Generator)]
@@ -158,8 +162,8 @@ def _noises(
     for k in range(cfg.samples):
         if generators:
             each = [torch.randn(shape, generator=g, device=g.device) for g in generators]
-            found.append(torch.stack(each).to(device))
+            found.append(torch.stack(each))
         else:
             keys = [int(draw) * cfg.samples + k for draw in draws]
-            found.append(noise_for(keys, shape, cfg.seed, device))
+            found.append(noise_of(keys))
     return found

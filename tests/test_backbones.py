@@ -194,7 +194,7 @@ def test_a_mode_that_is_not_trained_for_is_refused(share, mode):
 def test_an_evaluation_has_no_game():
     model = translator(layout="pixels", discriminator=True)
     cfg = TrainConfig(model=model.cfg, flow=FlowConfig(start="fused", adversarial_weight=1.0))
-    predict = make_predict(cfg, model, (H, W), torch.device("cpu"))
+    predict = make_predict(cfg, model, torch.device("cpu"))
     batch = {"visible": VISIBLE, "infrared": INFRARED, "draw": [0, 1]}
     training, *_ = predict(model, batch, 2, seed=0)
     with torch.no_grad():

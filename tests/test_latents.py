@@ -106,7 +106,7 @@ def test_the_model_reads_the_latents_it_is_given_and_does_not_encode(data, tmp_p
     model = tiny_translator()
     batch = next(sequential(attach(data, tmp_path / "cache", model), 2))
     monkeypatch.setattr(model, "encode", None)
-    predict = translator_step.make_predict(settings(data), model, (32, 32), CPU)
+    predict = translator_step.make_predict(settings(data), model, CPU)
     assert torch.equal(predict(model, batch, 2, seed=0)[2].data, batch["latents"])
 
 

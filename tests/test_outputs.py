@@ -1,19 +1,20 @@
 """What generate.py reads and writes: folders, formats it refuses by name, units, exact counts."""
 
-import importlib.util
 import io
 import json
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from data import infrared_files, outputs, radiometry
-from data.decoding import decode_infrared, decode_visible
+from data.decoding import decode_infrared, decode_visible, size_of
+from data.pairs import DataConfig, LabelConfig, open_pairs
 from data.photographs import find_photographs, refuse_raw
 from data.transforms import make_window
 from tests import tiny_data as tiny
+from tests.conftest import call_main
 
 PLANCK = radiometry.Planck(17000.0, 1430.0, 1.0, -6500.0, 0.0125)
 COUNTS = np.random.default_rng(0).integers(13366, 15866, (48, 64)).astype(np.uint16)
@@ -141,21 +142,53 @@ def test_heic_without_its_package_is_one_sentence(monkeypatch):
         decode_visible(HEIC, "a.heic")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="no pillow-heif")
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_heic_is_read_upright(orientation):
-    import pillow_heif
-
-    scene = Image.fromarray(tiny.visible(0, (64, 96)))
+def photo_of(kind: str, pixels: np.ndarray, orientation: int) -> bytes:
+    """An image as a phone stores it, turned back by its EXIF orientation. Skips without `kind`."""
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     exif = Image.Exif()
     exif[0x112] = orientation
     buffer = io.BytesIO()
-    pillow_heif.from_pillow(scene).save(buffer, quality=100, exif=exif.tobytes())
-    found = decode_visible(buffer.getvalue(), "a.heic").astype(int)
-    expected = np.asarray(scene) if orientation == 1 else np.rot90(np.asarray(scene), -1)
+    Image.fromarray(pixels).save(buffer, format=kind, quality=95, exif=exif.tobytes())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+@pytest.mark.parametrize("orientation, turns", [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_photos_of_phones_are_turned_once(kind, orientation, turns):
+    pixels = tiny.visible(0, (64, 96))
+    data = photo_of(kind, pixels, orientation)
+    found, expected = decode_visible(data, "a").astype(int), np.rot90(pixels, turns)
     assert found.shape == expected.shape and np.abs(found - expected).mean() < 8
+    assert size_of(data, "a") == expected.shape[:2]  # from the header alone
     with pytest.raises(ValueError, match="a.heic: "):
-        decode_visible(HEIC, "a.heic")
+        decode_visible(data[:200], "a.heic")
+
+
+@pytest.mark.parametrize("kind, suffix", [("HEIF", "heic"), ("AVIF", "avif")])
+def test_photos_of_phones_are_prepared_and_found(kind, suffix, tmp_path):
+    names = [f"p{i}" for i in range(8)]
+    tiny.folders(tmp_path, names, size=(64, 48))
+    for i, name in enumerate(names):
+        (tmp_path / "visible" / f"{name}.png").unlink()
+        lying = np.rot90(tiny.visible(i, (64, 48)), 1)
+        data = photo_of(kind, np.ascontiguousarray(lying), 6)
+        (tmp_path / "visible" / f"{name}.{suffix}").write_bytes(data)
+    assert len(find_photographs(str(tmp_path / "visible"), False, tmp_path).paths) == 8
+    folders = [x for k in ("visible", "infrared") for x in (f"--{k}", tmp_path / k)]
+    call_main("prepare", *folders, "--out", tmp_path / "set")
+    labels = LabelConfig(material_source="none")
+    pairs = open_pairs(DataConfig(path=str(tmp_path / "set"), labels=labels), "train")
+    expected = tiny.visible(int(pairs.names[0][1:]), (64, 48)).astype(int)
+    assert np.abs(pairs.pair(0).visible - expected).mean() < 8
+
+
+def test_avif_without_its_codec_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(features, "check", lambda name: False)
+    with pytest.raises(ValueError, match=r"a.avif: AVIF is read by Pillow from 11.3 on"):
+        decode_visible(HEIC.replace(b"ftypheic", b"ftypavif"), "a.avif")
 
 
 def test_numbers_of_the_sidecar_are_plain_json():

@@ -402,8 +402,8 @@ def test_panels_are_drawn_for_every_scene(made, tmp_path):
     assert image.shape[1] > 1000 and image.std() > 20
 
 
-@pytest.mark.parametrize("keep_aspect", [False, True])
-def test_generated_images_have_the_photographs_sizes_and_names(made, tmp_path, keep_aspect):
+@pytest.mark.parametrize("more", [[], ["--keep_aspect"], ["--tile", "auto", "--mode", "mean"]])
+def test_generated_images_have_the_photographs_sizes_and_names(made, tmp_path, more):
     photos = tmp_path / "photos"
     photos.mkdir()
     sizes = {"wide": (90, 30), "tall": (20, 75), "odd": (33, 47)}
@@ -422,7 +422,7 @@ def test_generated_images_have_the_photographs_sizes_and_names(made, tmp_path, k
         "2",
         "--device",
         "cpu",
-        *(["--keep_aspect"] if keep_aspect else []),
+        *more,
     )
     out = {p.stem: Image.open(p) for p in (tmp_path / "out").glob("*.png")}
     assert {name: image.size for name, image in out.items()} == sizes

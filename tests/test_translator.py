@@ -119,7 +119,7 @@ def test_the_visible_panel_is_left_out_where_its_error_has_no_weight(weight):
     cfg = TrainConfig()
     cfg.flow.visible_weight = weight
     batch = {"visible": VISIBLE, "infrared": INFRARED, "draw": [0, 1]}
-    translator_step.make_predict(cfg, model := Model(), (H, W), VISIBLE.device)(model, batch, 2, 0)
+    translator_step.make_predict(cfg, model := Model(), VISIBLE.device)(model, batch, 2, 0)
     assert seen == [weight == 0]
 
 

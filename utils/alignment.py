@@ -57,6 +57,16 @@ def surfaces(predicted: Tensor, target: Tensor) -> Tensor:
     return torch.where(known[:, None, None], near, 0.0)
 
 
+def added(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of two surfaces; of small images one may reach less far, and the sum then too."""
+    sides = [min(a, b) for a, b in zip(first.shape[-2:], second.shape[-2:])]
+    parts = []
+    for surface in (first, second):
+        top, left = ((length - n) // 2 for length, n in zip(surface.shape[-2:], sides))
+        parts.append(surface[..., top : top + sides[0], left : left + sides[1]])
+    return parts[0] + parts[1]
+
+
 def _edges(image: Tensor) -> Tensor:
     """(B, 1, H, W) -> (B, H, W) fp64, steepness, faded out towards the borders."""
     x = image.detach().double()[:, 0]
