@@ -23,9 +23,9 @@ from configs.schema import USE_FLAGS, GenerateConfig
 from data import outputs
 from data.aspect import Shape, same_area
 from data.decoding import decode_visible, read_file, size_of
-from data.pairs import make_window
 from data.photographs import find_photographs, refuse_raw
 from data.radiometry import Planck
+from data.transforms import make_window
 from models.codec import TOKEN
 from utils import config, dist
 from utils.files import write_whole

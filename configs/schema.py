@@ -66,44 +66,14 @@ FLAGS = {
     "checkpoint": "checkpoint",
 }
 
-USE_FLAGS = {
-    name: name
-    for name in (
-        "checkpoint",
-        "output_dir",
-        "device",
-        "fast",
-        "batch_size",
-        "mode",
-        "steps",
-        "guidance_scale",
-        "shift",
-        "samples",
-        "mirror",
-        "seed",
-        "test_data",
-        "split",
-        "limit",
-        "num_workers",
-        "aspect",
-        "image_path",
-        "keep_aspect",
-        "tile",
-        "recursive",
-        "format",
-        "counts",
-        "lpips",
-        "boxes",
-        "report",
-        "results",
-        "panels",
-        "base_model",
-        "push_to_hub",
-        "public",
-        "dry_run",
-        "protocol",
-    )
-}
+# Of the scripts that use a trained model: each is the name of its key.
+_USED = (
+    "checkpoint output_dir device fast batch_size mode steps guidance_scale shift "
+    "samples mirror seed test_data split limit num_workers aspect image_path "
+    "keep_aspect tile recursive format counts lpips boxes report results panels "
+    "base_model push_to_hub public dry_run protocol"
+)
+USE_FLAGS = {name: name for name in _USED.split()}
 
 
 def _unknown_best(training: TrainingConfig, given: list[str]) -> Iterator[str]:

@@ -20,12 +20,16 @@ GRAIN = np.random.default_rng(0).normal(0, 3, SMOOTH.shape)  # as every photogra
 PHOTO = np.stack([SMOOTH + GRAIN] * 3, axis=2).astype(np.uint8)
 
 
+class Codec(nn.Identity):
+    channels = 32  # of FLUX.2's
+
+
 class Model(nn.Module):
     """What TiledTranslator asks of a translator; `translate` is replaced beside it."""
 
     def __init__(self):
         super().__init__()
-        self.backbone = LAYOUTS["pixels"](nn.Identity(), "demo")
+        self.backbone = LAYOUTS["pixels"](Codec(), "demo")
 
 
 def tiled(**sampling) -> TiledTranslator:
@@ -66,7 +70,7 @@ def test_tiles_cover_the_length_and_overlap_by_a_quarter(side):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tiles_get_parts_of_one_noise_field(layout):
-    backbone = LAYOUTS[layout](nn.Identity())
+    backbone = LAYOUTS[layout](Codec())
     field = NoiseField(backbone, (96, 160), 5, CPU)
     whole = field.part(7, 0, 0, (96, 160))
     assert whole.shape == backbone.state_shape(96, 160)
