@@ -37,6 +37,10 @@ def file_of(path: str | Path) -> Path:
     Raises: ValueError: there is none, or the file is damaged and another one beside it is not.
     """
     path = Path(path)
+    if (path / "thermaflux.json").is_file():
+        raise ValueError(
+            f"{path} was exported by an earlier version; export its run again: export.py"
+        )
     if path.is_dir():
         best = path / "best_model.pth"
         if best.is_file() and not (damage := checkpoint.damaged(best)):

@@ -3,7 +3,7 @@
 Both have `encode`: (B, 3, H, W) in [-1, 1] -> (B, 16, H/8, W/8), about zero mean and unit variance,
 and `decode`, its inverse up to the codec's error. Latents are packed 2x2 for the transformer.
 
-Dimension key:  B batch   H, W pixels   h, w latent cells (8 pixels)   N tokens (16 x 16 pixels)
+Dimension key:  B batch   H, W pixels   h, w latent pixels (8 x 8)   N tokens (16 x 16 pixels)
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHANNELS = 16
-CELL = 8  # pixels a latent cell, in each direction
+VAE_SCALE = 8  # pixels a latent pixel, in each direction
 TOKEN = 16  # pixels a packed token, in each direction
 
-# The first cells of JPEG's zig-zag: (vertical, horizontal) frequency.
+# The first coefficients of JPEG's zig-zag: (vertical, horizontal) frequency.
 LUMA = [(0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0)]
 CHROMA = LUMA[:3]
 
@@ -47,14 +47,14 @@ class DctCodec(nn.Module):
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, 16, H/8, W/8) fp32; outside of autocast."""
         with torch.autocast(image.device.type, enabled=False):
-            coefficients = F.conv2d(image.float(), self.basis, stride=CELL)
+            coefficients = F.conv2d(image.float(), self.basis, stride=VAE_SCALE)
             return (coefficients - self.mean) / self.std
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 16, h, w) -> (B, 3, 8h, 8w), about [-1, 1]: the transpose of the basis."""
         with torch.autocast(latents.device.type, enabled=False):
             coefficients = latents.float() * self.std + self.mean
-            return F.conv_transpose2d(coefficients, self.basis, stride=CELL)
+            return F.conv_transpose2d(coefficients, self.basis, stride=VAE_SCALE)
 
     def identity(self) -> str:
         """Equal for codecs that give equal latents."""
@@ -103,13 +103,15 @@ def digest(module: nn.Module) -> str:
 
 def _dct_basis() -> Tensor:
     """(16, 3, 8, 8): one orthonormal 8x8 colour pattern per latent channel."""
-    n = torch.arange(CELL, dtype=torch.float64)
-    wave = torch.cos(math.pi * (2 * n[None] + 1) * n[:, None] / (2 * CELL)) * math.sqrt(2 / CELL)
+    n = torch.arange(VAE_SCALE, dtype=torch.float64)
+    wave = torch.cos(math.pi * (2 * n[None] + 1) * n[:, None] / (2 * VAE_SCALE)) * math.sqrt(
+        2 / VAE_SCALE
+    )
     wave[0] /= math.sqrt(2)
     axes = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
     axes = axes / axes.norm(dim=1, keepdim=True)
-    cells = [(axes[0], c) for c in LUMA] + [(a, c) for a in axes[1:] for c in CHROMA]
-    patterns = [torch.einsum("c,i,j->cij", axis, wave[v], wave[u]) for axis, (v, u) in cells]
+    chosen = [(axes[0], c) for c in LUMA] + [(a, c) for a in axes[1:] for c in CHROMA]
+    patterns = [torch.einsum("c,i,j->cij", axis, wave[v], wave[u]) for axis, (v, u) in chosen]
     return torch.stack(patterns).float()
 
 
@@ -120,14 +122,14 @@ def check_size(H: int, W: int) -> None:
 
 
 def pack(latents: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h/2 * w/2, 4C): each 2x2 square of cells becomes one token."""
+    """(B, C, h, w) -> (B, h/2 * w/2, 4C): each 2x2 patch becomes one token."""
     B, C, h, w = latents.shape
-    cells = latents.reshape(B, C, h // 2, 2, w // 2, 2)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(B, (h // 2) * (w // 2), C * 4)
+    patches = latents.reshape(B, C, h // 2, 2, w // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(B, (h // 2) * (w // 2), C * 4)
 
 
 def unpack(tokens_BNC: Tensor, h: int, w: int) -> Tensor:
     """(B, N, 4C) -> (B, C, h, w), the inverse of `pack`."""
     B, _, C = tokens_BNC.shape
-    cells = tokens_BNC.reshape(B, h // 2, w // 2, C // 4, 2, 2)
-    return cells.permute(0, 3, 1, 4, 2, 5).reshape(B, C // 4, h, w)
+    patches = tokens_BNC.reshape(B, h // 2, w // 2, C // 4, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(B, C // 4, h, w)

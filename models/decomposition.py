@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from models.encoders import EFFICIENTNET, EfficientNetLite2, our_names, package_file
 from utils.problems import Checked
 
-STRIDE = 32  # of the encoder: pixels a cell of its last map
+STRIDE = 32  # of the encoder: pixels a position of its last map
 
 # Of the photographs that torchvision's ImageNet weights were trained on.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -98,8 +98,8 @@ class MultiTaskDecompositionNet(nn.Module):
 
     def _check_statistics(self, x: Tensor) -> None:
         """BatchNorm's own message names no remedy."""
-        cells = x.shape[0] * (x.shape[2] // STRIDE) * (x.shape[3] // STRIDE)
-        if cells == 1 and self.encoder.last_norm.training:
+        positions = x.shape[0] * (x.shape[2] // STRIDE) * (x.shape[3] // STRIDE)
+        if positions == 1 and self.encoder.last_norm.training:
             raise ValueError(
                 f"training on one image of at most {STRIDE}x{STRIDE} pixels leaves BatchNorm one "
                 "value per channel; use a larger training.batch_size or data.size"

@@ -327,3 +327,9 @@ def test_a_random_base_that_was_not_trained_is_stored(tmp_path):
     torch.manual_seed(0)
     again = tiny_translator().flux.x_embedder.weight
     assert torch.equal(state["flux.x_embedder.weight"], again)
+
+
+def test_a_folder_exported_by_an_earlier_version_is_named_as_such(tmp_path):
+    (tmp_path / "thermaflux.json").write_text("{}")
+    with pytest.raises(ValueError, match="exported by an earlier version; export its run again"):
+        checkpoints.read(tmp_path)

@@ -159,7 +159,7 @@ def fit(
         torch.autocast, device.type, torch.bfloat16, enabled=training.mixed_precision == "bf16"
     )
 
-    def due(every: int) -> bool:
+    def time_for(every: int) -> bool:
         return state.step == steps or (every > 0 and state.step > 0 and state.step % every == 0)
 
     with (
@@ -168,7 +168,7 @@ def fit(
         checkpoint.finished_on_exit(),
         progress_bar(state.step, steps, format=BAR) as bar,
     ):
-        if eval_fn and due(training.eval_every) and state.evaluated < state.step:
+        if eval_fn and time_for(training.eval_every) and state.evaluated < state.step:
             evaluate(cfg, model, eval_fn, autocast, ema, state, run, meter)  # after a signal
             if state.step == steps:
                 state.save(cfg, model, optimizer, ema, run)
@@ -217,18 +217,22 @@ def fit(
 
             # now and then: report, evaluate, save what is known to be finite
             every = training.log_every, training.eval_every, training.save_every
-            if why := checks.read(leave=0 if stop.agreed or any(map(due, every)) else lag):
+            if why := checks.read(leave=0 if stop.agreed or any(map(time_for, every)) else lag):
                 raise RuntimeError(why)
-            if due(training.log_every):
+            if time_for(training.log_every):
                 report(run, bar, state, meter, lr, training, sample_flops, device)
-            if eval_fn and due(training.eval_every) and (not stop.agreed or state.step == steps):
+            if (
+                eval_fn
+                and time_for(training.eval_every)
+                and (not stop.agreed or state.step == steps)
+            ):
                 try:
                     evaluate(cfg, model, eval_fn, autocast, ema, state, run, meter)
                 except Exception:  # a damaged pair, no memory: the steps must not be lost too
                     state.save(cfg, model, optimizer, ema, run)
                     raise
                 meter.begin()
-            if due(training.save_every) or stop.agreed:
+            if time_for(training.save_every) or stop.agreed:
                 path = state.save(cfg, model, optimizer, ema, run)
     if stop.agreed and state.step < steps:
         dist.print0(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.backbones.base import Backbone, Condition, grid_ids
-from models.codec import CELL, CHANNELS, TOKEN, check_size, pack, unpack
+from models.codec import CHANNELS, TOKEN, VAE_SCALE, check_size, pack, unpack
 
 
 class FillDiptych(Backbone):
@@ -33,7 +33,7 @@ class FillDiptych(Backbone):
 
     def decode(self, state: Tensor, size: tuple[int, int]) -> Tensor:
         H, W = size
-        latents = unpack(state, H // CELL, 2 * W // CELL)
+        latents = unpack(state, H // VAE_SCALE, 2 * W // VAE_SCALE)
         return infrared_panel(self.codec.decode(latents))
 
     def painted(self, H: int, W: int, device=None) -> Tensor:
@@ -69,7 +69,7 @@ class FillChannels(Backbone):
 
     def decode(self, state: Tensor, size: tuple[int, int]) -> Tensor:
         H, W = size
-        image = self.codec.decode(unpack(state, H // CELL, W // CELL))
+        image = self.codec.decode(unpack(state, H // VAE_SCALE, W // VAE_SCALE))
         return (image.mean(1, keepdim=True) + 1) / 2
 
     def tokens(self, noisy: Tensor, condition: Condition) -> tuple[Tensor, None]:
@@ -97,14 +97,15 @@ def infrared_panel(diptych: Tensor) -> Tensor:
 def pack_mask(H: int, W: int, device=None) -> Tensor:
     """The mask of a diptych of panels H x W, 1 = infrared half, packed: (1, N, 256) fp32.
 
-    FLUX.1-Fill sees the mask at full resolution: each cell's 8x8 pixels become 64 channels.
+    FLUX.1-Fill sees the mask at full resolution: the 8x8 pixels behind a latent pixel become 64
+    channels.
     """
     mask = torch.zeros(1, H, 2 * W, device=device)
     mask[..., W:] = 1
-    h, w = H // CELL, 2 * W // CELL
-    cells = mask.reshape(1, h, CELL, w, CELL)
-    cells = cells.permute(0, 2, 4, 1, 3).reshape(1, CELL * CELL, h, w)
-    return pack(cells)
+    h, w = H // VAE_SCALE, 2 * W // VAE_SCALE
+    pixels = mask.reshape(1, h, VAE_SCALE, w, VAE_SCALE)
+    pixels = pixels.permute(0, 2, 4, 1, 3).reshape(1, VAE_SCALE * VAE_SCALE, h, w)
+    return pack(pixels)
 
 
 def token_positions(H: int, W: int, device=None) -> Tensor:

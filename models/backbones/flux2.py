@@ -1,9 +1,10 @@
 """FLUX.2 klein: the photograph as reference tokens behind those of the infrared image.
 
-What differs from FLUX.1: tokens are 2 x 2 latent cells of 32 channels, normalised by the statistics
-that the autoencoder keeps; ids have four axes (image, row, column, word); one modulation serves all
-blocks of a kind; klein has no guidance embedding; and Qwen3 reads the prompt, without a pooled
-vector. Double blocks are few (5 of 25), so that `model.inject` counts on into the single blocks.
+What differs from FLUX.1: tokens are 2 x 2 latent pixels of 32 channels, normalised by the
+statistics that the autoencoder keeps; ids have four axes (image, row, column, word); one modulation
+serves all blocks of a kind; klein has no guidance embedding; and Qwen3 reads the prompt, without a
+pooled vector. Double blocks are few (5 of 25), so that `model.inject` counts on into the single
+blocks.
 
 Sources: diffusers' Flux2KleinPipeline, for ids, order of tokens, normalisation and prompt; it puts
 reference images behind the noisy one at 10, 20, ... on the first axis.
@@ -132,7 +133,7 @@ class Flux2Codec(nn.Module):
     """The autoencoder of FLUX.2 (diffusers' AutoencoderKLFlux2).
 
     A latent is normalised by the running statistics of a batch norm over 128 channels: 32 at each
-    of the 4 cells of a token.
+    of the 4 latent pixels of a token.
     """
 
     def __init__(self, vae: Any):

@@ -1,13 +1,13 @@
 """Stage 1's convolutions in the forms that GPUs compute fastest: the same values, other shapes.
 
 `speed_up` replaces the forward of a Stage1 instance's parts; their weights stay where they are.
-    convolutions over pixels become convolutions over cells of 2x2 pixels (space to depth)
+    convolutions over pixels become convolutions over blocks of 2x2 pixels (space to depth)
     the first layers of all heads are one product, and so are the last ones
     a map is doubled and joined with another in one pass (models/fast/upsample_concat.py)
     the fusion's 1x1 convolutions are products of a matrix with every pixel's channels
 
-Dimension key:  O, C channels of the kernel   B batch   h, w pixels   a, s (b, t) a pixel of a cell
-                j (i) cell before, same, after   k (l) tap before, same, after
+Dimension key:  O, C channels of the kernel   B batch   h, w pixels   a, s (b, t) a pixel of a block
+                j (i) block before, same, after   k (l) tap before, same, after
 """
 
 from functools import partial
@@ -52,7 +52,7 @@ def encode(encoder: Encoder, x: Tensor) -> list[Tensor]:
 def decode(
     decoder: SkipDecoder, kernels: "SpaceToDepthKernels", features: list[Tensor], image: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As SkipDecoder.forward, but for the detail: (B, 4 * 16, h/2, w/2), the cells of its map."""
+    """As SkipDecoder.forward, but for the detail: (B, 4 * 16, h/2, w/2), the blocks of its map."""
     x = features[-1]
     for step, skip in zip(decoder.steps, features[-2::-1]):
         x = step(double_beside(x, skip))
@@ -70,7 +70,7 @@ def run_heads(
     Apart, the last ones have few channels (one, for intensity), which GPUs compute slowly.
 
     Args:
-        detail: (B, 4 C, h, w), the cells of a map of twice the size of x (B, D, h, w), which is
+        detail: (B, 4 C, h, w), the blocks of a map of twice the size of x (B, D, h, w), which is
             also the size of what is returned; or None: then that size is x's.
         kernels: needed where there is detail.
     """
@@ -124,19 +124,20 @@ def by_pixel(layers: nn.Sequential, x: Tensor) -> Tensor:
 
 
 class SpaceToDepthKernels(nn.Module):
-    """3x3 kernels over pixels as 3x3 kernels over cells of 2x2 pixels: same values, other shapes.
+    """3x3 kernels over pixels as 3x3 kernels over blocks of 2x2 pixels: same values, other shapes.
 
-    GPUs are slow where a convolution has few channels and many pixels; over cells it has four times
-    the channels and a quarter of the places. Channels of a cell lie as F.pixel_unshuffle has them.
+    GPUs are slow where a convolution has few channels and many pixels; over blocks it has four
+    times the channels and a quarter of the places. Channels of a block lie as F.pixel_unshuffle has
+    them.
     """
 
     def __init__(self):
         super().__init__()
-        # [a, j, k]: what the pixel that tap k meets, seen from pixel a of a cell, owes to cell j
+        # [a, j, k]: what the pixel that tap k meets, seen from pixel a of a block, owes to block j
         doubled = (
             torch.tensor([[[3, 1, 0], [1, 3, 3], [0, 0, 1]], [[1, 0, 0], [3, 3, 1], [0, 1, 3]]]) / 4
         )
-        # [a, s, j, k]: 1 where that pixel is pixel s of cell j
+        # [a, s, j, k]: 1 where that pixel is pixel s of block j
         pixel = torch.zeros(2, 2, 3, 3)
         for a in range(2):
             for k in range(3):
@@ -162,8 +163,8 @@ class SpaceToDepthKernels(nn.Module):
 
     def convolve(self, conv: nn.Conv2d, image: Tensor) -> Tensor:
         """F.pixel_unshuffle of `conv` (3x3, zeros around) of an image: (B, 4 C, h/2, w/2)."""
-        cells, weight = for_product(F.pixel_unshuffle(image, 2), self.of_pixels(conv.weight))
-        return F.conv2d(cells, weight, conv.bias.repeat_interleave(4), padding=1)
+        blocks, weight = for_product(F.pixel_unshuffle(image, 2), self.of_pixels(conv.weight))
+        return F.conv2d(blocks, weight, conv.bias.repeat_interleave(4), padding=1)
 
     @staticmethod
     def _expand(weight: Tensor, table: Tensor) -> Tensor:
@@ -172,12 +173,12 @@ class SpaceToDepthKernels(nn.Module):
 
 
 def strided_space_to_depth(conv: nn.Conv2d, image: Tensor) -> Tensor:
-    """`conv` (7x7, stride 2, padding 3, no bias) of an image with even sides, as 4x4 over cells."""
-    # one more tap in front, of zero: then taps 2 j and 2 j + 1 meet the two pixels of one cell
-    by_cell = F.pad(conv.weight, (1, 0, 1, 0)).unflatten(3, (4, 2)).unflatten(2, (4, 2))
-    weight = by_cell.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # (O, C * 2 * 2, 4, 4)
-    cells, weight = for_product(F.pixel_unshuffle(image, 2), weight)
-    return F.conv2d(F.pad(cells, (2, 1, 2, 1)), weight)
+    """`conv` (7x7, stride 2, padding 3, no bias) of an image of even sides, 4x4 over blocks."""
+    # one more tap in front, of zero: then taps 2 j and 2 j + 1 meet the two pixels of one block
+    by_block = F.pad(conv.weight, (1, 0, 1, 0)).unflatten(3, (4, 2)).unflatten(2, (4, 2))
+    weight = by_block.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # (O, C * 2 * 2, 4, 4)
+    blocks, weight = for_product(F.pixel_unshuffle(image, 2), weight)
+    return F.conv2d(F.pad(blocks, (2, 1, 2, 1)), weight)
 
 
 def for_product(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ gradient of x[i] is a sum over out[2i-1 .. 2i+2] with weights 1/4, 3/4, 3/4, 1/4
 missing neighbour is the edge itself. torch's gradient on a GPU is scattered with atomic additions
 (slow, and not the same in every run), and compilers compute every element's index and weights.
 
-Dimension key:  B batch   C channels of the map   S of the other   h, w cells, doubled to 2h, 2w
+Dimension key:  B batch   C channels of the map   S of the other   h, w positions, doubled to 2h, 2w
 """
 
 import torch
@@ -18,7 +18,7 @@ try:
 except ImportError:  # torch without CUDA comes without it
     triton = None
 
-CELLS, CHANNELS = 16, 64  # of a program; cells of one row
+POSITIONS, CHANNELS = 16, 64  # of a program; positions of one row
 
 
 def double_beside(x: Tensor, other: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ def double_forward(x: Tensor, other: Tensor) -> Tensor:
     out = _beside(x, other)
     x = x.contiguous(memory_format=torch.channels_last)
     B, C, h, w = x.shape
-    grid = B * h, triton.cdiv(w, CELLS), triton.cdiv(C, CHANNELS)
-    _forward_kernel[grid](x, out, h, w, C, out.shape[1], CELLS=CELLS, CHANNELS=CHANNELS)
+    grid = B * h, triton.cdiv(w, POSITIONS), triton.cdiv(C, CHANNELS)
+    _forward_kernel[grid](x, out, h, w, C, out.shape[1], POSITIONS=POSITIONS, CHANNELS=CHANNELS)
     out[:, C:] = other
     return out
 
@@ -58,8 +58,8 @@ def double_backward(g: Tensor, channels: int) -> Tensor:
     g = g.contiguous(memory_format=torch.channels_last)
     out = _half(g, channels)
     B, C, h, w = out.shape
-    grid = B * h, triton.cdiv(w, CELLS), triton.cdiv(C, CHANNELS)
-    _backward_kernel[grid](g, out, h, w, C, g.shape[1], CELLS=CELLS, CHANNELS=CHANNELS)
+    grid = B * h, triton.cdiv(w, POSITIONS), triton.cdiv(C, CHANNELS)
+    _backward_kernel[grid](g, out, h, w, C, g.shape[1], POSITIONS=POSITIONS, CHANNELS=CHANNELS)
     return out
 
 
@@ -79,16 +79,16 @@ def _half(g, channels):
 if triton is not None:
 
     @triton.jit
-    def _place(h, w, C, CELLS: tl.constexpr, CHANNELS: tl.constexpr):
-        """Of this program: sample, row of cells, its cells, its channels, and which there are."""
+    def _place(h, w, C, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
+        """Of this program: sample, row, its positions, its channels, and which there are."""
         sample, i = tl.program_id(0) // h, tl.program_id(0) % h
-        j = tl.program_id(1) * CELLS + tl.arange(0, CELLS)[:, None]
+        j = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)[:, None]
         c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
         return sample.to(tl.int64), i, j, c, (j < w) & (c < C)
 
     @triton.jit
     def _row(x, at, C, before, j, after, c, inside):
-        """A row's cells with their neighbours: three (CELLS, CHANNELS) fp32."""
+        """A row's positions with their neighbours: three (POSITIONS, CHANNELS) fp32."""
         return (
             tl.load(x + (at + before) * C + c, inside, 0).to(tl.float32),
             tl.load(x + (at + j) * C + c, inside, 0).to(tl.float32),
@@ -97,15 +97,15 @@ if triton is not None:
 
     @triton.jit
     def _pair(before, middle, after, out, at, D, j, c, inside):
-        """The two pixels of each cell in one row of the output."""
+        """The two pixels of each position in one row of the output."""
         kind = out.dtype.element_ty
         place = (at + 2 * j) * D + c
         tl.store(out + place, (0.75 * middle + 0.25 * before).to(kind), inside)
         tl.store(out + place + D, (0.75 * middle + 0.25 * after).to(kind), inside)
 
     @triton.jit
-    def _forward_kernel(x, out, h, w, C, D, CELLS: tl.constexpr, CHANNELS: tl.constexpr):
-        sample, i, j, c, inside = _place(h, w, C, CELLS, CHANNELS)
+    def _forward_kernel(x, out, h, w, C, D, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
+        sample, i, j, c, inside = _place(h, w, C, POSITIONS, CHANNELS)
         before, after = tl.maximum(j - 1, 0), tl.minimum(j + 1, w - 1)
         top = (sample * h + tl.maximum(i - 1, 0)) * w
         middle = (sample * h + i) * w
@@ -139,7 +139,7 @@ if triton is not None:
 
     @triton.jit
     def _gathered(g, at, w, D, j, c, inside):
-        """What one row of the output's gradient gives to each cell: (CELLS, CHANNELS) fp32."""
+        """What one row of the output's gradient gives to each position: fp32."""
         first, last = tl.maximum(2 * j - 1, 0), tl.minimum(2 * j + 2, 2 * w - 1)
         far = tl.load(g + (at + first) * D + c, inside, 0).to(tl.float32)
         near = tl.load(g + (at + 2 * j) * D + c, inside, 0).to(tl.float32)
@@ -148,8 +148,8 @@ if triton is not None:
         return 0.75 * near + 0.25 * far
 
     @triton.jit
-    def _backward_kernel(g, out, h, w, C, D, CELLS: tl.constexpr, CHANNELS: tl.constexpr):
-        sample, i, j, c, inside = _place(h, w, C, CELLS, CHANNELS)
+    def _backward_kernel(g, out, h, w, C, D, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
+        sample, i, j, c, inside = _place(h, w, C, POSITIONS, CHANNELS)
         top = sample * 2 * h
         first, last = tl.maximum(2 * i - 1, 0), tl.minimum(2 * i + 2, 2 * h - 1)
         far = _gathered(g, (top + first) * 2 * w, w, D, j, c, inside)
