@@ -78,7 +78,7 @@ def main() -> None:
         "split": cfg.split,
         "pairs": len(found.images) // len([*references, *own]),
         "size": list(pairs.size),
-        "protocol": protocol.describe(cfg, opened),
+        "protocol": protocol.describe(cfg, opened, cfg.protocol),
         "stage1": maps,
         "note": "; ".join(notes),
         "run": {

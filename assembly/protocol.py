@@ -8,7 +8,7 @@ from typing import Any
 from assembly.bundle import CONFIG_FILE, STATE_FILE, is_bundle
 from assembly.checkpoints import Opened, file_of
 from assembly.peers import PEERS
-from configs.schema import EvaluateConfig
+from configs.schema import HeldOutConfig
 from data.manifest import digest, sha256
 from data.stream import evenly_spaced
 from utils import bootstrap
@@ -17,7 +17,7 @@ WORDS = ("title", "confirmed", "unconfirmed")  # of a peer's protocol; they deci
 VERSION = 1  # of the metrics; raised when one of them changes its values
 
 
-def describe(cfg: EvaluateConfig, opened: Opened) -> dict:
+def describe(cfg: HeldOutConfig, opened: Opened, peer_name: str | None = None) -> dict:
     """The frozen facts. `id` is the hash of those in `frozen`: pairs, pixels and metrics; model,
     seeds and sampler stand beside it."""
     pairs = opened.pairs
@@ -35,10 +35,10 @@ def describe(cfg: EvaluateConfig, opened: Opened) -> dict:
         "pairs": len(indices),
         "split_hash": digest(content),
     }
-    if cfg.protocol:
-        peer = PEERS[cfg.protocol]
+    if peer_name:
+        peer = PEERS[peer_name]
         frozen |= {
-            "name": cfg.protocol,
+            "name": peer_name,
             "resize": f"to {peer.side} x {peer.side}, {peer.resize}, antialiased",
             "crop": peer.crop,
             "measured": {key: value for key, value in peer._asdict().items() if key not in WORDS},
@@ -50,11 +50,7 @@ def describe(cfg: EvaluateConfig, opened: Opened) -> dict:
         "seeds": {"training": opened.trained.training.seed, "bootstrap": 0},
         "bootstrap": {"resamples": bootstrap.RESAMPLES, "level": bootstrap.LEVEL},
         "sampler": opened.sampling and asdict(opened.sampling),
-        **(
-            {"peer": {key: getattr(PEERS[cfg.protocol], key) for key in WORDS}}
-            if cfg.protocol
-            else {}
-        ),
+        **({"peer": {key: getattr(PEERS[peer_name], key) for key in WORDS}} if peer_name else {}),
     }
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from assembly import checkpoints
 from data import outputs
+from data.aspect import same_area
 from data.decoding import decode_visible
 from data.materials import MATERIALS, material_colors
 from data.photographs import refuse_raw
@@ -132,7 +133,10 @@ class Viewer:
         """Raises: ValueError: a file that is no photograph; names it as it was uploaded."""
         refuse_raw(Path(file.name))
         photograph = decode_visible(file.path.read_bytes(), file.name)
-        small = resize_visible(photograph, self.trained.data.height_width())
+        size, (height, width) = self.trained.data.height_width(), photograph.shape[:2]
+        keep_aspect = self.trained.data.aspect != "squash"  # as generate.py
+        size = same_area(size, height / width) if keep_aspect else size
+        small = resize_visible(photograph, size)
         visible = torch.from_numpy(small).to(self.device).permute(2, 0, 1)[None].float() / 255
         (intensity, material, _), fused = self.translator.decompose(visible)
         labelled = self.trained.data.labels.material_source != "none"

@@ -10,6 +10,7 @@ from data.pairs import DataConfig
 from data.pseudo_labels import CONTEXT_CHANNELS
 from losses.flow import BIN_NAMES
 from losses.pretrain import FUSED_TERMS, IF_WEIGHTED, TERMS, PretrainLossConfig
+from models.codec import check_size
 from models.decomposition import DecompositionConfig
 from models.flux import PRESETS
 from models.sampler import SamplingConfig, untrained_mode
@@ -201,6 +202,7 @@ class TrainConfig(Checked):
         yield from _unknown_best(self.training, of_velocity(self.flow) + of_samples)
 
     def obstacles(self) -> Iterator[str]:
+        yield from _uneven_size(self.data)
         yield from contradictions(self.model)
         yield from _blocks_outside(self.model)
         yield from objective_problems(self)
@@ -212,6 +214,13 @@ class TrainConfig(Checked):
         weights = self.model.flux_fill_id or ""
         if weights.startswith(("/", ".")):  # else it may be a name on the hub
             yield from missing("model.flux_fill_id", weights)
+
+
+def _uneven_size(data: DataConfig) -> Iterator[str]:
+    try:
+        check_size(*data.height_width())
+    except ValueError as error:
+        yield str(error)
 
 
 def _blocks_outside(model: TranslatorConfig) -> Iterator[str]:
@@ -262,6 +271,7 @@ class FinetuneConfig(TrainConfig):
 
     def obstacles(self) -> Iterator[str]:
         """Of the model there are none yet: what it is comes from the checkpoint."""
+        yield from _uneven_size(self.data)
         yield from missing("checkpoint", self.checkpoint, "; train.py writes one")
 
 

@@ -17,7 +17,7 @@ from models.backbones.fill import FillDiptych
 from models.backbones.reference import Reference
 from models.discriminator import Discriminator
 from models.sampler import SamplingConfig, noise_for, predict_mean, sample, translate
-from models.translator import PathConfig, TranslatorConfig, check, make_translator
+from models.translator import PathConfig, TranslatorConfig, contradictions, make_translator
 from tests.tiny_models import INJECT, LoraConfig, stir, tiny_stage1, write_flux_fill
 
 H, W = 32, 48
@@ -164,10 +164,11 @@ def test_reference_tokens_have_the_places_of_the_photograph_under_another_image(
 
 def test_pixels_are_refused_for_a_base_that_is_not_trained():
     for wrong in (dict(train_base=False), dict(preset=None, flux_fill_id="x")):
-        with pytest.raises(ValueError, match="layout=pixels is for a model that is trained"):
-            check(TranslatorConfig(**{**RANDOM, "layout": "pixels", **wrong}))
-    with pytest.raises(ValueError, match="there are diptych, channels"):
-        check(TranslatorConfig(**RANDOM, layout="mosaic"))
+        cfg = TranslatorConfig(**{**RANDOM, "layout": "pixels", **wrong})
+        (sentence,) = contradictions(cfg)
+        assert sentence.startswith(
+            "model.layout=pixels is for a model that is trained from scratch"
+        )
 
 
 def test_a_backbone_that_lacks_an_answer_is_refused_when_it_is_made():

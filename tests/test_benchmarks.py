@@ -167,13 +167,15 @@ def test_the_wait_is_what_the_loader_lacks_of_a_step(monkeypatch):
     class Slow:
         """Pairs that take 20 ms each."""
 
+        shapes = None
+
         def __len__(self):
             return 8
 
         def order(self, seed, epoch):
             return range(8)
 
-        def get(self, index, rng):
+        def get(self, index, rng, shape):
             passes(0.02)
             zero = torch.zeros(1)
             return dict(visible=zero, infrared=zero, semantic=zero, name="", source="")

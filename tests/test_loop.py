@@ -293,7 +293,7 @@ def test_resuming_takes_the_named_checkpoint_and_the_new_weight_decay(tmp_path):
     train(tmp_path / "second", f"run.resume={path}", "optimizer.params.weight_decay=0.5")
     assert [row["step"] for row in rows_of(tmp_path / "second")] == [4, 5, 6]
     assert saved(tmp_path / "second", 6)["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
-    with pytest.raises(ValueError, match="no intact checkpoint"):
+    with pytest.raises(ValueError, match="run.resume is nowhere.pth, but there is no such file"):
         train(tmp_path / "third", "run.resume=nowhere.pth")
 
 

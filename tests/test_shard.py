@@ -25,7 +25,7 @@ from models import flux as fluxes
 from models import shard
 from models.decomposition import DecompositionConfig
 from models.fast import train_blocks
-from models.translator import TranslatorConfig, check
+from models.translator import TranslatorConfig
 from tests.conftest import ROOT
 from tests.test_stages import call, losses
 from tests.tiny_models import stir, tiny_stage1, tiny_translator
@@ -269,7 +269,7 @@ def test_one_process_uses_a_sharded_run_as_two_ranks_do(two_ranks, capsys):
 
 def test_a_base_that_is_trained_is_not_sharded():
     with pytest.raises(ValueError, match="shard_base"):
-        check(TranslatorConfig(preset="demo", train_base=True, shard_base=True))
+        TranslatorConfig(preset="demo", train_base=True, shard_base=True)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,8 @@ def from_dict(cls: type[Config], raw: dict, where: str = "in the configuration")
     Raises: Problems (a ValueError): unknown or missing keys, and values that cannot be; `where` is
         quoted.
     """
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where}: expected a mapping of keys to values, got {raw!r:.40}")
     builder = Builder(cls, lambda key: where)
     cfg = builder.build(cls, raw, "")
     refuse(builder.found)

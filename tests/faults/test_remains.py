@@ -217,14 +217,14 @@ def test_generation_killed_at_random_moments_leaves_whole_images(tmp_path, monke
     photographs.mkdir()
     for i in range(12):
         (photographs / f"{i}.png").write_bytes(tiny.png(tiny.visible(i, (128, 128))))
-    size = SimpleNamespace(height_width=lambda: (64, 64))
+    size = SimpleNamespace(height_width=lambda: (64, 64), aspect="squash")
     trained = SimpleNamespace(window=(0, 65535), unit="counts", planck=None, data=size)
     loaded = SimpleNamespace(eval=lambda: None), trained, "plan"
     monkeypatch.setattr(generate.checkpoints, "load_translator", lambda *a, **k: loaded)
     monkeypatch.setattr(generate.checkpoints, "sampling_of", lambda *a: None)
     made = np.random.default_rng(0).random((128, 128), np.float32)
     monkeypatch.setattr(generate, "infrared_of", lambda _, images, *a: [made] * len(images))
-    argv = "--checkpoint", "x", "--image_path", photographs, "--output_dir", out
+    argv = "--checkpoint", photographs, "--image_path", photographs, "--output_dir", out
     make = partial(call_main, "generate", *argv, "--format", "png16", "--device", "cpu")
 
     begun = time.perf_counter()
