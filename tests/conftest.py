@@ -23,7 +23,16 @@ def real_data() -> Path:
     return folder
 
 
-LONGEST = ("test_stages.py", "test_compare.py", "test_shard.py", "test_evaluation.py")
+LONGEST = (
+    *(
+        "test_stages.py",
+        "test_shard.py",
+        "test_kills.py",
+        "test_benchmarks.py",
+        "test_evaluation.py",
+    ),
+    *("test_compare.py", "test_ranks.py", "test_compilation.py", "test_cases.py", "test_loop.py"),
+)
 
 
 def pytest_collection_modifyitems(items):
