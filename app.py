@@ -37,6 +37,7 @@ def main() -> None:
 
     fonts = dict(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from elsewhere
     with tempfile.TemporaryDirectory(prefix="thermaflux-") as downloads:
+        os.environ["GRADIO_TEMP_DIR"] = downloads  # uploads too are gone when the page ends
         page(viewer, cfg, downloads).queue(default_concurrency_limit=1, max_size=20).launch(
             server_name=cfg.host,
             server_port=cfg.port,
