@@ -84,8 +84,8 @@ def test_a_photograph_has_maps_a_mean_and_samples_that_differ(viewer, photo):
     assert one.name == "street corner.png" and one.photograph.shape == (30, 44, 3)
     for values in (one.intensity, one.fused, one.mean, *one.samples):
         assert values.shape == (32, 48) and 0 <= values.min() <= values.max() <= 1
-    assert one.material.shape == (32, 32) and re.match(r".+ \d+%", v.material_names(one))
-    assert one.spread().shape == (32, 32) and one.spread().max() > 0
+    assert one.material.shape == (32, 48) and re.match(r".+ \d+%", v.material_names(one))
+    assert one.spread().shape == (32, 48) and one.spread().max() > 0
     assert one.spread() == pytest.approx(np.std(one.samples, axis=0, ddof=1))
     again = viewer.look(Named(photo, photo.name), samples=2, seed=8)
     assert (again.samples[0] == one.samples[1]).all()  # a sample is a function of its seed
