@@ -129,7 +129,10 @@ def prepare_folders(args: argparse.Namespace) -> dict:
     notes += [*inspection.aspect_notes(items, found), *boxes.notes(items)]
     findings, moves, moved_boxes = [f.finding for f in found], {}, {}
     heat = np.stack([f.infrared_thumbnail for f in found])
-    notes += [*doctor.summary(findings), *doctor.polarity_notes([i.source for i in items], heat)]
+    names, sources = [i.name for i in items], [i.source for i in items]
+    inverted = doctor.inversions(sources, heat)
+    notes += doctor.summary(findings)
+    notes += doctor.polarity_notes(names, sources, heat, inverted)
     if args.align != "off":
         affine = args.align == "affine"
         sizes = [f.size for f in found]

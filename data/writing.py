@@ -324,9 +324,10 @@ def check(path: str, report: Path | None = None) -> None:
         found.append(doctor.examine(names[index], sources[index], pair.visible, seen))
         thumbnails.append((thumbnail(pair.visible), thumbnail(seen)))
     visible, infrared = (np.stack(side) for side in zip(*thumbnails))
+    inverted = doctor.inversions(sources, infrared)
     lines = [
         *doctor.summary(found),
-        *doctor.polarity_notes(sources, infrared),
+        *doctor.polarity_notes(names, sources, infrared, inverted),
     ]
     if isinstance(pairs.source, ParquetSource):
         there = pairs.source.rows.splits[pairs.source.index].tolist()
@@ -335,7 +336,7 @@ def check(path: str, report: Path | None = None) -> None:
     for line in lines:
         print(f"note: {line}")
     if report:
-        chosen = [(i, why, pairs.pair(i)) for i, why in doctor.worst(found)]
+        chosen = [(i, why, pairs.pair(i)) for i, why in doctor.worst(found, inverted)]
         shown = [(names[i], why, p.visible, p.infrared) for i, why, p in chosen]
         page = doctor.report(f"Pairs of {path}", lines, shown)
         report.write_text(page, encoding="utf-8")
