@@ -17,7 +17,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import boxes, doctor, folders, infrared_files, inspection, layouts, ranges, writing
+from data import (
+    boxes,
+    doctor,
+    folders,
+    infrared_files,
+    inspection,
+    layouts,
+    ranges,
+    repair,
+    writing,
+)
 from data import splits as splitting
 from data.manifest import SPLITS
 from data.materials import PALETTES, TABLES
@@ -58,8 +68,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scale", type=float, default=1.0, help="unit per count")
     add("--offset", type=float, default=0.0, help="unit at count 0")
     add("--resize_visible", action="store_true", help="visible to the infrared's size")
-    text = "translation: crop a source whose infrared is displaced as a whole, by whole pixels"
-    add("--align", choices=("off", "translation"), default="off", help=text)
+    text = "a source displaced as a whole: crop by whole pixels, or also turn and scale the visible"
+    add("--align", choices=("off", "translation", "affine"), default="off", help=text)
     add("--allow_unmatched", action="store_true", help="leave out names without a partner")
     add("--synthetic", type=int, metavar="N", help="render N scenes instead of reading folders")
     add("--size", type=int, nargs="+", default=[256], help="of rendered scenes: side or H W")
@@ -117,12 +127,18 @@ def prepare_folders(args: argparse.Namespace) -> dict:
     found = list(tqdm(looked, total=len(tasks), desc="check", unit="pair"))
     splits, torn, notes = splitting.choose(rule, given, items, found)
     notes += [*inspection.aspect_notes(items, found), *boxes.notes(items)]
-    findings, shifts = [f.finding for f in found], {}
+    findings, moves, moved_boxes = [f.finding for f in found], {}, {}
     heat = np.stack([f.infrared_thumbnail for f in found])
-    notes += [*doctor.summary(findings), *doctor.polarity_notes([i.source for i in items], heat)]
-    if args.align == "translation":
-        found, shifts, more = inspection.aligned(items, found)
-        notes += more
+    names, sources = [i.name for i in items], [i.source for i in items]
+    inverted = doctor.inversions(sources, heat)
+    notes += doctor.summary(findings)
+    notes += doctor.polarity_notes(names, sources, heat, inverted)
+    if args.align != "off":
+        affine = args.align == "affine"
+        sizes = [f.size for f in found]
+        found, moves, more = repair.aligned(items, found, options, affine, args.num_workers)
+        moved_boxes, told = boxes.moved(items, sizes, [f.move for f in found])
+        notes += [*more, *told]
     kept = [i for i, split in enumerate(splits) if split]
     items, found, splits = ([x[i] for i in kept] for x in (items, found, splits))
     meaning = infrared_files.agreed_radiometry(meaning, items, found)
@@ -135,14 +151,14 @@ def prepare_folders(args: argparse.Namespace) -> dict:
         "infrared": choice.facts,
         "planck": meaning.planck and meaning.planck._asdict(),
         "sizes": inspection.sizes(found),
-        "aligned": shifts,
+        "aligned": moves,
         "sources": {s: sum(i.source == s for i in items) for s in {i.source: 0 for i in items}},
         "near_duplicates_in_two_splits": torn,
     }
     tasks = [(*each, options, meaning.columns()) for each in zip(items, found, splits)]
     rows = inspection.in_workers(writing.folder_row, tasks, args.num_workers)
     rows = tqdm(rows, total=len(tasks), desc="write", unit="pair")
-    return writing.write(args.out, rows, manifest, args.overwrite)
+    return writing.write(args.out, rows, manifest, args.overwrite, moved_boxes)
 
 
 def main(argv: list[str] | None = None) -> None:

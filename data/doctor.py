@@ -19,6 +19,10 @@ GREY = 1.0  # mean difference of the colour channels, of 255: no photograph in c
 SAME = 0.98  # correlation of the two sides: visible and infrared of one scene stay far below
 OPPOSITE = -0.7  # correlation of two sources' mean infrared images; unlike scenes reach -0.6
 FEWEST, SHARED = 5, 0.3  # images, and length of their mean image, for polarity to be compared
+ALIKE, AGAINST = 0.3, -0.7  # of `likeness`: as the majority, as its negative; real sets reach -0.5
+RIDGE, ROUNDS = 1.0, 10  # of `likeness`: weight of its penalty, regressions
+MAJORITY, COMMON = 2 / 3, 0.5  # shares of a source that must run one way, and be ALIKE
+NAMED = 10  # images of the other polarity in one note
 MEASURED = 200  # pairs of a source whose shift is measured when a set is prepared
 
 
@@ -155,11 +159,15 @@ def _grey(own: list[Finding]) -> int:
     return sum(f.grey and not f.same and not f.constant for f in own)
 
 
-def polarity_notes(sources: list[str], infrared: np.ndarray) -> list[str]:
-    """Sources whose infrared runs the other way. infrared: thumbnails (N,256).
+def polarity_notes(
+    names: list[str], sources: list[str], infrared: np.ndarray, inverted: list[int]
+) -> list[str]:
+    """Images and sources whose infrared runs the other way. infrared: thumbnails (N,256).
 
     What most images of a source share (a cold sky above warm ground) makes its mean image. Where
     those of two sources are each other's negative, one of them may be black-hot.
+
+    inverted: numbers of the images that `inversions` gives.
     """
     means = {}
     for source in dict.fromkeys(sources):
@@ -168,28 +176,79 @@ def polarity_notes(sources: list[str], infrared: np.ndarray) -> list[str]:
         length = float(np.linalg.norm(mean))
         if len(own) >= FEWEST and length >= SHARED:
             means[source] = mean / length
-    names, notes = list(means), []
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
+    notes = [_inverted_note(names, sources, source, inverted) for source in dict.fromkeys(sources)]
+    known = list(means)
+    for i, first in enumerate(known):
+        for second in known[i + 1 :]:
             agreement = float(means[first] @ means[second])
             if agreement < OPPOSITE:
                 notes.append(
                     f"the mean infrared images of sources '{first}' and '{second}' are opposite "
                     f"(correlation {agreement:+.2f}): is one of them black-hot?"
                 )
-    return notes
+    return [note for note in notes if note]
+
+
+def _inverted_note(names: list[str], sources: list[str], source: str, inverted: list[int]) -> str:
+    own = [names[i] for i in inverted if sources[i] == source]
+    count = sources.count(source)
+    if not own:
+        return ""
+    more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+    return (
+        f"source '{source}': {len(own)} of {count} infrared images look like negatives of the"
+        f" others ({', '.join(own[:NAMED])}{more}): is their polarity the other one?"
+    )
+
+
+def inversions(sources: list[str], infrared: np.ndarray) -> list[int]:
+    """Numbers of the images that run against the majority of their source, the clearest first."""
+    found: dict[int, float] = {}
+    for source in dict.fromkeys(sources):
+        own = np.array([i for i, s in enumerate(sources) if s == source])
+        for i, value in zip(own, likeness(infrared[own])):
+            if value < AGAINST:
+                found[int(i)] = float(value)
+    return sorted(found, key=lambda i: found[i])
+
+
+def likeness(infrared: np.ndarray) -> np.ndarray:
+    """How each thumbnail of a source runs: about 1 as the majority, -1 as its negative, 0 unclear.
+
+    A ridge regression asks of thumbnails (N,256) that weights times thumbnail be 1, so that what
+    differs between scenes anyhow weighs little: in a plain mean image it does not. Images that run
+    the other way are left out and the rest asked again; each image is judged without itself. All 0
+    where the images have no common layout: then any of them may run either way.
+    """
+    images = infrared.astype(np.float64)
+    rest = np.ones(len(images), bool)
+    values = np.zeros(len(images))
+    for _ in range(ROUNDS):
+        chosen = images[rest]
+        inverse = np.linalg.inv(chosen.T @ chosen + RIDGE * np.eye(images.shape[1]))
+        values = images @ (inverse @ chosen.sum(axis=0))
+        own = np.einsum("ij,jk,ik->i", chosen, inverse, chosen)  # of each value, by its own image
+        values[rest] = (values[rest] - own) / (1 - own)
+        before, rest = rest, values > 0
+        if rest.sum() < max(FEWEST, MAJORITY * len(rest)):
+            return np.zeros(len(images))
+        if np.array_equal(before, rest):
+            break
+    return values if np.mean(values > ALIKE) >= COMMON else np.zeros(len(images))
 
 
 # ---------------------------------------------------------------------------- the page
 
 
-def worst(findings: list[Finding]) -> list[tuple[int, str]]:
-    """Numbers of the pairs to look at first, and why."""
+def worst(findings: list[Finding], inverted: list[int]) -> list[tuple[int, str]]:
+    """Numbers of the pairs to look at first, and why. inverted: of `inversions`."""
     reasons: dict[int, str] = {}
     place = {id(f): i for i, f in enumerate(findings)}
     for i, f in enumerate(findings):
         if f.constant or f.same:
             reasons[i] = "constant image" if f.constant else "one image on both sides"
+    for i in inverted:
+        reasons.setdefault(i, "the infrared looks like a negative of its source's others")
     for f, distance in astray(findings, source_shifts(findings)):
         shift = f.shift()
         if shift:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data import doctor, image_values
+from data.affine import Affine
 from data.decoding import decode_semantic, decode_visible, nodata_of, read_file, split_channels
 from data.folders import Item, thumbnail
 from data.infrared_files import read_infrared
@@ -65,7 +66,7 @@ class Inspection(NamedTuple):
     planck: Planck | None
     visible_size: tuple[int, int]
     finding: doctor.Finding
-    shift: tuple[int, int] = (0, 0)  # rows and columns that are cropped away, see --align
+    move: Affine | None = None  # of the visible, where --align repairs the pair's source
 
 
 def read_files(item: Item) -> tuple[bytes, bytes]:
@@ -163,9 +164,7 @@ def inspect(task: tuple[Item, Options, bool]) -> Inspection:
     values = image_values.measure(
         infrared, options.nodata if tag is None else (*options.nodata, tag)
     )
-    seen = infrared
-    if values.apart or values.nodata:  # borders of one shape would make all images look alike
-        seen = np.clip(infrared.astype(np.float32), values.tail_low, values.tail_high)
+    seen = without_ends(infrared, values)
     return Inspection(
         infrared.shape,
         str(infrared.dtype),
@@ -183,18 +182,11 @@ def inspect(task: tuple[Item, Options, bool]) -> Inspection:
     )
 
 
-def aligned(
-    items: list[Item], found: list[Inspection]
-) -> tuple[list[Inspection], dict[str, tuple[int, int]], list[str]]:
-    """Inspections with the crops that align their sources, those crops, and notes."""
-    crops, notes = doctor.repairs([f.finding for f in found])
-    changed = []
-    for item, f in zip(items, found):
-        if shift := crops.get(item.source):
-            size = f.size[0] - abs(shift[0]), f.size[1] - abs(shift[1])
-            f = f._replace(shift=shift, size=size)
-        changed.append(f)
-    return changed, crops, notes
+def without_ends(infrared: np.ndarray, values: image_values.Values) -> np.ndarray:
+    """Infrared without nodata and values apart: borders of one shape make all images look alike."""
+    if values.apart or values.nodata:
+        return np.clip(infrared.astype(np.float32), values.tail_low, values.tail_high)
+    return infrared
 
 
 def available() -> int:

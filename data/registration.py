@@ -49,8 +49,13 @@ def surface(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray | None:
     type. None where the images are too small or have no edges.
     """
     step = step_of(infrared.shape)
-    fields = [_directions(_averaged(image, step)) for image in (visible, infrared)]
-    height, width = fields[0].shape
+    return agreement(directions(visible, step), directions(infrared, step))
+
+
+def agreement(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray | None:
+    """`surface` of two fields of `directions`, or of one part of both."""
+    fields = [faded(field) for field in (visible, infrared)]
+    height, width = visible.shape
     if min(height, width) < SMALLEST or not all(np.abs(field).max() > 0 for field in fields):
         return None
     first, second = (np.fft.fft2(field) for field in fields)
@@ -69,13 +74,6 @@ def shift_of(total: np.ndarray, step: int) -> Shift:
     return Shift(rows * step, columns * step, clearness(total))
 
 
-def cropped(image: np.ndarray, shift: tuple[int, int], infrared: bool) -> np.ndarray:
-    """The part of one side that the other sees too, for a shift of whole rows and columns."""
-    first = [max(s if infrared else -s, 0) for s in shift]
-    last = [size - max(-s if infrared else s, 0) for s, size in zip(shift, image.shape)]
-    return image[first[0] : last[0], first[1] : last[1]]
-
-
 def _averaged(image: np.ndarray, step: int) -> np.ndarray:
     grey: np.ndarray = image.astype(np.float32)
     grey = grey.mean(axis=2) if grey.ndim == 3 else grey
@@ -86,12 +84,20 @@ def _averaged(image: np.ndarray, step: int) -> np.ndarray:
     return blocks.mean(axis=(1, 3))
 
 
-def _directions(grey: np.ndarray) -> np.ndarray:
-    """Complex (H,W): doubled angle of the gradient, root of its strength, 0 at the border."""
-    rows, columns = np.gradient(grey)
+def directions(image: np.ndarray, step: int) -> np.ndarray:
+    """Complex (H/step,W/step): doubled angle of the gradient, root of its strength.
+
+    image: (H,W,3) or (H,W) of any type; of `step_of` its size.
+    """
+    rows, columns = np.gradient(_averaged(image, step))
     gradient = columns + 1j * rows
     strength = np.abs(gradient)
     highest = max(float(strength.max()), 1e-30)  # of 8-bit, 16-bit and float images alike
     gradient, strength = gradient / highest, strength / highest
-    field = gradient**2 / np.maximum(strength, 1e-6) ** 1.5
-    return field * np.hanning(len(grey))[:, None] * np.hanning(grey.shape[1])
+    field: np.ndarray = gradient**2 / np.maximum(strength, 1e-6) ** 1.5
+    return field
+
+
+def faded(field: np.ndarray) -> np.ndarray:
+    """A field that falls to 0 at its border."""
+    return field * np.hanning(len(field))[:, None] * np.hanning(field.shape[1])

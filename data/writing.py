@@ -28,7 +28,6 @@ from data.materials import (
 from data.pairs import DataConfig, open_pairs
 from data.parquet_source import ParquetSource
 from data.pseudo_labels import LabelConfig
-from data.registration import cropped
 from data.synthetic import render_scene
 from utils.files import clear_remains, whole_folder
 from utils.labels import IGNORE
@@ -62,19 +61,19 @@ def folder_row(task: tuple[Item, Inspection, str, Options, dict]) -> dict:
     if (sha256(visible), sha256(infrared)) != (found.visible_hash, found.infrared_hash):
         raise ValueError(f"{item.where()}: a file changed while the data set was prepared")
     semantic = classes = None
-    moved = any(found.shift)
-    if found.resized or found.converted or item.semantic is not None or moved:
+    move = found.move
+    if found.resized or found.converted or item.semantic is not None or move:
         pair = decode_item(item, options)
         infrared = pair.stored_infrared
-        if moved:
-            heat = cropped(pair.infrared, found.shift, infrared=True)
+        if move:
+            heat = move.cropped(pair.infrared)
             whole = heat.dtype in (np.uint8, np.uint16)
             infrared = (encode_png if whole else encode_npy)(np.ascontiguousarray(heat))
-        if found.resized or moved:
-            visible = encode_png(cropped(pair.visible, found.shift, infrared=False))
+        if found.resized or move:
+            visible = encode_png(move.moved(pair.visible) if move else pair.visible)
         if pair.semantic is not None:  # drawn on the visible image
-            classes_there = cropped(pair.semantic, found.shift, infrared=False)
-            semantic, classes = encode_png(classes_there), _count(classes_there)
+            ids = move.moved(pair.semantic, classes=True) if move else pair.semantic
+            semantic, classes = encode_png(ids), _count(ids)
     return _hashed(
         {
             "visible": visible,
@@ -238,17 +237,28 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out} cannot be made: {above} is no folder that can be written to")
 
 
-def write(out: Path, rows: Iterable[dict], manifest: dict, overwrite: bool = False) -> dict:
+def write(
+    out: Path,
+    rows: Iterable[dict],
+    manifest: dict,
+    overwrite: bool = False,
+    boxes: dict[str, str] | None = None,
+) -> dict:
     """Write shards and manifest.json to `out` at once; the complete manifest.
 
     rows: dicts of SCHEMA's columns and `classes`, the row's pixels of each class id or None.
     manifest: what only the caller knows (window, table, ...).
+    boxes: texts by name of the files to write to the folder `boxes`.
     """
     table = manifest["table"]
     lookup = material_table(table).numpy() if table else None
     check_out(out, overwrite)
     try:
         with whole_folder(out) as folder:
+            for name, text in (boxes or {}).items():
+                path = folder / "boxes" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
             return _write_into(folder, rows, manifest, table, lookup)
     except OSError as error:
         raise OSError(f"{out} was not written: {error}") from error
@@ -314,9 +324,10 @@ def check(path: str, report: Path | None = None) -> None:
         found.append(doctor.examine(names[index], sources[index], pair.visible, seen))
         thumbnails.append((thumbnail(pair.visible), thumbnail(seen)))
     visible, infrared = (np.stack(side) for side in zip(*thumbnails))
+    inverted = doctor.inversions(sources, infrared)
     lines = [
         *doctor.summary(found),
-        *doctor.polarity_notes(sources, infrared),
+        *doctor.polarity_notes(names, sources, infrared, inverted),
     ]
     if isinstance(pairs.source, ParquetSource):
         there = pairs.source.rows.splits[pairs.source.index].tolist()
@@ -325,7 +336,7 @@ def check(path: str, report: Path | None = None) -> None:
     for line in lines:
         print(f"note: {line}")
     if report:
-        chosen = [(i, why, pairs.pair(i)) for i, why in doctor.worst(found)]
+        chosen = [(i, why, pairs.pair(i)) for i, why in doctor.worst(found, inverted)]
         shown = [(names[i], why, p.visible, p.infrared) for i, why, p in chosen]
         page = doctor.report(f"Pairs of {path}", lines, shown)
         report.write_text(page, encoding="utf-8")

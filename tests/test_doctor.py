@@ -98,11 +98,60 @@ def test_swapped_and_identical_sides_are_named(real_data):
 @pytest.mark.parametrize("name", ["msrs", "roadscene"])
 def test_a_black_hot_source_among_white_hot_ones_is_named(real_data, name):
     heat = np.stack([thumbnail(x) for _, x in real_pairs(real_data, name, 40)])
-    sources = ["a", "b"] * 20
-    assert doctor.polarity_notes(sources, heat) == []
+    names, sources = [f"x{i}" for i in range(40)], ["a", "b"] * 20
+    assert doctor.polarity_notes(names, sources, heat, []) == []
     heat[1::2] *= -1
-    (note,) = doctor.polarity_notes(sources, heat)
+    (note,) = doctor.polarity_notes(names, sources, heat, doctor.inversions(sources, heat))
     assert "sources 'a' and 'b' are opposite" in note
+
+
+@pytest.fixture(scope="module")
+def infrared_thumbnails(real_data):
+    """{set: thumbnails (N,256) of its infrared images}."""
+    found = {}
+    for name, step in {"msrs": 2, "roadscene": 1, "pv_aerial": 1, "flir_radiometric": 1}.items():
+        paths = sorted((real_data / name / "infrared").iterdir())[::step]
+        images = (Image.open(path) for path in paths)
+        images = (x.convert("L") if x.mode == "RGB" else x for x in images)
+        found[name] = np.stack([thumbnail(np.array(x)) for x in images])
+    return found
+
+
+def inverted(heat):
+    return doctor.inversions(["s"] * len(heat), heat)
+
+
+def test_no_image_of_a_real_set_is_called_inverted(infrared_thumbnails):
+    assert {name: inverted(heat) for name, heat in infrared_thumbnails.items()} == {
+        name: [] for name in infrared_thumbnails
+    }
+
+
+# the share that is found: scenes of MSRS have less in common
+@pytest.mark.parametrize("name, found", [("msrs", 0.5), ("roadscene", 0.75), ("pv_aerial", 0.75)])
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_planted_inversions_are_found_and_no_other_image(infrared_thumbnails, name, found, share):
+    heat = infrared_thumbnails[name].copy()
+    chosen = np.random.default_rng(0).permutation(len(heat))[: round(share * len(heat))]
+    heat[chosen] *= -1
+    named = inverted(heat)
+    assert set(named) <= set(chosen) and len(named) >= found * len(chosen)
+
+
+@pytest.mark.parametrize("count", [8, 60, 300])
+def test_where_scenes_have_nothing_in_common_none_is_called_inverted(count):
+    noise = np.random.default_rng(count)
+    blurred = noise.normal(size=(count, 4, 4)).repeat(10, axis=1).repeat(10, axis=2)
+    for heat in (noise.normal(size=(count, 40, 40)), blurred):
+        assert inverted(np.stack([thumbnail(x) for x in heat])) == []
+
+
+def test_half_and_half_is_not_told():
+    view = np.random.default_rng(0).normal(size=(40, 40))
+    assert inverted(np.stack([thumbnail(view if i < 11 else -view) for i in range(20)])) == []
+    assert inverted(np.stack([thumbnail(view if i < 15 else -view) for i in range(20)])) == [
+        *range(15, 20)
+    ]
 
 
 # ---------------------------------------------------------------------------- on the command line
@@ -198,3 +247,25 @@ def test_check_names_the_shifted_pair_and_writes_one_page(tmp_path, capsys):
     assert text.count("<img") == 2 and "&lt;b&gt;2x" in text and "<b>" not in text
     with pytest.raises(ValueError, match="no folder"):
         prepare.main(["--check", str(out), "--report", str(tmp_path / "none" / "page.html")])
+
+
+def test_inverted_images_are_counted_named_and_shown(tmp_path, capsys):
+    noise = np.random.default_rng(0)
+    ground = np.linspace(0, 150, 64)[:, None]  # a cold sky above warm ground
+    for i in range(12):
+        heat = (ground + noise.integers(0, 100, (64, 80))).astype(np.uint8)
+        colours = noise.integers(0, 256, (64, 80, 3), dtype=np.uint8)
+        for kind, image in (("rgb", colours), ("ir", 255 - heat if i in (3, 7) else heat)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / kind / f"scene{i}x.png")
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    argv = ["--visible", tmp_path / "rgb", "--infrared", tmp_path / "ir", "--out", out]
+    prepare.main([str(a) for a in [*argv, "--num_workers", 1]])
+    note = "2 of 12 infrared images look like negatives of the others ("
+    told = capsys.readouterr().out.split(note)[1].split(")")[0]
+    assert sorted(told.split(", ")) == ["scene3x", "scene7x"]
+    prepare.main(["--check", str(out), "--report", str(page)])
+    assert note in capsys.readouterr().out
+    text = page.read_text()
+    assert note in text and text.count("<p>the infrared looks like a negative") == 2
+    assert "<h3>scene3x</h3>" in text and "<h3>scene7x</h3>" in text
