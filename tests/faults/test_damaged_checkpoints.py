@@ -51,7 +51,7 @@ def test_every_flipped_bit_cut_and_added_byte_is_found(two):
         refused(new)
 
 
-def test_damage_to_a_file_without_a_hash_is_never_a_traceback(two, capsys):
+def test_damage_to_a_file_without_a_hash_is_said_or_changes_no_value(two, capsys):
     old, new = two
     torch.save(parts_of(2.0), new)
     assert checkpoint.latest(old.parent) == new  # today's files are still read
@@ -63,10 +63,34 @@ def test_damage_to_a_file_without_a_hash_is_never_a_traceback(two, capsys):
         new.write_bytes(data)
         found = checkpoint.latest(old.parent)
         if found == new:
-            checkpoint.load(new)
+            model = checkpoint.load(new)["model"]
+            assert all(torch.equal(model[k], v) for k, v in parts_of(2.0)["model"].items())
         else:
             assert found == old and f"passing over {new}" in capsys.readouterr().out
             refused(new)
+
+
+# bytes of an entry in the zip's directory: (offset, value), as the zip format numbers them
+COMPRESSED = [(10, 8)]
+FOLDER = [(38, 16)]
+TWO_SIZES = [(12, 1), (24, 201)]  # torch compares them only where the time is 0
+
+
+@pytest.mark.parametrize("part", ["data.pkl", "data/0"])
+@pytest.mark.parametrize(
+    "changes", [COMPRESSED, FOLDER, TWO_SIZES], ids=["compressed", "folder", "sizes"]
+)
+def test_a_part_that_torch_would_not_read_is_refused(two, part, changes):
+    _, new = two
+    torch.save(parts_of(2.0), new)
+    data = bytearray(new.read_bytes())
+    name = f"{new.stem}/{part}".encode()
+    entry = data.rindex(b"PK\1\2", 0, data.rindex(name))
+    for offset, value in changes:
+        data[entry + offset] = value
+    new.write_bytes(data)
+    assert checkpoint.damaged(new) == f"its entry for {name.decode()} is not as torch writes it"
+    refused(new)
 
 
 def foreign_zip(path):
