@@ -285,8 +285,8 @@ def _read_prompt(folder: Path, tokens: int) -> Prompt:
         raise ValueError(_cannot_load(str(folder), error)) from error
     if embeds.shape != (tokens, width):
         raise ValueError(
-            f"prompt_embeds of {path} is {tuple(embeds.shape)}, needs ({tokens}, {width}): the first"
-            " is model.text_tokens, the second the transformer's joint_attention_dim"
+            f"prompt_embeds of {path} is {tuple(embeds.shape)}, needs ({tokens}, {width}): the"
+            " first is model.text_tokens, the second the transformer's joint_attention_dim"
         )
     if not embeds.isfinite().all():
         raise ValueError(f"prompt_embeds of {path} has values that are not finite")
