@@ -161,9 +161,9 @@ def damaged(path: str | Path) -> str | None:
                 # it gives memory that was never written, without an error
                 stored = item.compress_type == zipfile.ZIP_STORED and item.external_attr == 0
                 if not stored or item.compress_size != item.file_size:
-                    return f"its entry for {item.filename} is not as torch writes it"
+                    return f"its entry for {item.filename!r} is not as torch writes it"
             bad = archive.testzip()
-        return f"checksum of {bad} is wrong" if bad else None
+        return f"checksum of {bad!r} is wrong" if bad else None
     except Exception as error:  # zipfile raises a dozen types on foreign bytes
         return f"{type(error).__name__}: {' '.join(str(error).split())} ({size} bytes)"
 

@@ -10,6 +10,7 @@ and how fast a straight line through all after it rises.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -51,15 +52,21 @@ def resident(pid: int) -> float:
         return 0.0
 
 
-def watch(command: list[str], rows: Path, every: float) -> list[tuple[int, float]]:
-    """(step, MiB) of a run, sampled until it ends. Raises: CalledProcessError: it failed."""
-    process, samples = subprocess.Popen(command, cwd=ROOT), []
-    while process.poll() is None:
+def watch(command: list[str], rows: Path, every: float, most: float) -> list[tuple[int, float]]:
+    """(step, MiB) of a run, looked at until it ends, by SIGTERM after `most` seconds.
+
+    Raises: CalledProcessError: it failed before.
+    """
+    process, samples, begun = subprocess.Popen(command, cwd=ROOT), [], time.monotonic()
+    while process.poll() is None and time.monotonic() < begun + most:
         time.sleep(every)
         size = resident(process.pid)
         if size and rows.exists() and (lines := rows.read_text().splitlines()[:-1]):
             samples.append((json.loads(lines[-1])["step"], size))
-    if process.returncode:
+    if process.poll() is None:
+        process.terminate()
+        process.wait()
+    elif process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return samples
 
@@ -88,17 +95,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--run", choices=["stage2", "stage1", "toy"], default="stage2")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end it after so many")
     args = parser.parse_args()
     command = command_of(args.run, args.output_dir.resolve(), args.steps)
     rows = args.output_dir / "metrics.jsonl"
-    sizes = watch(command, rows, args.every)
+    sizes = watch(command, rows, args.every, 60 * args.minutes)
     logged = [json.loads(line) for line in rows.read_text().splitlines()]
     times = [(r["step"], 1000 * r["step_s"]) for r in logged if "step_s" in r]
     (args.output_dir / "memory.json").write_text(json.dumps(sizes))
-    first, tenth = min(1000, args.steps // 10), (args.steps - min(1000, args.steps // 10)) // 10
+    steps = times[-1][0]
+    first = min(1000, steps // 10)
+    tenth = (steps - first) // 10
     for name, pairs, unit in (("memory", sizes, "MiB"), ("step", times, "ms")):
         begin = [x for step, x in pairs if first < step <= first + tenth]
-        end = [x for step, x in pairs if step > args.steps - tenth]
+        end = [x for step, x in pairs if step > steps - tenth]
         rise = linear_regression(*zip(*(p for p in pairs if p[0] > first), strict=True)).slope
         print(
             f"{name}: {median(begin):.1f} {unit} -> {median(end):.1f} {unit} (medians;"
@@ -106,7 +116,7 @@ def main() -> None:
         )
     boards = sum(p.stat().st_size for p in args.output_dir.glob("events*")) / 2**20
     kept = len(list(args.output_dir.glob("checkpoint_*.pth")))
-    print(f"TensorBoard: {boards:.1f} MiB; checkpoints kept: {kept}")
+    print(f"{steps} steps; TensorBoard: {boards:.1f} MiB; checkpoints kept: {kept}")
 
 
 if __name__ == "__main__":

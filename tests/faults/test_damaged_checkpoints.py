@@ -89,7 +89,20 @@ def test_a_part_that_torch_would_not_read_is_refused(two, part, changes):
     for offset, value in changes:
         data[entry + offset] = value
     new.write_bytes(data)
-    assert checkpoint.damaged(new) == f"its entry for {name.decode()} is not as torch writes it"
+    assert checkpoint.damaged(new) == f"its entry for {name.decode()!r} is not as torch writes it"
+    refused(new)
+
+
+def test_a_line_break_in_the_name_of_a_part_stays_one_sentence(two):
+    _, new = two
+    torch.save(parts_of(2.0), new)
+    new.write_bytes(new.read_bytes().replace(b"/data/0", b"/data/\n"))
+    with zipfile.ZipFile(new) as archive:  # names agree, so the sum of the part is looked at
+        where = archive.getinfo(f"{new.stem}/data/\n").header_offset
+    data = bytearray(new.read_bytes())
+    data[where + 150] ^= 1  # inside the 50 numbers behind its header
+    new.write_bytes(data)
+    assert "checksum of" in checkpoint.damaged(new)
     refused(new)
 
 
