@@ -10,7 +10,9 @@ import zipfile
 import pytest
 import torch
 
-from utils import checkpoint
+from assembly import checkpoints
+from configs import schema
+from utils import checkpoint, config
 
 CASES = int(os.environ.get("FAULTS", 400))
 
@@ -104,6 +106,32 @@ def test_a_line_break_in_the_name_of_a_part_stays_one_sentence(two):
     new.write_bytes(data)
     assert "checksum of" in checkpoint.damaged(new)
     refused(new)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw.pop("data"),
+        lambda raw: raw.update(data=None),
+        lambda raw: raw.update(model=None),
+        lambda raw: raw.update(model=3),
+    ],
+    ids=["no data", "data is nothing", "model is nothing", "model is a number"],
+)
+def test_a_checkpoint_whose_configuration_lacks_a_section_is_one_sentence(tmp_path, change):
+    raw = config.to_dict(schema.TrainConfig())
+    change(raw)
+    checkpoint.save(tmp_path / "a.pth", {**parts_of(), "config": raw})
+    with pytest.raises(ValueError, match="a.pth holds no configuration"):
+        checkpoints.read(tmp_path / "a.pth")
+
+
+def test_a_checkpoint_that_lacks_half_of_its_prompt_is_one_sentence(tmp_path):
+    model = {"prompt.tokens": torch.zeros(4, 64)}
+    raw = config.to_dict(schema.TrainConfig())
+    checkpoint.save(tmp_path / "a.pth", {"model": model, "config": raw})
+    with pytest.raises(ValueError, match="a.pth holds no prompt embedding: it lacks prompt.pooled"):
+        checkpoints.load_translator(tmp_path / "a.pth", torch.device("cpu"))
 
 
 def foreign_zip(path):
