@@ -73,7 +73,8 @@ def read(
         path = file_of(path)
         parts = checkpoint.load(path)
         raw, state = parts.get("config"), parts["model"]
-    if not isinstance(raw, dict) or "model" not in raw:
+    sections = [raw.get(name) for name in ("model", "data")] if isinstance(raw, dict) else [None]
+    if not all(isinstance(section, dict) for section in sections):
         raise ValueError(f"{path} holds no configuration: it is no checkpoint of this project")
     kind: type[PretrainConfig | TrainConfig | BaselineConfig]
     if "baseline" in raw["model"]:
@@ -168,8 +169,8 @@ def load_translator(
         raise ValueError(f"{path} is a checkpoint of {script_of(cfg)}; this needs one of train.py")
     cfg.model = replace(cfg.model, **changes)
     cfg.model = replace(cfg.model, **_how_fast(cfg.model, sample_fast))
-    if "prompt.tokens" not in state:
-        raise ValueError(f"{path} holds no prompt embedding")
+    if lacking := [name for name in ("prompt.tokens", "prompt.pooled") if name not in state]:
+        raise ValueError(f"{path} holds no prompt embedding: it lacks {' and '.join(lacking)}")
     torch.manual_seed(cfg.training.seed)  # a random FLUX that is not trained is drawn as it was
     stage1 = Stage1(replace(cfg.model.decomposition, pretrained="none"), cfg.model.physics)
     prompt = Prompt(state["prompt.tokens"], state["prompt.pooled"])

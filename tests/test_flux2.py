@@ -269,8 +269,36 @@ def test_a_folder_without_a_text_encoder_needs_its_prompt_as_a_file(folder, tmp_
     embeds = torch.randn(M, 48)
     save_file({"prompt_embeds": embeds}, without / flux2.PROMPT_FILE)
     assert torch.equal(flux2.encode_prompt(str(without), "", M).tokens_MC, embeds)
-    with pytest.raises(ValueError, match=r"is \(12, 48\), needs \(16, width\)"):
+    with pytest.raises(ValueError, match=r"is \(12, 48\), needs \(16, 48\): the first is model.t"):
         flux2.encode_prompt(str(without), "", 16)
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ({"prompt_embeds": torch.zeros(M, 64)}, r"is \(12, 64\), needs \(12, 48\): the first is"),
+        ({"prompt_embeds": torch.zeros(1, M, 48)}, r"is \(1, 12, 48\), needs \(12, 48\)"),
+        ({"prompt_embeds": torch.full((M, 48), torch.nan)}, "has values that are not finite"),
+        ({"embeds": torch.zeros(M, 48)}, "cannot be read there either .KeyError: 'prompt_embeds'"),
+        (b"", "cannot be read there either .SafetensorError: "),
+        (b"\xff" * 400, "cannot be read there either .SafetensorError: "),
+    ],
+    ids=["width", "batch", "nan", "name", "empty", "damaged"],
+)
+def test_a_prompt_file_that_does_not_fit_is_one_sentence(folder, tmp_path, content, sentence):
+    (tmp_path / "transformer").symlink_to(folder / "transformer")
+    path = tmp_path / flux2.PROMPT_FILE
+    path.write_bytes(content) if isinstance(content, bytes) else save_file(content, path)
+    with pytest.raises(ValueError, match=sentence) as said:
+        flux2.encode_prompt(str(tmp_path), "", M)
+    assert "\n" not in str(said.value)
+
+
+def test_a_prompt_file_beside_no_transformer_is_one_sentence(tmp_path):
+    save_file({"prompt_embeds": torch.zeros(M, 48)}, tmp_path / flux2.PROMPT_FILE)
+    with pytest.raises(ValueError, match="cannot load FLUX.2 klein from") as said:
+        flux2.encode_prompt(str(tmp_path), "", M)
+    assert "\n" not in str(said.value)
 
 
 def test_what_cannot_be_loaded_is_one_sentence(folder, tmp_path, monkeypatch):

@@ -232,11 +232,11 @@ def encode_prompt(model_id: str, prompt: str, tokens: int, device="cpu") -> Prom
     one tensor `prompt_embeds` (M, joint_attention_dim); `prompt` is then not read.
 
     Raises: ValueError: neither can be read, the prompt is longer than `tokens`, or the file has
-        another number of them.
+        another number of them, another width, or values that are not finite.
     """
     folder = Path(model_id)
     if folder.is_dir() and not (folder / "text_encoder").is_dir():
-        return _read_prompt(folder / PROMPT_FILE, tokens)
+        return _read_prompt(folder, tokens)
     if tokens > 512:
         raise ValueError(f"model.text_tokens is {tokens}; FLUX.2 klein was made for at most 512")
     try:
@@ -268,20 +268,29 @@ def encode_prompt(model_id: str, prompt: str, tokens: int, device="cpu") -> Prom
     return Prompt(embedding[0].float().cpu(), torch.empty(0))
 
 
-def _read_prompt(path: Path, tokens: int) -> Prompt:
+def _read_prompt(folder: Path, tokens: int) -> Prompt:
+    path = folder / PROMPT_FILE
     try:
-        embeds = load_file(str(path))["prompt_embeds"]
+        embeds = load_file(str(path))["prompt_embeds"].float()
     except Exception as error:
         raise ValueError(
-            f"{path.parent} has no text_encoder, and {PROMPT_FILE} with a tensor prompt_embeds"
-            f" (tokens, width) cannot be read there either ({type(error).__name__}: {error})"
+            f"{folder} has no text_encoder, and {PROMPT_FILE} with a tensor prompt_embeds"
+            f" (tokens, width) cannot be read there either ({type(error).__name__}:"
+            f" {fluxes.first_line(error)})"
         ) from error
-    if embeds.ndim != 2 or len(embeds) != tokens:
+    kind = _diffusers("Flux2Transformer2DModel")
+    try:
+        width = kind.load_config(str(folder), subfolder="transformer")["joint_attention_dim"]
+    except Exception as error:
+        raise ValueError(_cannot_load(str(folder), error)) from error
+    if embeds.shape != (tokens, width):
         raise ValueError(
-            f"prompt_embeds of {path} is {tuple(embeds.shape)}, needs ({tokens}, width): set"
-            " model.text_tokens to its first number"
+            f"prompt_embeds of {path} is {tuple(embeds.shape)}, needs ({tokens}, {width}): the"
+            " first is model.text_tokens, the second the transformer's joint_attention_dim"
         )
-    return Prompt(embeds.float(), torch.empty(0))
+    if not embeds.isfinite().all():
+        raise ValueError(f"prompt_embeds of {path} has values that are not finite")
+    return Prompt(embeds, torch.empty(0))
 
 
 def _diffusers(name: str):

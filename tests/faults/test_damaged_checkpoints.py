@@ -10,7 +10,9 @@ import zipfile
 import pytest
 import torch
 
-from utils import checkpoint
+from assembly import checkpoints
+from configs import schema
+from utils import checkpoint, config
 
 CASES = int(os.environ.get("FAULTS", 400))
 
@@ -51,7 +53,7 @@ def test_every_flipped_bit_cut_and_added_byte_is_found(two):
         refused(new)
 
 
-def test_damage_to_a_file_without_a_hash_is_never_a_traceback(two, capsys):
+def test_damage_to_a_file_without_a_hash_is_said_or_changes_no_value(two, capsys):
     old, new = two
     torch.save(parts_of(2.0), new)
     assert checkpoint.latest(old.parent) == new  # today's files are still read
@@ -63,10 +65,73 @@ def test_damage_to_a_file_without_a_hash_is_never_a_traceback(two, capsys):
         new.write_bytes(data)
         found = checkpoint.latest(old.parent)
         if found == new:
-            checkpoint.load(new)
+            model = checkpoint.load(new)["model"]
+            assert all(torch.equal(model[k], v) for k, v in parts_of(2.0)["model"].items())
         else:
             assert found == old and f"passing over {new}" in capsys.readouterr().out
             refused(new)
+
+
+# bytes of an entry in the zip's directory: (offset, value), as the zip format numbers them
+COMPRESSED = [(10, 8)]
+FOLDER = [(38, 16)]
+TWO_SIZES = [(12, 1), (24, 201)]  # torch compares them only where the time is 0
+
+
+@pytest.mark.parametrize("part", ["data.pkl", "data/0"])
+@pytest.mark.parametrize(
+    "changes", [COMPRESSED, FOLDER, TWO_SIZES], ids=["compressed", "folder", "sizes"]
+)
+def test_a_part_that_torch_would_not_read_is_refused(two, part, changes):
+    _, new = two
+    torch.save(parts_of(2.0), new)
+    data = bytearray(new.read_bytes())
+    name = f"{new.stem}/{part}".encode()
+    entry = data.rindex(b"PK\1\2", 0, data.rindex(name))
+    for offset, value in changes:
+        data[entry + offset] = value
+    new.write_bytes(data)
+    assert checkpoint.damaged(new) == f"its entry for {name.decode()!r} is not as torch writes it"
+    refused(new)
+
+
+def test_a_line_break_in_the_name_of_a_part_stays_one_sentence(two):
+    _, new = two
+    torch.save(parts_of(2.0), new)
+    new.write_bytes(new.read_bytes().replace(b"/data/0", b"/data/\n"))
+    with zipfile.ZipFile(new) as archive:  # names agree, so the sum of the part is looked at
+        where = archive.getinfo(f"{new.stem}/data/\n").header_offset
+    data = bytearray(new.read_bytes())
+    data[where + 150] ^= 1  # inside the 50 numbers behind its header
+    new.write_bytes(data)
+    assert "checksum of" in checkpoint.damaged(new)
+    refused(new)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw.pop("data"),
+        lambda raw: raw.update(data=None),
+        lambda raw: raw.update(model=None),
+        lambda raw: raw.update(model=3),
+    ],
+    ids=["no data", "data is nothing", "model is nothing", "model is a number"],
+)
+def test_a_checkpoint_whose_configuration_lacks_a_section_is_one_sentence(tmp_path, change):
+    raw = config.to_dict(schema.TrainConfig())
+    change(raw)
+    checkpoint.save(tmp_path / "a.pth", {**parts_of(), "config": raw})
+    with pytest.raises(ValueError, match="a.pth holds no configuration"):
+        checkpoints.read(tmp_path / "a.pth")
+
+
+def test_a_checkpoint_that_lacks_half_of_its_prompt_is_one_sentence(tmp_path):
+    model = {"prompt.tokens": torch.zeros(4, 64)}
+    raw = config.to_dict(schema.TrainConfig())
+    checkpoint.save(tmp_path / "a.pth", {"model": model, "config": raw})
+    with pytest.raises(ValueError, match="a.pth holds no prompt embedding: it lacks prompt.pooled"):
+        checkpoints.load_translator(tmp_path / "a.pth", torch.device("cpu"))
 
 
 def foreign_zip(path):

@@ -23,13 +23,12 @@ from PIL import Image
 from safetensors.torch import save
 
 import prepare
-from assembly import bundle
+from assembly import bundle, checkpoints
 from configs.schema import TrainConfig
 from data import boxes, decoding, folders, infrared_files, latents, manifest, pairs
 from tests import test_ranges
 from tests import tiny_data as tiny
 from tests.conftest import ROOT
-from tests.faults.test_written_whole import export
 from utils import checkpoint, config, objects, run
 
 KINDS = 10
@@ -315,15 +314,15 @@ def test_splits_boxes_metrics_and_units(folder, changes, chance, new):
 @given(st.sampled_from(bundle.FILES), edits, randoms, plain_values)
 def test_exports(folder, name, changes, chance, new):
     out = folder / "export"
-    export(out, 1.0)
+    bundle.save_bundle(out, {"w": torch.ones(3)}, config.to_dict(TrainConfig()), {})
     path = out / name
     if path.is_file():
         data = path.read_bytes()
         path.write_bytes(mutated(data, changes))
-        tried(bundle.read_bundle, out)
+        tried(checkpoints.read, out)
         if path.suffix == ".json":
             path.write_text(json.dumps(replaced(json.loads(data), chance, new)))
-            tried(bundle.read_bundle, out)
+            tried(checkpoints.read, out)
 
 
 @fuzzed
@@ -341,7 +340,8 @@ def test_latents(folder, changes):
 @fuzzed
 @given(edits, randoms, plain_values, st.booleans())
 def test_checkpoints(folder, changes, chance, new, hashed):
-    parts = {"model": {"weight": torch.ones(3)}, "state": {"step": 3}, "config": {"a": [1]}}
+    raw = config.to_dict(TrainConfig())
+    parts = {"model": {"weight": torch.ones(3)}, "state": {"step": 3}, "config": raw}
     path = folder / "checkpoint_00000003.pth"
     if not hashed:
         torch.save(parts, path)
@@ -349,5 +349,5 @@ def test_checkpoints(folder, changes, chance, new, hashed):
     else:
         spoilt = replaced(parts, chance, new)
         checkpoint.save(path, spoilt if isinstance(spoilt, dict) else {"model": spoilt})
-    tried(checkpoint.load, path)
+    tried(checkpoints.read, path)
     checkpoint.latest(folder)
