@@ -89,7 +89,8 @@ class AugmentConfig(Checked):
     """Random changes of the pair as a whole, and of the visible image's exposure."""
 
     flip: float = 0.5  # probability of a left-right flip
-    crop_scale: list[float] = field(default_factory=lambda: [0.7, 1.0])  # share kept of the side
+    # smallest and largest share of the side that a crop keeps
+    crop_scale: list[float] = field(default_factory=lambda: [0.7, 1.0])
     brightness: float = 0.1  # visible only: factor in [1 - b, 1 + b]
     contrast: float = 0.1  # visible only: factor around mid grey in [1 - c, 1 + c]
 

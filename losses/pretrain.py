@@ -30,10 +30,10 @@ class PretrainLossConfig(Checked):
     context: float = 0.3  # squared error
     physics: float = 0.5  # squared error of the fused image against the infrared
     reconstruction: float = 0.2  # absolute error of the fused image's values and gradients
-    image: float = 0.0  # losses/image.py, of the fused image against the infrared
+    image: float = 0.0  # image loss (losses/image.py) of the fused image against the infrared
     consistency: float = 0.05  # 1 - Pearson(intensity, infrared)
     separation: float = 0.01  # share of intensity's variance within materials
-    balance: float = 0.0  # of cross-entropy's class weights, frequency ** -balance; 0: none
+    balance: float = 0.0  # cross-entropy's class weights are frequency ** -balance; 0: none
 
     def problems(self) -> Iterator[str]:
         weights = asdict(self)

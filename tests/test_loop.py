@@ -184,7 +184,7 @@ def test_a_run_stopped_by_sigterm_saves_exits_0_and_goes_on_to_the_same_weights(
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "to go on, run the same command again" in out
+    assert "to continue, run the same command again" in out
     step = checkpoint.step_of(checkpoint.latest(tmp_path / "parts"))
     assert 0 < step < 60
 

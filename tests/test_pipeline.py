@@ -313,7 +313,7 @@ def test_an_untrained_mode_is_one_sentence(pipeline, monkeypatch, share, mode):
     monkeypatch.setattr(pipeline.translator, "training_facts", facts)
     photograph = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(
-        ValueError, match=f"{mode} is not trained for: flow.mean_share is {share:g}"
+        ValueError, match=f"not trained for mode {mode}: flow.mean_share is {share:g}"
     ):
         pipeline(photograph, mode=mode)
     trained = "sample" if mode == "mean" else "mean"

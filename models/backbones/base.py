@@ -30,7 +30,7 @@ class PathConfig(Checked):
     # noise: standard normal noise. fused: stage 1's infrared image plus sigma times noise; the
     # network then predicts the clean image, from which the velocity follows
     start: Literal["noise", "fused"] = "noise"
-    sigma: float = 0.1  # of start=fused
+    sigma: float = 0.1  # the noise of start=fused
 
     def problems(self) -> Iterator[str]:
         if not 0 <= self.sigma < 100:
