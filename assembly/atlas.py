@@ -1,4 +1,4 @@
-"""Where the images fail: the error on people, vehicles, sky, glass, at night, in glare.
+"""Where the images fail: errors on people, vehicles, sky, glass, at night and in glare.
 
 What a pixel shows is told by the class maps of the data, else by annotated boxes; night by the
 pair's name, else by a dark photograph; glare by blown-out pixels of the photograph. What none of

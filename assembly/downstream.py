@@ -162,7 +162,7 @@ def tasks_of(
 
 
 def rows_of(opened: Opened) -> list[Row]:
-    """Kinds of images that a photograph can become; the last is the model's best, if it has any."""
+    """Kinds of images made from a photograph; the last is the model's best, if it makes any."""
     return [*reference_rows(None), *model_rows(opened)]
 
 
@@ -189,7 +189,7 @@ def leak(opened: Opened, pool: Pairs, limit: int) -> tuple[int | None, str]:
         return 0, f"the generator was trained on none of {where}"
     return seen, (
         f"LEAK: the generator was trained on {seen} of {where}: its images of them are better than"
-        " those of new photographs will be, and so may be the rows made of them"
+        " those of new photographs will be, and so may be the rows made from them"
     )
 
 

@@ -1,4 +1,4 @@
-"""What evaluate.py found as tables and files."""
+"""The results of evaluate.py as tables and files."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Layouts of public sets: which files below one folder are visible and infrared, and their names.
+"""Layouts of public data sets: which files in a folder are visible and infrared, and their names.
 
 A layout is two patterns for paths below the folder. A pair's name is the named groups, joined:
 what differs between the two sides stands outside of the groups.
@@ -27,7 +27,7 @@ class Layout(NamedTuple):
     infrared: str
 
 
-# The first that fits is taken: the particular ones before the general.
+# The first that fits is used: specific layouts before general ones.
 LAYOUTS = {
     "kaist": Layout(r"(?:.*/)?(set\d+/V\d+/)visible/(I\d+)", r"(?:.*/)?(set\d+/V\d+/)lwir/(I\d+)"),
     "flir_aligned": Layout(

@@ -200,7 +200,7 @@ class Pairs(torch.utils.data.Dataset):
     def get(
         self, index: int, rng: np.random.Generator | None = None, shape: Shape | None = None
     ) -> Sample:
-        """One sample; `rng` None: without augmentation. With `self.latents` its latents too.
+        """One sample, with latents if `self.latents` is set; `rng` None: without augmentation.
 
         `shape`: (H,W), if not its own: a batch of buckets may need another.
         """

@@ -1,4 +1,4 @@
-"""The photographs of a file or folder, and what in it is none."""
+"""The photographs in a file or folder, and notes on the files that are not photographs."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Photographs(NamedTuple):
 
 
 def find_photographs(where: str, recursive: bool, output: Path) -> Photographs:
-    """Image files of a path, camera raw among them: those are refused where they are read.
+    """Image files of a path, including camera raw files, which are refused when they are read.
 
     With `recursive` the folders below too; never what lies below `output`.
     Raises: ValueError: none, or two that would get one name.

@@ -23,7 +23,7 @@ from utils.problems import Checked
 
 @dataclass(kw_only=True)
 class PretrainLossConfig(Checked):
-    """Weights of the terms; 0 leaves a term out of the total, and logs it nevertheless."""
+    """Weights of the terms; a term with weight 0 is logged but not added to the total."""
 
     intensity: float = 1.0  # squared error against the labelled intensity
     material: float = 0.5  # cross-entropy
@@ -52,7 +52,7 @@ TERMS = [f.name for f in fields(PretrainLossConfig) if f.name not in _OTHERS]
 
 
 class Labels(Protocol):
-    """What the data prepares for every map."""
+    """The labels that the data supply for every map."""
 
     @property
     def intensity(self) -> Tensor: ...  # (B, 1, H, W) in [0, 1]

@@ -93,7 +93,7 @@ class FluxCodec(nn.Module):
 
 
 def digest(module: nn.Module) -> str:
-    """Class name and sha256 of all weights and buffers, also those that no checkpoint holds."""
+    """Class name and sha256 of all weights and buffers, including those not in checkpoints."""
     digest = hashlib.sha256()
     for name, x in sorted([*module.named_parameters(), *module.named_buffers()]):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())

@@ -90,7 +90,7 @@ def _matches(name: str, targets: list[str] | str) -> bool:
             return re.fullmatch(targets, name) is not None
         except re.error as error:
             raise ValueError(
-                f"lora_config.target_modules={targets!r} is no regular expression: {error}"
+                f"lora_config.target_modules={targets!r} is not a regular expression: {error}"
             ) from None
     return any(name == t or name.endswith("." + t) for t in targets)
 

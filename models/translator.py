@@ -66,7 +66,7 @@ class TranslatorConfig(Checked):
     freeze_decomposition: bool = True
     train_batchnorm: bool = False  # update BatchNorm's running statistics when not frozen
     use_separate_guidance: bool = True  # one cross-attention per map, else one for all
-    inject: dict[int, list[str]] = field(  # block -> maps it sees; {} = no guidance
+    inject: dict[int, list[str]] = field(  # double block -> maps it sees; {} = no guidance
         default_factory=lambda: {6: ["intensity"], 12: ["intensity", "material", "context"]}
     )
     lora_config: LoraConfig = field(default_factory=LoraConfig)

@@ -166,9 +166,7 @@ def test_pixels_are_refused_for_a_base_that_is_not_trained():
     for wrong in (dict(train_base=False), dict(preset=None, flux_fill_id="x")):
         cfg = TranslatorConfig(**{**RANDOM, "layout": "pixels", **wrong})
         (sentence,) = contradictions(cfg)
-        assert sentence.startswith(
-            "model.layout=pixels is for a model that is trained from scratch"
-        )
+        assert sentence.startswith("model.layout=pixels is for a model trained from scratch")
 
 
 def test_a_backbone_that_lacks_an_answer_is_refused_when_it_is_made():

@@ -152,7 +152,7 @@ SETS = {
         [],
         r"a_3\.png: 17,\d+,\d+ bytes for 32 x 24 pixels",
     ),
-    "pipe": (pipe, [], r"a_3\.png: a link to nothing, or no regular file"),
+    "pipe": (pipe, [], r"a_3\.png: a broken link, or not a regular file"),
     "folder": (directory, [], r"1 visible without infrared \(first: a_3\)"),
     "no images": (emptied, [], r"infrared: no image there"),
     "two pairs": (few, [], r"2 "),

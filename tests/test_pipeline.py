@@ -335,5 +335,7 @@ def test_a_saved_pipeline_is_the_export_again(pipeline, exports, tmp_path, monke
 def test_a_folder_that_is_none_is_one_sentence(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=re.escape("nobody/nothing is no folder here, and no hub")):
+    with pytest.raises(
+        ValueError, match=re.escape("nobody/nothing is no folder here, and the hub")
+    ):
         ThermaFluxPipeline.from_pretrained("nobody/nothing")

@@ -530,7 +530,7 @@ def test_cameras_of_other_constants_need_a_temperature(tmp_path):
 def test_counts_that_are_called_kelvin_are_said(tmp_path, capsys):
     write_infrared(tmp_path, lambda c, i: c, 12)
     run(tmp_path, "--unit", "kelvin")
-    assert "is no temperature of a scene" in capsys.readouterr().out
+    assert "cannot be the temperature of a scene" in capsys.readouterr().out
     run(tmp_path, "--unit", "kelvin", "--scale", 0.0125, out="scaled")
     assert "is no temperature of a scene" not in capsys.readouterr().out
 

@@ -665,7 +665,7 @@ def test_an_edited_export_is_one_sentence(made, tmp_path, r, words):
     with pytest.raises(ValueError, match=f"export.*{words}|{words}.*export"):
         checkpoints.load_translator(folder, torch.device("cpu"))
     (folder / CONFIG_FILE).write_text("{")
-    with pytest.raises(ValueError, match="export is no exported model"):
+    with pytest.raises(ValueError, match="export is not an exported model"):
         read_bundle(folder)
 
 

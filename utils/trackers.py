@@ -23,7 +23,7 @@ CHARTS = {
     "Is it healthy": {
         "norm of the gradient": ["^grad_norm$"],
         "learning rate": ["^lr$"],
-        "steps left out": ["^skipped$"],
+        "skipped steps": ["^skipped$"],
     },
     "How fast": {
         "images per second": ["^images_per_s$"],
