@@ -10,7 +10,7 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from assembly.checkpoints import sampling_of
-from assembly.translator_step import game, make_predict
+from assembly.translator_step import adversarial_loss, make_predict
 from configs.schema import FlowConfig, ModelUseConfig, TrainConfig
 from models.backbones import LAYOUTS
 from models.backbones.fill import FillDiptych
@@ -198,9 +198,9 @@ def test_an_evaluation_has_no_game():
     training, *_ = predict(model, batch, 2, seed=0)
     with torch.no_grad():
         evaluation, _, out, _ = predict(model, batch, 2, seed=0)
-    expected = training - game(out.verdict)
+    expected = training - adversarial_loss(out.verdict)
     torch.testing.assert_close(evaluation, expected.detach(), atol=1e-4, rtol=0)
-    assert (game(out.verdict) > 0.5).all()
+    assert (adversarial_loss(out.verdict) > 0.5).all()
 
 
 def test_each_side_of_the_game_gets_its_own_gradient_alone():

@@ -315,7 +315,7 @@ class Meter:
 
 
 class Checks:
-    """Is the step finite, did a signal come, what is the time? One answer for all ranks, read later.
+    """Is the step finite, did a signal come, how late is it? One answer for all ranks, read later.
 
     Only reading waits for the device. A host that launches the next step before it reads the
     answers about this one leaves no gap on the device.
