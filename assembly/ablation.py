@@ -102,7 +102,7 @@ def command_of(
             if name not in known:
                 raise ValueError(
                     f"variant {variant}, stage {stage}: {{{name}}} in {text!r} is no"
-                    f" placeholder; there are {', '.join(f'{{{k}}}' for k in known)}"
+                    f" placeholder; known are {', '.join(f'{{{k}}}' for k in known)}"
                 )
         return PLACEHOLDER.sub(lambda match: known[match[1]], text)
 
@@ -112,8 +112,8 @@ def command_of(
     try:
         loaded: Any = config.load(kind, arguments, flags, default, starts=False)
     except ValueError as error:
-        said = "; ".join(sentences_of(error))
-        raise ValueError(f"variant {variant}, stage {stage}: {said}") from error
+        reasons = "; ".join(sentences_of(error))
+        raise ValueError(f"variant {variant}, stage {stage}: {reasons}") from error
     if trains and loaded.training.seed != seed:
         raise ValueError(f"variant {variant}, stage {stage} sets training.seed; use `seeds`")
     if trains and any(x.startswith(("run.output_dir=", "--output_dir")) for x in arguments):
@@ -132,17 +132,17 @@ def changes_of(cfg: AblateConfig, variant: str) -> dict[str, list[str]]:
 def write_board(
     cfg: AblateConfig, values: dict[tuple[str, int], dict[str, float]], columns: list[str]
 ) -> None:
-    """TensorBoard's table of hyperparameters, of the runs (variant, seed) that finished."""
+    """TensorBoard's table of hyperparameters for the runs (variant, seed) that finished."""
     runs = {}
     for (variant, seed), found in values.items():
-        told: dict[str, str | float] = {"variant": variant, "seed": seed}
+        settings: dict[str, str | float] = {"variant": variant, "seed": seed}
         for stage, overrides in changes_of(cfg, variant).items():
             pairs = [text.partition("=") for text in overrides if "=" in text]
-            told |= {f"{stage}/{key.lstrip('-')}": value for key, _, value in pairs}
+            settings |= {f"{stage}/{key.lstrip('-')}": value for key, _, value in pairs}
         results = {name: found[name] for name in columns if name in found}
-        runs[f"{variant}_seed_{seed}"] = told, results
+        runs[f"{variant}_seed_{seed}"] = settings, results
     folder = Path(cfg.output_dir) / "tensorboard"
-    shutil.rmtree(folder, ignore_errors=True)  # that of an earlier call, with fewer runs
+    shutil.rmtree(folder, ignore_errors=True)  # the table of an earlier call had fewer runs
     write_hparams(folder, runs)
 
 

@@ -33,7 +33,7 @@ from utils.problems import refuse
 def file_of(path: str | Path) -> Path:
     """The checkpoint that a path names: the file, or the best model in a run's folder.
 
-    In a folder whose best model is damaged it is the newest intact checkpoint, and that is said.
+    In a folder whose best model is damaged it is the newest intact checkpoint, with a note.
     Raises: ValueError: there is none, or the file is damaged and another one beside it is not.
     """
     path = Path(path)

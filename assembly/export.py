@@ -48,7 +48,7 @@ def write_export(
 
     Args:
         results: see `read_results`. pictures: see `find_pictures`.
-        base_model: the hub id of FLUX.1, instead of what the training was told.
+        base_model: the hub id of FLUX.1, instead of the one used in training.
         hub_id: where the folder will be, for the card's own example.
 
     Raises: ValueError: see checkpoints.read; or base_model for a model without one.

@@ -190,7 +190,7 @@ def nodata_of(data: bytes) -> float | None:
         return None
     try:
         return tiff.nodata(Image.open(io.BytesIO(data), formats=("TIFF",)))
-    except Exception:  # what is wrong with the file is said where its pixels are read
+    except Exception:  # errors in the file are reported where its pixels are read
         return None
 
 

@@ -143,12 +143,12 @@ def match(
     maps, others_maps = image_files(semantic, suffixes[2]) if semantic else ({}, [])
     both = sorted(left.keys() & right.keys(), key=natural)
     notes = []
-    lonely = {
+    unpaired = {
         "visible without infrared": left.keys() - right.keys(),
         "infrared without visible": right.keys() - left.keys(),
         "semantic without a pair": maps.keys() - set(both),
     }
-    for what, names in lonely.items():
+    for what, names in unpaired.items():
         if names:
             first = ", ".join(sorted(names, key=natural)[:3])
             notes.append(f"source '{source}': {len(names)} {what} (first: {first})")
@@ -168,7 +168,7 @@ def match(
     if others := sorted({*others_left, *others_right, *others_maps} - used):
         notes.append(
             f"source '{source}': {len(others)} files left out: no images by extension, or without "
-            f"the ending that --suffixes names (first: {', '.join(p.name for p in others[:3])})"
+            f"the ending given by --suffixes (first: {', '.join(p.name for p in others[:3])})"
         )
     return [Item(source, n, left[n], right[n], maps.get(n)) for n in both], notes
 

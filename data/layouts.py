@@ -86,9 +86,9 @@ def find(
         )
     notes = []
     for what, own, other in (("visible", *sides), ("infrared", *sides[::-1])):
-        if lonely := sorted(set(own) - set(other), key=folders.natural):
-            first = ", ".join(lonely[:3])
-            notes.append(f"source '{source}': {len(lonely)} {what} without partner ({first})")
+        if unpaired := sorted(set(own) - set(other), key=folders.natural):
+            first = ", ".join(unpaired[:3])
+            notes.append(f"source '{source}': {len(unpaired)} {what} without partner ({first})")
     if notes and not allow_unmatched:
         raise ValueError("; ".join(notes) + "; use --allow_unmatched to leave them out")
     if rest := sorted(set(paths) - {p for side in sides for p in side.values()}):

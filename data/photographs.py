@@ -62,7 +62,7 @@ def find_photographs(where: str, recursive: bool, output: Path) -> Photographs:
 
 
 def refuse_raw(path: Path) -> None:
-    """Raises: ValueError: camera raw, told by its suffix (DNG would be read as a TIFF)."""
+    """Raises: ValueError: camera raw, by its suffix (DNG would be read as a TIFF)."""
     if path.suffix.lower() in RAW_SUFFIXES:
         kind = path.suffix[1:].upper()
         raise ValueError(

@@ -214,7 +214,7 @@ def test_an_edited_config_of_a_stage_and_a_damaged_note_are_named(
             ("pretrain.py", "pretain.py"),
             "script is 'pretain.py', must be one of pretrain.py, train.py",
         ),
-        (("physics=off", "'run.output_dir={dir}'"), r"\{dir\} in .* is no placeholder; there are"),
+        (("physics=off", "'run.output_dir={dir}'"), r"\{dir\} in .* is no placeholder; known are"),
         (("optimizer.params.lr=10", "optimiser=1"), "variant high, stage pretrain: unknown key"),
         (("[1, 2, 4]", "[1, 1]"), "different numbers"),
         (("low: []", "low: {train: []}"), "changes the stage 'train'; the stages are pretrain"),

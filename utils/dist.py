@@ -125,13 +125,14 @@ def together(work: Callable[[], None]) -> None:
 def lost_ranks(error: Exception) -> str | None:
     """A sentence if `error` comes from a collective that other ranks did not join, else None.
 
-    Each rank that waited in vain says so in the store; who has not after a few seconds hangs.
+    Each rank that waited in vain notes it in the store; a rank without a note after a few seconds
+    hangs.
     """
     text = str(error)
     if world_size() == 1 or not ("gloo" in text or isinstance(error, torch_dist.DistError)):
         return None
     if any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer")):
-        return "another rank has ended; what it said is the reason"
+        return "another rank has ended; its message gives the reason"
     if not any(sign in text for sign in ("Timed out waiting", "timed out", "timeout")):
         return None
     store = torch_dist.distributed_c10d._get_default_store()

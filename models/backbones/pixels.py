@@ -56,7 +56,7 @@ class Pixels(Backbone):
         return (state.float() + 1).view(-1, 1, *size) / 2
 
     def shape_noise(self, white: Tensor, size: tuple[int, int]) -> Tensor:
-        """Equal parts of noise at every scale: white noise alone is easily told from a scene."""
+        """Equal parts of noise at every scale: white noise alone is too unlike a scene."""
         white = white.view(-1, 1, *size)
         total = white
         for k in SCALES:

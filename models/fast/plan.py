@@ -234,7 +234,7 @@ def _memory_preset(cfg: TranslatorConfig, device: torch.device) -> tuple[str | N
 
 
 def _no_fast_blocks(cfg: TranslatorConfig) -> str:
-    return f"models/fast has no form of the blocks of model.layout={cfg.layout}"
+    return f"models/fast does not support the blocks of model.layout={cfg.layout}"
 
 
 def _stage1_facts(fast: str) -> tuple[str, str]:
