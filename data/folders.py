@@ -167,7 +167,7 @@ def match(
     used = {*left.values(), *right.values(), *maps.values()}
     if others := sorted({*others_left, *others_right, *others_maps} - used):
         notes.append(
-            f"source '{source}': {len(others)} files left out: no images by extension, or without "
+            f"source '{source}': {len(others)} files left out: not images by extension, or without "
             f"the ending given by --suffixes (first: {', '.join(p.name for p in others[:3])})"
         )
     return [Item(source, n, left[n], right[n], maps.get(n)) for n in both], notes

@@ -93,12 +93,12 @@ def find(
         raise ValueError("; ".join(notes) + "; use --allow_unmatched to leave them out")
     if rest := sorted(set(paths) - {p for side in sides for p in side.values()}):
         notes.append(
-            f"source '{source}': {len(rest)} images are no part of the layout '{word}' and are "
+            f"source '{source}': {len(rest)} images do not belong to the layout '{word}' and are "
             f"left out (first: {', '.join(str(p.relative_to(root)) for p in rest[:3])})"
         )
     if others:
         first = ", ".join(str(p.relative_to(root)) for p in others[:3])
-        notes.append(f"source '{source}': {len(others)} files are no images (first: {first})")
+        notes.append(f"source '{source}': {len(others)} files are not images (first: {first})")
     names = sorted(both, key=folders.natural)
     listed = _listed(root, others) if word == "mfnet" else {}
     return word, [Item(source, listed.get(n, n), sides[0][n], sides[1][n]) for n in names], notes

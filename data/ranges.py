@@ -40,7 +40,7 @@ class Choice(NamedTuple):
 
 
 def given_window(words: list[str], scale: float, offset: float) -> tuple[float, float] | None:
-    """The numbers after --window, None for auto. Raises: ValueError: words that are no window."""
+    """The numbers after --window, None for auto. Raises: ValueError: not a window."""
     if not (0 < scale < np.inf and np.isfinite(offset)):
         raise ValueError(f"--scale takes a positive number, --offset a number: {scale}, {offset}")
     if words == ["auto"]:

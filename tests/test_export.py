@@ -230,8 +230,8 @@ def test_the_card_of_a_model_from_scratch_has_no_base_and_no_foreign_licence(mad
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--results", "missing.json"], "missing.json is no results.json"),
-        (["--results", "setup.py"], "setup.py is no results.json"),
+        (["--results", "missing.json"], "missing.json is not a results.json"),
+        (["--results", "setup.py"], "setup.py is not a results.json"),
         (["--panels", "configs"], "no PNG"),
         (["--base_model", HUB_ID], "has no base model"),
         (["--push_to_hub", "a/b/c"], "--push_to_hub: "),

@@ -1,4 +1,4 @@
-"""AdamW over what is trained, and its learning rate from step to step."""
+"""AdamW for the trained parameters, and the learning rate of each step."""
 
 import math
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def make_optimizer(cfg: "FitConfig", trained: dict[str, nn.Parameter]) -> torch.
         raise ValueError("no parameter of the model requires grad: there is nothing to train")
     refuse([*params.problems(), *schedule_problems(cfg)])
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    # matrices first: a checkpoint knows parameters by their number in this order
+    # matrices first: a checkpoint identifies parameters by their position in this order
     for name, p in sorted(trained.items(), key=lambda item: item[1].ndim < 2):
         key = _lr_scale(cfg.optimizer.lr_scale, name), params.weight_decay * (p.ndim >= 2)
         groups.setdefault(key, []).append(p)

@@ -1,4 +1,4 @@
-"""A transformer between convolutions, for a model that is trained from scratch: no codec at all.
+"""A transformer between convolutions, without a codec, for a model trained from scratch.
 
     photograph, noisy infrared, stage 1's maps -> convolutions -> 16 x 16 pixel tokens
     -> transformer -> convolutions, with skips from the first ones -> infrared
@@ -79,7 +79,7 @@ class Pixels(Backbone):
 
 
 class Convolutions(nn.Module):
-    """What is around the transformer; the last layer starts at zero."""
+    """The convolutions around the transformer; the last layer starts at zero."""
 
     def __init__(self, widths: tuple[int, ...]):
         super().__init__()
