@@ -27,10 +27,7 @@ DEFAULT_COLUMNS = (
     "val_loss val_material_ce val_accuracy val_miou val_pearson val_rank val_edge_sharpness"
     " val_psnr val_ssim ours/psnr ours/ssim ours/mae ours/rank images_per_s"
 ).split()
-RATES = (
-    "images_per_s",
-    "step_s",
-)  # the median of a run's rows: the first one includes the start-up
+RATES = ("images_per_s", "step_s")  # the median of a run's rows: the first includes the start-up
 STOPPED = "stopped by a signal"  # a script that saved and left before its end, with exit code 0
 
 

@@ -45,9 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split_folders", choices=("auto", "off"), default="auto", help=text)
     text = "shares of train, val and test where no folder or file names the splits"
     add("--split_fractions", type=float, nargs=3, default=folders.FRACTIONS, help=text)
-    text = (
-        "fixed camera or one video: cut each source into N blocks of time, near-duplicates or not"
-    )
+    text = "fixed camera or one video: cut each source into N blocks of time"
     add("--time_blocks", type=int, default=0, metavar="N", help=text)
     text = "pairs left out between two splits with --time_blocks"
     add("--gap", type=int, default=0, metavar="M", help=text)

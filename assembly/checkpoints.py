@@ -165,9 +165,7 @@ def load_translator(
     """
     cfg, state = read(path)
     if not isinstance(cfg, TrainConfig):
-        raise ValueError(
-            f"{path} is a checkpoint of {script_of(cfg)}; this needs one from train.py"
-        )
+        raise ValueError(f"{path} is a checkpoint of {script_of(cfg)}; this needs one of train.py")
     cfg.model = replace(cfg.model, **changes)
     cfg.model = replace(cfg.model, **_how_fast(cfg.model, sample_fast))
     if "prompt.tokens" not in state:

@@ -125,7 +125,11 @@ SETS = {
         r"visible/a_3\.png: several frames",
     ),
     "pages": (put("infrared", frames(GREY, "TIFF"), "a_3.tif"), [], r"a_3\.tif: several frames"),
-    "one bit": (put("infrared", encoded(GREY, "PNG", "1")), [], r"a_3\.png: .* has 1 bit a pixel"),
+    "one bit": (
+        put("infrared", encoded(GREY, "PNG", "1")),
+        [],
+        r"a_3\.png: .* has 1 bit per pixel",
+    ),
     "complex": (
         put("infrared", npy(GREY.astype(complex)), "a_3.npy"),
         [],

@@ -221,11 +221,8 @@ def fit(
                 raise RuntimeError(why)
             if time_for(training.log_every):
                 report(run, bar, state, meter, lr, training, sample_flops, device)
-            if (
-                eval_fn
-                and time_for(training.eval_every)
-                and (not stop.agreed or state.step == steps)
-            ):
+            may_evaluate = not stop.agreed or state.step == steps
+            if eval_fn and time_for(training.eval_every) and may_evaluate:
                 try:
                     evaluate(cfg, model, eval_fn, autocast, ema, state, run, meter)
                 except Exception:  # a damaged pair, no memory: do not lose the steps as well

@@ -12,13 +12,8 @@ from utils.panels import DPI, INK
 from utils.results import COLUMNS
 
 REFERENCE = "#8a8a8a"
-OWN = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-)  # distinguishable to colour-blind people
+# distinguishable to colour-blind people
+OWN = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 MOST_ACROSS = 4
 
 
