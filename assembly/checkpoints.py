@@ -74,7 +74,7 @@ def read(
         parts = checkpoint.load(path)
         raw, state = parts.get("config"), parts["model"]
     if not isinstance(raw, dict) or "model" not in raw:
-        raise ValueError(f"{path} holds no configuration: it is not a checkpoint of this project")
+        raise ValueError(f"{path} holds no configuration: it is no checkpoint of this project")
     kind: type[PretrainConfig | TrainConfig | BaselineConfig]
     if "baseline" in raw["model"]:
         kind = BaselineConfig

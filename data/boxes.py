@@ -1,4 +1,4 @@
-"""YOLO boxes beside the images: do they lie inside the images and belong to a pair?"""
+"""YOLO boxes beside the images: are they inside of them, and do they belong to a pair?"""
 
 from pathlib import Path
 
