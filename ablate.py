@@ -1,4 +1,4 @@
-"""Compare variants of a run at equal seeds and steps: one table, mean and spread over the seeds.
+"""Compare variants of a run with equal seeds and steps: mean and spread over the seeds.
 
     python ablate.py --config configs/ablate/decoder.yaml --output_dir runs/ablate/decoder
     python ablate.py --config configs/ablate/losses.yaml --jobs 3 'overrides=[data.path=datasets/x]'
@@ -27,7 +27,7 @@ DEFAULT_COLUMNS = (
     "val_loss val_material_ce val_accuracy val_miou val_pearson val_rank val_edge_sharpness"
     " val_psnr val_ssim ours/psnr ours/ssim ours/mae ours/rank images_per_s"
 ).split()
-RATES = ("images_per_s", "step_s")  # the median of a run's rows: the first one has the start-up
+RATES = ("images_per_s", "step_s")  # the median of a run's rows: the first includes the start-up
 STOPPED = "stopped by a signal"  # a script that saved and left before its end, with exit code 0
 
 
@@ -91,7 +91,7 @@ def plan(cfg: AblateConfig) -> dict[tuple[str, int], list[Step]]:
 
 
 def run_all(steps: list[Step], jobs: int) -> list[str]:
-    """Run what is not finished, so many at once; a sentence for every run that failed."""
+    """Run what is not finished, cfg.jobs at once; a sentence for every run that failed."""
     order = sorted(steps, key=lambda step: step.depth)  # what others wait for comes first
     pool = ThreadPoolExecutor(jobs)
     try:
@@ -104,7 +104,7 @@ def run_all(steps: list[Step], jobs: int) -> list[str]:
 
 
 def run(step: Step, title: str) -> str | None:
-    """Run one command with its output in log.txt; None if it finished, else what is wrong."""
+    """Run one command with its output in log.txt; None if it finished, else what went wrong."""
     if step.before and step.before.result.result() is not None:
         return f"{step.name}: not run, as {step.before.name} failed"
     marker, log = step.folder / "ablate.json", step.folder / "log.txt"
@@ -124,8 +124,8 @@ def run(step: Step, title: str) -> str | None:
             stdout=file,
             stderr=file,
         )
-    said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
-    last = next((line.strip() for line in reversed(said) if line.strip()), "no output")
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     seconds = f"{time.perf_counter() - started:.0f} s"
     if code or STOPPED in last:
         print(f"{title}: FAILED after {seconds}", flush=True)
@@ -136,7 +136,7 @@ def run(step: Step, title: str) -> str | None:
 
 
 def measured(chain: list[Step]) -> dict[str, float]:
-    """The last value of everything that a run's steps logged; of equal names the last step's."""
+    """The last value of everything that a run's steps logged; for equal names the last step's."""
     found = {}
     for step in chain:
         path = step.folder / "metrics.jsonl"

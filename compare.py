@@ -1,13 +1,13 @@
-"""Train several methods for equal seconds and put them into one table, mean and spread over seeds.
+"""Train several methods for equal times; one table with mean and spread over the seeds.
 
     python compare.py --data_path datasets/mine --output_dir runs/compare
     CUDA_VISIBLE_DEVICES=1 python compare.py --data_path datasets/mine --only unet --seed 1
     python compare.py --data_path datasets/mine --no_train        the table of what is there
 
-configs/compare.yaml lists the methods: the commands that train each, with their shares of the
-seconds. Each is then evaluated on the same pairs. Runs may be started one by one, at the same time
-on different GPUs; every call ends with the table of all runs that are finished. To resume, run the
-same command again: what is finished is not run again.
+configs/compare.yaml lists the methods: the commands that train each, with their shares of the time.
+Each is then evaluated on the same pairs. Runs may be started one by one, or at the same time on
+different GPUs; every call ends with the table of all finished runs. To resume, run the same command
+again: finished runs are kept.
 """
 
 import csv
@@ -151,7 +151,7 @@ def over_seeds(found: dict, name: str) -> dict[str, dict[int, float]]:
 
 
 def doubt(summary: dict) -> None:
-    """Take a verdict back where two rows stand the other way round with one of the seeds."""
+    """Withdraw a verdict that one of the seeds contradicts."""
     for name, others in summary["differences"].items():
         for other, metrics in others.items():
             for metric, found in metrics.items():

@@ -1,4 +1,4 @@
-"""What is generated infrared good for? A detector and a segmenter learn from it, tested on real.
+"""Is generated infrared useful? A detector and a segmenter train on it and are tested on real.
 
     python downstream.py --checkpoint runs/train/best_model.pth --boxes msrs/boxes
     python downstream.py --checkpoint runs/train --test_data datasets/other --train_split train
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def table(summary: dict) -> list[str]:
-    """Markdown: a row a recipe, the best first; ± is half of the 95 % interval."""
+    """Markdown: a row per recipe, the best first; ± is half of the 95 % interval."""
     main = summary["metric"]
     metrics = [name for name, x in summary["rows"][REAL].items() if isinstance(x, dict)]
     head = f"| trained on | {' | '.join(metrics)} | {main}, seeds | against {REAL} |"
@@ -97,7 +97,7 @@ def value_text(score: dict) -> str:
 
 
 def sentences(summary: dict) -> list[str]:
-    """The order, and what generated images are worth beside few real ones, in words."""
+    """The order, and how much generated images add to few real ones, in words."""
     main, rows = summary["metric"], summary["rows"]
     order = []
     for name in summary["order"]:

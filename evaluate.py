@@ -1,13 +1,13 @@
-"""Stage 4: one table of a trained model on held-out pairs, beside rows that need no model.
+"""Stage 4: a table of a trained model on held-out pairs, with rows that need no model.
 
     python evaluate.py --checkpoint runs/train/best_model.pth
     python evaluate.py --checkpoint runs/train/export --test_data datasets/other --split all
     python evaluate.py --checkpoint runs/unet/best_model.pth --boxes msrs/boxes --report
 
-Rows: training mean (per pixel; where its pairs are not at hand, a note), grey, inverted grey, and
-what the checkpoint makes: stage 1's fused image, ours, or a baseline's. docs/evaluation.md says
-what is measured. Writes results.md, results.json, per_image.csv (and per_object.csv, report.html)
-to --output_dir. Takes a checkpoint of any stage.
+Rows: training mean (per pixel; a note if its pairs are missing), grey, inverted grey, and what the
+checkpoint makes: stage 1's fused image, ours, or a baseline's. docs/evaluation.md explains the
+metrics. Writes results.md, results.json, per_image.csv (and per_object.csv, report.html) to
+--output_dir. Takes a checkpoint of any stage.
 """
 
 import time
@@ -72,7 +72,7 @@ def main() -> None:
     notes += note_of(opened.pairs.window) if peer else []
     names = [row.name for row in own]
     whole = {
-        **tables.summarise(found, names, atlas and atlas.untold, peer),
+        **tables.summarise(found, names, atlas and atlas.not_measured, peer),
         "checkpoint": cfg.checkpoint,
         "data": cfg.test_data or opened.data.path,
         "split": cfg.split,

@@ -1,4 +1,4 @@
-"""A trained model as a folder for generate.py, diffusers and ComfyUI, with a model card; to a hub.
+"""Export a trained model as a folder for generate.py, diffusers and ComfyUI, or push it to a hub.
 
     python export.py --checkpoint runs/train --output_dir exported --results runs/train/report
     python export.py --checkpoint runs/train --panels runs/panels --push_to_hub me/thermal --dry_run
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def check(cfg: ExportConfig) -> None:
-    """Raises: ValueError: the name of the repository, or flags that mean nothing without it."""
+    """Raises: ValueError: a wrong repository name, or flags that make no sense without one."""
     if cfg.push_to_hub is None:
         if cfg.public or cfg.dry_run:
             raise ValueError("--public and --dry_run are for --push_to_hub")

@@ -3,8 +3,8 @@
     python finetune.py --config configs/demo/finetune.yaml --checkpoint runs/train/best_model.pth
     torchrun --nproc_per_node=2 finetune.py --checkpoint runs/train/best_model.pth --lr 1e-5
 
-Stage 2 with the decomposition trained too; the consistency term (stage 1's loss) keeps its maps
-meaningful. The architecture is that of the checkpoint. To resume, run the same command again.
+As stage 2, but the decomposition is trained too; the consistency term (stage 1's loss) keeps its
+maps meaningful. The checkpoint decides the architecture. To resume, run the same command again.
 """
 
 from dataclasses import is_dataclass
@@ -19,7 +19,7 @@ from utils.run import entry
 def refuse_what_is_fixed(
     cfg: FinetuneConfig, given: dict, trained: TrainConfig, free: tuple[str, ...]
 ) -> None:
-    """Raises: ValueError: a value that the checkpoint decides was `given` as another one."""
+    """Raises: ValueError: a `given` value contradicts one that the checkpoint decides."""
 
     def compare(given: dict, asked, found, path: str) -> None:
         for name, value in given.items():
@@ -48,7 +48,7 @@ def main() -> None:
     cfg = config.load(FinetuneConfig, **source)
     given = config.given(FinetuneConfig, **source)
     device = dist.init(cfg.run.device, cfg.run.deterministic, cfg.run.timeout)
-    # how it is trained is this run's choice; what it is comes from the checkpoint
+    # this run chooses how the model is trained; the checkpoint decides what the model is
     names = ("freeze_decomposition", "train_batchnorm", *HOW_IT_RUNS)
     chosen = {name: getattr(cfg.model, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}

@@ -1,12 +1,12 @@
-"""Infrared images for photographs: a file or a folder in, images of the same names and sizes out.
+"""Infrared images for photographs: a file or a folder in, images with the same names and sizes out.
 
     python generate.py --checkpoint runs/train/export --image_path photo.jpg
     python generate.py --checkpoint runs/train/export --image_path photos/ --output_dir infrared/
     python generate.py --checkpoint runs/train/export --image_path photos/ --recursive --format npy
 
-Each photograph is resized to about as many pixels as a training image has, in its own aspect,
-translated, and the result resized back. A model trained with data.aspect=squash gets it squashed to
-the training size, or, with --keep_aspect, in its own aspect too. With --tile auto (or a side in
+Each photograph is resized, in its own aspect, to about as many pixels as a training image has,
+translated, and the result resized back. For a model trained with data.aspect=squash it is squashed
+to the training size, unless --keep_aspect is given. With --tile auto (or a side in
 pixels) larger photographs are translated at their own resolution, tile by tile: assembly/tiles.py.
 """
 

@@ -1,4 +1,4 @@
-"""A page with a table for every protocol, from results.json files and from nothing else.
+"""A page with one table per protocol, made only from results.json files.
 
     python leaderboard.py
     python leaderboard.py --results runs/board --output runs/board.md
@@ -71,7 +71,7 @@ def _entry(file: Path, folder: Path) -> Entry:
         found["protocol"]["id"], found["methods"], found["intervals"], found["differences"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{file} is no results.json of this version of evaluate.py ({error!r})"
+            f"{file} is not a results.json of this version of evaluate.py ({error!r})"
         ) from None
     about, commands = [], []
     beside = [file.parent / "commands.txt", file.parent.parent / "commands.txt"]

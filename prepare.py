@@ -40,7 +40,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--folder", type=Path, help="a whole set as downloaded, in place of --visible ...")
+    add("--folder", type=Path, help="a whole data set as downloaded, instead of --visible ...")
     text = f"how --folder is laid out: auto, {', '.join(layouts.LAYOUTS)}"
     add("--layout", default="auto", help=text)
     add("--visible", type=Path, action="append", default=[], help="folder of RGB images (repeat)")
@@ -53,18 +53,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sequences", default="auto", help="auto, off, or a pattern: group 1 is the sequence")
     text = "auto: folders named train, val, test (any depth) are the splits; off"
     add("--split_folders", choices=("auto", "off"), default="auto", help=text)
-    text = "of train, val and test where no folder or file says them"
+    text = "shares of train, val and test where no folder or file names the splits"
     add("--split_fractions", type=float, nargs=3, default=folders.FRACTIONS, help=text)
-    text = "fixed camera or one video: cut each source into N blocks of time, near-equal or not"
+    text = "fixed camera or one video: cut each source into N blocks of time"
     add("--time_blocks", type=int, default=0, metavar="N", help=text)
-    text = "pairs left out where one split follows another in --time_blocks"
+    text = "pairs left out between two splits with --time_blocks"
     add("--gap", type=int, default=0, metavar="M", help=text)
     text = "endings of the names that differ between the folders: --suffixes=_rgb,_ir,"
     add("--suffixes", default=",,", metavar="VISIBLE,INFRARED,SEMANTIC", help=text)
     text = "values that become 0 and 1; auto: 0 255 for 8 bit, else from the train split"
     add("--window", nargs="+", default=["auto"], metavar="LOW HIGH", help=text)
-    add("--nodata", type=float, action="append", default=[], help="infrared value that is none")
-    add("--unit", help="of count * scale + offset (counts); radiometric JPEGs are converted")
+    add("--nodata", type=float, action="append", default=[], help="infrared value for no data")
+    add("--unit", help="unit of count * scale + offset (counts); converts radiometric JPEGs")
     add("--scale", type=float, default=1.0, help="unit per count")
     add("--offset", type=float, default=0.0, help="unit at count 0")
     add("--resize_visible", action="store_true", help="visible to the infrared's size")

@@ -50,7 +50,7 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     def batches(first: int):
         return stream(train_set, batch_size, cfg.training.seed, *ranks, first, workers)
 
-    # model: the same random start on every rank, and with physics on and off
+    # model: the same random start on every rank, with or without physics
     torch.manual_seed(cfg.training.seed)
     model = dist.sync_batchnorm(Stage1(cfg.model, cfg.physics).to(device))
     alone = device.type == "cuda" and ranks[1] == 1 and cfg.fast == "auto"
@@ -60,7 +60,7 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
     # objective
     frequency = material_frequency(cfg, train_set) if cfg.loss.balance else torch.zeros(1)
     if cfg.loss.balance and not frequency.any():
-        dist.print0("no labelled material found: loss.balance has nothing to weigh")
+        dist.print0("no labelled material found: loss.balance has no effect")
     objective = MultiTaskPretrainLoss(cfg.loss, frequency.to(device) if frequency.any() else None)
     replayed = compiled and device.type == "cuda" and cfg.training.gradient_accumulation_steps == 1
     loss_fn = stage1_step(cfg.data.labels, objective, compiled, replayed)
@@ -70,10 +70,11 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
 
     @torch.compiler.set_stance("force_eager")  # its last batch and its scenes have other shapes
     def eval_fn(model: Stage1) -> dict:
-        found = sequential(val_set, batch_size, *ranks, workers)
-        last.update(validate(cfg, model, objective, (to_device(x, device) for x in found), device))
-        if "NEAR CHANCE" in (said := verdict(cfg, last)[0]):
-            dist.print0(said)  # not only at the end: a run may be lost hours before
+        loader = sequential(val_set, batch_size, *ranks, workers)
+        batches = (to_device(batch, device) for batch in loader)
+        last.update(validate(cfg, model, objective, batches, device))
+        if "NEAR CHANCE" in (materials := verdict(cfg, last)[0]):
+            dist.print0(materials)  # at once: no need to wait for the end of a useless run
         scenes = draw_scenes(cfg, model, val_set, run, device) if dist.is_main() else {}
         return {**last, **learnt(model), **scenes}
 
@@ -86,7 +87,7 @@ def pretrain(cfg: PretrainConfig, device: torch.device) -> None:
 
 
 def material_frequency(cfg: PretrainConfig, pairs, most: int = 256) -> torch.Tensor:
-    """Labelled pixels of each material in (at most so many) evenly spaced training pairs: (M,)."""
+    """Labelled pixels of each material in at most `most` evenly spaced training pairs: (M,)."""
     counts = torch.zeros(cfg.model.num_materials, dtype=torch.int64)
     samples = min(len(pairs), most)
     for i in range(samples):
@@ -111,16 +112,16 @@ def validate(cfg: PretrainConfig, model: Stage1, objective, batches, device) -> 
         total, parts = objective(*maps, fused, labels, infrared)
         confusion.update(maps.material.argmax(dim=1), labels.material)
         heat = {name: f(maps.intensity, infrared) for name, f in metrics.OF_INTENSITY.items()}
-        found = {"loss": total, **parts, **heat}
+        values = {"loss": total, **parts, **heat}
         if fused is not None:
             image = fused.mean(dim=1, keepdim=True).clamp(0, 1)
-            found |= {name: f(image, infrared) for name, f in metrics.OF_FUSED.items()}
+            values |= {name: f(image, infrared) for name, f in metrics.OF_FUSED.items()}
         labelled = parts["labelled"].item() * len(visible)
-        for name, value in found.items():
+        for name, value in values.items():
             count = labelled if name == "material_ce" else len(visible)
             if count:
-                before = sums.get(name, (0.0, 0.0))
-                sums[name] = before[0] + value.mean().item() * count, before[1] + count
+                total_sum, total_count = sums.get(name, (0.0, 0.0))
+                sums[name] = total_sum + value.mean().item() * count, total_count + count
     shares = dist.gather(sums)
     names = dict.fromkeys(name for share in shares for name in share)
     means = {
@@ -169,7 +170,7 @@ def draw_scenes(cfg: PretrainConfig, model: Stage1, pairs, run: Run, device) -> 
 
 
 def verdict(cfg: PretrainConfig, values: dict[str, float]) -> list[str]:
-    """What the maps are worth, in words: a line for materials, a line for heat."""
+    """How good the maps are, in words: a line for materials, a line for heat."""
     source, chance = cfg.data.labels.material_source, math.log(cfg.model.num_materials)
     heat = f"Pearson(intensity, infrared) {values['val_pearson']:.3f}"
     if "val_psnr" in values:

@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device) -> None:
-    """Fit `model` as `cfg` says; stage 3 calls this too. `plan`: what of it is fast."""
+    """Fit `model` as `cfg` says; stage 3 calls this too. `plan`: which fast parts it uses."""
     run = Run(cfg.run.output_dir, cfg)
 
     # data
@@ -64,10 +64,10 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
     loss_fn = make_loss(cfg, predict)
 
     # validation: the same samples, times and noise every time
-    # a small model is compiled for the batches of training alone: others would be compiled anew
+    # a small model is compiled only for training batches: other shapes would be compiled again
     stance = "force_eager" if cfg.model.train_base else "default"
 
-    given = of_velocity(cfg.flow)
+    names = of_velocity(cfg.flow)
 
     @torch.compiler.set_stance(stance)
     def eval_fn(model):
@@ -81,7 +81,7 @@ def train(cfg: TrainConfig, model: Translator, plan: Plan, device: torch.device)
             bins += torch.stack(flow.loss_by_time_bin(loss_B, t, mean))
         loss, count = dist.sum_over_ranks(total).tolist()
         sums, counts = dist.sum_over_ranks(bins).cpu()
-        means = zip(given, [loss / count, *(sums / counts).tolist()])
+        means = zip(names, [loss / count, *(sums / counts).tolist()])
         return {**dict(means), **draw_scenes(cfg, model, val_set, device)}
 
     if cfg.run.dry_run:

@@ -1,10 +1,10 @@
-"""Stage 4: one PNG a scene, and what stage 1 has learnt of the materials.
+"""Stage 4: one PNG per scene, and what stage 1 has learnt about the materials.
 
     python visualize.py --checkpoint runs/train/best_model.pth --output_dir panels --limit 12
 
 Scenes: visible, the maps of stage 1, fused and generated infrared, and truth. emissivity.png: the
 learnt weight of each material against the prior. confusion.png: labelled against predicted.
-curves.png: how the fusion was learnt, where metrics.jsonl lies beside the checkpoint.
+curves.png: how the fusion was learnt, if metrics.jsonl lies beside the checkpoint.
 """
 
 import re
@@ -41,7 +41,7 @@ def main() -> None:
     opened = checkpoints.open_all(cfg, device)
     if isinstance(opened.trained, BaselineConfig):
         raise ValueError(
-            f"{cfg.checkpoint} is a baseline's, which has no maps to draw; evaluate.py --report"
+            f"{cfg.checkpoint} is a baseline, which has no maps to draw; evaluate.py --report"
             " shows its images"
         )
     for note in opened.pairs.notes:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def draw_scenes(cfg: HeldOutConfig, opened: checkpoints.Opened, folder: Path, device) -> None:
-    """A panel of each of (by default) DEFAULT_SCENES scenes."""
+    """A panel for each of (by default) DEFAULT_SCENES scenes."""
     stage1, translator, _, _, pairs, sampling = opened
     colors, ranks = material_colors(), (dist.rank(), dist.world_size())
     limit = cfg.limit or DEFAULT_SCENES
@@ -98,7 +98,7 @@ def draw_scenes(cfg: HeldOutConfig, opened: checkpoints.Opened, folder: Path, de
 
 
 def file_names(names: list[str], sources: list[str]) -> list[str]:
-    """One file name a pair, each different; a pair's name may be a path, or another's too."""
+    """One unique file name per pair; a pair's name may be a path, or occur twice."""
     files = [UNSAFE.sub("_", f"{s or 'scene'}_{n}") for n, s in zip(names, sources)]
     files = [file.encode()[:LONGEST].decode(errors="ignore") for file in files]
     often = {file for file, count in Counter(files).items() if count > 1}
@@ -110,7 +110,7 @@ def count_materials(
 ) -> tuple[Tensor, dict[str, float]]:
     """(M, M) pixels by label and prediction over the split (or --limit pairs), {accuracy, miou}.
 
-    All zero where labels are none or quantized: those are no materials. Collective.
+    All zero where labels are none or quantized, which are not materials. Collective.
     """
     stage1, translator, _, _, pairs, _ = opened
     matrix, ranks = metrics.ConfusionMatrix(len(NAMES), device), (dist.rank(), dist.world_size())
@@ -153,7 +153,7 @@ def draw_emissivity(opened: checkpoints.Opened, counts: Tensor, path: Path) -> N
 
 
 def draw_curves(checkpoint: str, counts: Tensor, path: Path) -> None:
-    """From the run's own log; stage 2 and exported folders have none of these values."""
+    """From the run's log; stage 2 and exported folders lack these values."""
     beside = Path(checkpoint)
     log = (beside if beside.is_dir() else beside.parent) / "metrics.jsonl"
     rows = read_rows(log) if log.is_file() else []

@@ -1,1 +1,1 @@
-"""What joins the packages: models built from checkpoints, latents cached, variants compared."""
+"""Code that combines the packages: builds models from checkpoints, caches latents, compares."""

@@ -1,4 +1,4 @@
-"""What ablate.py can be told: stages, and variants of them that differ in a few values."""
+"""The configuration of ablate.py: stages, and variants of them that differ in a few values."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ SCRIPTS = {
     "finetune.py": (FinetuneConfig, FLAGS, "configs/finetune.yaml"),
     "evaluate.py": (EvaluateConfig, USE_FLAGS, None),
 }
-NAME = re.compile(r"[\w.-]+")  # of stages and variants: they become folders
+NAME = re.compile(r"[\w.-]+")  # names of stages and variants become folders
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # {} and {a: 1} are values, no placeholders
 
 
@@ -49,14 +49,14 @@ class AblateConfig(Checked):
     Training scripts get training.seed; later overrides win: stage, common, variant.
     """
 
-    stages: dict[str, StageConfig]  # in this order
-    # overrides of each variant: a list is the first stage's, else stage: list
+    stages: dict[str, StageConfig]  # run in this order
+    # overrides of each variant: a list for the first stage, or stage: list
     variants: dict[str, list[str] | dict[str, list[str]]]
-    overrides: list[str] = field(default_factory=list)  # of every training stage, such as data.path
+    overrides: list[str] = field(default_factory=list)  # for every training stage, e.g. data.path
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    columns: list[str] = field(default_factory=list)  # of the table; none: the usual ones
+    columns: list[str] = field(default_factory=list)  # columns of the table; none: the usual ones
     output_dir: str = "runs/ablate"
-    jobs: int = 1  # so many runs at once
+    jobs: int = 1  # number of runs at once
     dry_run: bool = False  # print the commands, run nothing
 
     def problems(self) -> Iterator[str]:
@@ -78,7 +78,7 @@ class AblateConfig(Checked):
             stages = changes if isinstance(changes, dict) else {}
             if unknown := [stage for stage in stages if stage not in self.stages]:
                 yield (
-                    f"variants.{name} changes the stage {unknown[0]!r}; there are"
+                    f"variants.{name} changes the stage {unknown[0]!r}; the stages are"
                     f" {', '.join(self.stages)}"
                 )
 
@@ -102,7 +102,7 @@ def command_of(
             if name not in known:
                 raise ValueError(
                     f"variant {variant}, stage {stage}: {{{name}}} in {text!r} is no"
-                    f" placeholder; there are {', '.join(f'{{{k}}}' for k in known)}"
+                    f" placeholder; known are {', '.join(f'{{{k}}}' for k in known)}"
                 )
         return PLACEHOLDER.sub(lambda match: known[match[1]], text)
 
@@ -112,14 +112,13 @@ def command_of(
     try:
         loaded: Any = config.load(kind, arguments, flags, default, starts=False)
     except ValueError as error:
-        said = "; ".join(sentences_of(error))
-        raise ValueError(f"variant {variant}, stage {stage}: {said}") from error
+        reasons = "; ".join(sentences_of(error))
+        raise ValueError(f"variant {variant}, stage {stage}: {reasons}") from error
     if trains and loaded.training.seed != seed:
-        raise ValueError(f"variant {variant}, stage {stage} sets training.seed, which `seeds` does")
+        raise ValueError(f"variant {variant}, stage {stage} sets training.seed; use `seeds`")
     if trains and any(x.startswith(("run.output_dir=", "--output_dir")) for x in arguments):
         raise ValueError(
-            f"variant {variant}, stage {stage} sets the folder, which --output_dir of"
-            " ablate.py does"
+            f"variant {variant}, stage {stage} sets the folder; use --output_dir of ablate.py"
         )
     return [chosen.script, *arguments]
 
@@ -133,17 +132,17 @@ def changes_of(cfg: AblateConfig, variant: str) -> dict[str, list[str]]:
 def write_board(
     cfg: AblateConfig, values: dict[tuple[str, int], dict[str, float]], columns: list[str]
 ) -> None:
-    """TensorBoard's table of hyperparameters, of the runs (variant, seed) that finished."""
+    """TensorBoard's table of hyperparameters for the runs (variant, seed) that finished."""
     runs = {}
     for (variant, seed), found in values.items():
-        told: dict[str, str | float] = {"variant": variant, "seed": seed}
+        settings: dict[str, str | float] = {"variant": variant, "seed": seed}
         for stage, overrides in changes_of(cfg, variant).items():
             pairs = [text.partition("=") for text in overrides if "=" in text]
-            told |= {f"{stage}/{key.lstrip('-')}": value for key, _, value in pairs}
+            settings |= {f"{stage}/{key.lstrip('-')}": value for key, _, value in pairs}
         results = {name: found[name] for name in columns if name in found}
-        runs[f"{variant}_seed_{seed}"] = told, results
+        runs[f"{variant}_seed_{seed}"] = settings, results
     folder = Path(cfg.output_dir) / "tensorboard"
-    shutil.rmtree(folder, ignore_errors=True)  # that of an earlier call, with fewer runs
+    shutil.rmtree(folder, ignore_errors=True)  # the table of an earlier call had fewer runs
     write_hparams(folder, runs)
 
 

@@ -1,8 +1,8 @@
-"""Where the images fail: the error on people, vehicles, sky, glass, at night, in glare.
+"""Where the images fail: errors on people, vehicles, sky, glass, at night and in glare.
 
-What a pixel shows is told by the class maps of the data, else by annotated boxes; night by the
-pair's name, else by a dark photograph; glare by blown-out pixels of the photograph. What none of
-these tells is named, with the reason.
+Class maps say what a pixel shows, or else annotated boxes; the pair's name says whether it is
+night, or else a dark photograph; glare is where the photograph is blown out. Categories that cannot
+be recognised are named, with the reason.
 
 Dimension key:  B batch   H, W pixels   N images
 """
@@ -21,9 +21,9 @@ from data.pairs import Pairs
 from utils import bootstrap
 from utils.objects import Boxes, light_of, pixels
 
-NIGHT = 0.25  # mean luminance below which a photograph whose name does not say is of the night
+NIGHT = 0.25  # mean luminance below which a photograph counts as night if its name does not say
 GLARE = 250 / 255  # level that all three channels of a blown-out pixel reach
-LEAST = 16  # pixels of a category in an image; fewer are passed over
+LEAST = 16  # pixels of a category in an image; fewer are ignored
 RING = 5  # pixels around a region that its contrast is measured against
 EVERYWHERE, AT_NIGHT, IN_GLARE = "everywhere", "night", "glare"
 
@@ -54,10 +54,10 @@ CATEGORIES = {
 
 
 class Atlas:
-    """Finds the pixels of every category. `untold`: category -> why nothing tells it here."""
+    """Finds the pixels of every category. `not_measured`: category -> the reason."""
 
     def __init__(self, label_set: str | None, boxes: Boxes | None):
-        self.boxes, self.untold = boxes, {}
+        self.boxes, self.not_measured = boxes, {}
         self.ids: dict[str, Tensor] = {}  # class ids, of the categories that class maps tell
         self.boxed: list[str] = []  # the categories that boxes tell
         of_boxes = "the annotated boxes have no class for it"
@@ -75,7 +75,7 @@ class Atlas:
             elif kinds & category.boxes:
                 self.boxed.append(name)
             else:
-                self.untold[name] = f"{of_labels}, {of_boxes}"
+                self.not_measured[name] = f"{of_labels}, {of_boxes}"
 
     def masks(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Category -> (B, H, W) bool on the batch's device; in the order of the table."""
@@ -142,8 +142,8 @@ def errors(image: Tensor, true: Tensor, masks: dict[str, Tensor]) -> list[list[d
     return rows
 
 
-def summarise(rows: list[dict], indices: list[int], untold: dict[str, str]) -> dict[str, Any]:
-    """What results.json holds as `failures`: by category images, pixels and each method's numbers.
+def summarise(rows: list[dict], indices: list[int], not_measured: dict[str, str]) -> dict[str, Any]:
+    """The entry `failures` of results.json: by category images, pixels and each method's numbers.
 
     mae and bias are averaged over pixels, so a region counts by its size; contrast_ratio is the
     sum of the regions' contrasts over that of the true ones. Images are resampled as a whole.
@@ -151,16 +151,16 @@ def summarise(rows: list[dict], indices: list[int], untold: dict[str, str]) -> d
     """
     place = {index: i for i, index in enumerate(indices)}
     weights = bootstrap.weights(len(indices))
-    told: dict[str, Any] = {}
-    missing = dict(untold)
+    measured: dict[str, Any] = {}
+    missing = dict(not_measured)
     for name in (EVERYWHERE, *CATEGORIES, AT_NIGHT, IN_GLARE):
         of_category = [row for row in rows if row["category"] == name]
         if not of_category:
-            missing.setdefault(name, "it could be told, but is in none of these images")
+            missing.setdefault(name, "recognisable, but in none of these images")
             continue
         methods = list(dict.fromkeys(row["method"] for row in of_category))
         first = [row for row in of_category if row["method"] == methods[0]]
-        told[name] = {
+        measured[name] = {
             "images": len(first),
             "pixels": sum(row["pixels"] for row in first),
             "methods": {
@@ -168,7 +168,7 @@ def summarise(rows: list[dict], indices: list[int], untold: dict[str, str]) -> d
                 for m in methods
             },
         }
-    return {"told": told, "untold": missing}
+    return {"told": measured, "untold": missing}
 
 
 def _numbers(rows: list[dict], place: dict[int, int], weights: np.ndarray) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _numbers(rows: list[dict], place: dict[int, int], weights: np.ndarray) -> di
 
 
 def table(failures: dict[str, Any], methods: list[str]) -> list[str]:
-    """Markdown: a row a category and method."""
+    """Markdown: a row per category and method."""
     lines = ["| where | images | pixels | method | MAE | bias | contrast ratio |", "|---" * 7 + "|"]
     whole = failures["told"][EVERYWHERE]["pixels"]
     for name, found in failures["told"].items():
@@ -204,7 +204,7 @@ def table(failures: dict[str, Any], methods: list[str]) -> list[str]:
 
 def sentences(failures: dict[str, Any]) -> list[str]:
     """What is not in the table, and why."""
-    return [f"not told: {name} ({reason})" for name, reason in failures["untold"].items()]
+    return [f"not measured: {name} ({reason})" for name, reason in failures["untold"].items()]
 
 
 def worst(rows: list[dict], method: str) -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""A trained translator as a folder that needs nothing else, and back.
+"""A trained translator as a self-contained folder, and back.
 
 diffusion_pytorch_model.safetensors   all that was trained, the prompt, stage 1; a random FLUX whole
 translator/config.json                the run's configuration and versions
@@ -47,7 +47,7 @@ def save_bundle(
     versions: dict[str, str],
     more: dict[str, bytes] | None = None,
 ) -> list[str]:
-    """Write the folder: beside its place, then renamed, so that no two exports are ever mixed.
+    """Write the folder under a temporary name and rename it, so that two exports never mix.
 
     Returns the names of its files.
 
@@ -86,7 +86,7 @@ def save_bundle(
 
 
 def has_adapters(state: dict[str, Tensor], config: dict) -> bool:
-    """Whether there are adapters of a FLUX that others have too: a random one's are of no use."""
+    """Whether there are adapters for a public FLUX: those of a random one are of no use."""
     base = config["model"].get("flux_fill_id")
     return base is not None and any(".lora_" in name for name in state)
 
@@ -97,7 +97,7 @@ def _text(values: dict) -> bytes:
 
 def _refuse_to_replace(card: Path) -> None:
     if card.is_file() and OURS not in card.read_text(encoding="utf-8", errors="replace").lower():
-        raise ValueError(f"{card} is not a model card of ours; export to another folder")
+        raise ValueError(f"{card} is not one of our model cards; export to another folder")
 
 
 def _replace_files(folder: Path) -> None:
@@ -128,5 +128,5 @@ def read_bundle(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
         return config, load_file(str(folder / STATE_FILE))
     except Exception as error:  # safetensors raises its own kinds for a damaged file
         raise ValueError(
-            f"{folder} is no exported model: {type(error).__name__}: {error}"
+            f"{folder} is not an exported model: {type(error).__name__}: {error}"
         ) from error

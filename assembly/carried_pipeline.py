@@ -27,7 +27,7 @@ TENSORS = ("latents",)  # what a callback may be given
 
 @dataclass
 class ThermaFluxOutput(BaseOutput):
-    """One entry of each list a photograph.
+    """Each list has one entry per photograph.
 
     images: infrared of the photographs' own sizes, as `output_type` says.
     meanings: of png16: unit, scale and offset; number * scale + offset is in the unit.
@@ -183,7 +183,7 @@ class ThermaFluxPipeline(DiffusionPipeline):
     def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
         """Raises: NotImplementedError: enable_model_cpu_offload is what there is."""
         raise NotImplementedError(
-            "layer by layer this model cannot be offloaded; use enable_model_cpu_offload()"
+            "this model cannot be offloaded layer by layer; use enable_model_cpu_offload()"
         )
 
     def save_pretrained(
@@ -202,7 +202,7 @@ class ThermaFluxPipeline(DiffusionPipeline):
 
 
 def _photographs(image: Any) -> list[np.ndarray]:
-    """Each photograph as (H, W, 3) uint8. Raises: ValueError: one that is none, by its number."""
+    """Each photograph as (H, W, 3) uint8. Raises: ValueError: names one that is no photograph."""
     several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
     images = list(image) if several else [image]
     if not images:
@@ -213,7 +213,7 @@ def _photographs(image: Any) -> list[np.ndarray]:
 def _photograph(image: Any, number: int) -> np.ndarray:
     if isinstance(image, Image.Image):
         if image.mode not in MODES:
-            raise ValueError(f"image {number} is in {image.mode}, none of {', '.join(MODES)}")
+            raise ValueError(f"image {number} is in {image.mode}, not in {', '.join(MODES)}")
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if isinstance(image, torch.Tensor) and image.ndim == 3 and image.is_floating_point():
         image = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
@@ -229,7 +229,7 @@ def _photograph(image: Any, number: int) -> np.ndarray:
 
 
 def _draws(generator: Any, count: int) -> list:
-    """What the noise of each photograph is a function of: its number, or its generator."""
+    """The source of each photograph's noise: its number, or its generator."""
     if generator is None:
         return list(range(count))
     if isinstance(generator, torch.Generator):

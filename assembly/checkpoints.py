@@ -1,4 +1,4 @@
-"""From a file of any stage back to its configuration and its model."""
+"""From a checkpoint of any stage back to its configuration and model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +31,9 @@ from utils.problems import refuse
 
 
 def file_of(path: str | Path) -> Path:
-    """The checkpoint that a path names: a file, or a run's folder, whose best model it is.
+    """The checkpoint that a path names: the file, or the best model in a run's folder.
 
-    In a folder whose best model is damaged it is the newest intact checkpoint, and that is said.
+    In a folder whose best model is damaged it is the newest intact checkpoint, with a note.
     Raises: ValueError: there is none, or the file is damaged and another one beside it is not.
     """
     path = Path(path)
@@ -83,7 +83,7 @@ def read(
         kind = PretrainConfig
     else:
         kind = FinetuneConfig if "checkpoint" in raw else TrainConfig
-    raw["data"].setdefault("aspect", "squash")  # what every run did before there was a choice
+    raw["data"].setdefault("aspect", "squash")  # what every run did before this key existed
     return config.from_dict(kind, raw, f"in {path}"), state
 
 
@@ -214,7 +214,7 @@ def load_any(
 
 
 def sampling_of(trained: TrainConfig, use: ModelUseConfig) -> SamplingConfig:
-    """How the run sampled, with what the user asked for instead.
+    """How the run sampled, changed by what the user asked for.
 
     Raises: ValueError: the model was not trained for what is asked.
     """
@@ -226,7 +226,7 @@ def sampling_of(trained: TrainConfig, use: ModelUseConfig) -> SamplingConfig:
 
 
 class Opened(NamedTuple):
-    """What evaluate.py and visualize.py work on."""
+    """The model and data that evaluate.py and visualize.py work on."""
 
     stage1: Stage1 | Unet | Pix2Pix  # a baseline's network where the checkpoint is one's
     translator: Translator | None  # None for a stage 1 checkpoint
@@ -250,7 +250,7 @@ def open_all(cfg: HeldOutConfig, device: torch.device) -> Opened:
         pairs.notes.append(
             f"these pairs are read through their own window, {pairs.window.low:g} to"
             f" {pairs.window.high:g} {pairs.window.unit}; the model was trained with {window[0]:g}"
-            f" to {window[1]:g}, so its levels mean other values: compare rank corr. and SSIM"
+            f" to {window[1]:g}, so its levels stand for other values: compare rank corr. and SSIM"
         )
     sampling = sampling_of(trained, cfg) if isinstance(trained, TrainConfig) else None
     return Opened(stage1, translator, trained, data, pairs, sampling)

@@ -1,4 +1,4 @@
-"""Methods that are compared at equal seconds: their table of commands."""
+"""Methods that are compared at equal training times: their commands."""
 
 import re
 import shlex
@@ -18,15 +18,15 @@ class CompareConfig(Checked):
     methods: dict[str, list[str]] = field(default_factory=dict)
     common: list[str] = field(default_factory=list)  # arguments of every training command
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    seconds: float = 300.0  # of training on one device, compilation included, for each method
+    seconds: float = 300.0  # training time per method on one device, compilation included
     data_path: str = "synthetic"
     output_dir: str = "runs/compare"
     device: str = "auto"
     boxes: str | None = None  # see evaluate.py
     evaluate: list[str] = field(default_factory=list)  # more arguments of evaluate.py
-    only: str | None = None  # train this method alone
-    seed: int | None = None  # train with this seed alone
-    train: bool = True  # false: only the table
+    only: str | None = None  # train only this method
+    seed: int | None = None  # train only with this seed
+    train: bool = True  # false: only write the table
 
     def problems(self) -> Iterator[str]:
         for name in self.methods:
@@ -47,7 +47,7 @@ class CompareConfig(Checked):
                 yield f"{name}: a step is `SHARE SCRIPT ARGUMENTS`, got {steps}"
                 continue
             if abs(sum(shares) - 1) > 1e-6 or min(shares, default=0) <= 0:
-                yield f"{name}: the shares of its steps must sum up to 1, got {shares}"
+                yield f"{name}: the shares of its steps must add up to 1, got {shares}"
 
 
 def commands_of(cfg: CompareConfig, name: str, seed: int) -> list[list[str]]:

@@ -38,14 +38,15 @@ SCRIPTS: dict[str, Any] = {
 }
 HEAD = """# Every key
 
-Written by `make docs/config.md` from the code; a test says when it is stale. Any key can be given
-as `section.key=value` after a script's name, or in the YAML file after `--config`. The defaults
-here are those of the code: the files in `configs/` have their own, and `python train.py --help` (or
-`--help training`, for one section) shows what a script starts with. Keys that are wrong, values out
-of range, contradictions and missing files are all named in one message before anything starts.
+Written by `make docs/config.md` from the code; a test fails when it is out of date. Any key can be
+given as `section.key=value` after a script's name, or in the YAML file after `--config`. The
+defaults here are those of the code: the files in `configs/` have their own, and
+`python train.py --help` (or `--help training`, for one section) shows what a script starts with.
+Unknown keys, values out of range, contradictions and missing files are all named in one message
+before anything starts.
 
 `eval "$(python train.py --completion bash)"` (or `zsh`) lets the shell complete the flags, keys
-and words of a script; a line for each script that you use, in `~/.bashrc` or `~/.zshrc`.
+and words of a script; put such a line for each script into `~/.bashrc` or `~/.zshrc`.
 
 `model.preset` and `model.flux_fill_id` exclude each other: the one on the command line replaces
 the file's."""

@@ -1,4 +1,4 @@
-"""What is generated infrared good for? Recipes of training images, and what comes of them.
+"""Is generated infrared useful for training? Recipes of training images, and their scores.
 
 Dimension key:  N training pairs   n samples of an image   S seeds   R resamples
 """
@@ -35,15 +35,16 @@ class DownstreamConfig(HeldOutConfig):
     """downstream.py. `split` is the one that is tested on; `test_data` is read for both splits."""
 
     output_dir: str = "runs/downstream"
-    train_split: Literal["train", "val", "test"] = "val"  # the generator must not know its pairs
+    train_split: Literal["train", "val", "test"] = "val"  # pairs the generator did not train on
     task: Literal["auto", "detector", "segmenter"] = "auto"  # auto: what the labels allow
     boxes: str | None = None  # folder of YOLO boxes; null: `boxes` in the data set's folder, if any
-    classes: list[str] = field(default_factory=lambda: ["person", "car"])  # of the boxes
+    classes: list[str] = field(default_factory=lambda: ["person", "car"])  # classes of the boxes
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    train_steps: int = 400  # of the optimizer, equal for every row
+    train_steps: int = 400  # optimizer steps, the same for every row
     train_batch: int = 8
     train_lr: float = 2e-3
-    shares: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.5])  # of the real pairs
+    # shares of the real pairs, for the curve
+    shares: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.5])
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -161,7 +162,7 @@ def tasks_of(
 
 
 def rows_of(opened: Opened) -> list[Row]:
-    """Kinds of images that a photograph can become; the last is the model's best, if it has any."""
+    """Kinds of images made from a photograph; the last is the model's best, if it makes any."""
     return [*reference_rows(None), *model_rows(opened)]
 
 
@@ -188,7 +189,7 @@ def leak(opened: Opened, pool: Pairs, limit: int) -> tuple[int | None, str]:
         return 0, f"the generator was trained on none of {where}"
     return seen, (
         f"LEAK: the generator was trained on {seen} of {where}: its images of them are better than"
-        " those of new photographs will be, and so may be the rows made of them"
+        " those of new photographs will be, and so may be the rows made from them"
     )
 
 

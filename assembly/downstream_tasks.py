@@ -139,7 +139,7 @@ class SegmenterTask:
         if len(kinds) < 2:
             raise ValueError(
                 f"the segmenter needs two materials or more: all {len(self.train)} training images"
-                f" show material {kinds[0]} alone"
+                f" show only material {kinds[0]}"
             )
 
     def model(self) -> "Segmenter":

@@ -30,9 +30,9 @@ class ExportConfig(Checked):
     output_dir: str = "exported"
     results: str | None = None  # results.json of evaluate.py, or its folder: for the model card
     panels: str | None = None  # folder of visualize.py: its first pictures, for the model card
-    base_model: str | None = None  # hub id of FLUX.1, where the training read it from a folder
+    base_model: str | None = None  # hub id of FLUX.1, if training read it from a folder
     push_to_hub: str | None = None  # user/name of the repository to upload to
-    public: bool = False  # of a repository that is made; one that is there stays as it is
+    public: bool = False  # make a new repository public; an existing one stays as it is
     dry_run: bool = False  # list what would be pushed, and push nothing
 
 
@@ -48,7 +48,7 @@ def write_export(
 
     Args:
         results: see `read_results`. pictures: see `find_pictures`.
-        base_model: the hub id of FLUX.1, instead of what the training was told.
+        base_model: the hub id of FLUX.1, instead of the one used in training.
         hub_id: where the folder will be, for the card's own example.
 
     Raises: ValueError: see checkpoints.read; or base_model for a model without one.
@@ -115,11 +115,11 @@ def read_results(path: str | None) -> dict[str, Any] | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is no results.json of evaluate.py: {error}") from error
+        raise ValueError(f"{file} is not a results.json of evaluate.py: {error}") from error
     needed = {"methods", "intervals", "warnings", "data", "split", "pairs", "run"}
     if not isinstance(found, dict) or (lacks := sorted(needed - set(found))):
         lacks = sorted(needed) if not isinstance(found, dict) else lacks
-        raise ValueError(f"{file} is no results.json of evaluate.py: it lacks {', '.join(lacks)}")
+        raise ValueError(f"{file} is not a results.json of evaluate.py: no {', '.join(lacks)}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Distances in the features of a network trained on ImageNet: of two images, and of two sets.
+"""Distances between the features of an ImageNet network: of two images, and of two sets.
 
 The network is EfficientNet-Lite2, whose weights come with the extra `offline`. These are neither
 LPIPS (AlexNet, with weights fitted to people's judgements) nor KID (InceptionV3): compare values

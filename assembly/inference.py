@@ -54,7 +54,7 @@ def infrared_of(
 
 
 def device_of(translator: Translator) -> torch.device:
-    """Where it works: of the prompt, which no offloading moves."""
+    """The device it works on: that of the prompt, which offloading never moves."""
     tokens = translator.prompt.tokens
     assert isinstance(tokens, Tensor)
     return tokens.device
@@ -67,7 +67,7 @@ def _resized(image: Tensor, size: tuple[int, ...]) -> np.ndarray:
 
 @dataclass(kw_only=True)
 class Training:
-    """What of its training a user of the model meets."""
+    """The facts of its training that a user of the model needs."""
 
     size: tuple[int, int]  # height and width of the images
     sampling: SamplingConfig
@@ -142,7 +142,7 @@ class ThermaFluxTranslator(nn.Module):
             return infrared_of(self.translator, photographs, draws, sampling, size, on_step)
 
     def sampling(self, **asked: Any) -> SamplingConfig:
-        """How the model samples, with what was asked for (None: as trained).
+        """How the model samples, changed by what was asked for (None: as trained).
 
         Raises: ValueError: out of range, or a mode that was not trained for.
         """

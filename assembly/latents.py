@@ -1,4 +1,4 @@
-"""Fill the cache of latents with what a run lacks, before it trains."""
+"""Fill the cache of latents with what a run still needs, before it trains."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from utils.problems import refuse
 
 
 def attach_latents(cfg: TrainConfig, model: Translator, sets: tuple[Pairs, ...], device) -> None:
-    """Let the samples of every set carry their latents, encoding those not in `cfg.data.latents`.
+    """Add latents to the samples of every set, encoding those not in `cfg.data.latents`.
 
     Ranks share the work by shard. A run killed here goes on with the shards it finished. Losses are
     those of a run that encodes in every step if the codec gives an image the same bits in any

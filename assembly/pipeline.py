@@ -60,4 +60,6 @@ def _fetch(hub_id: str, hub: dict[str, Any]) -> str:
         return snapshot_download(hub_id, **hub)
     except Exception as error:  # the network, the id, the rights: each has types of its own
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{hub_id} is no folder here, and no hub gives it: {reason}") from error
+        raise ValueError(
+            f"{hub_id} is no folder here, and the hub does not have it: {reason}"
+        ) from error

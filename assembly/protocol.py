@@ -1,4 +1,4 @@
-"""What a table was measured on and how, as plain values with an id: equal ids may be compared."""
+"""What a table was measured on and how, with an id: tables with equal ids may be compared."""
 
 import json
 from dataclasses import asdict

@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 def reference_rows(training_mean: Tensor | None) -> list[Row]:
-    """What needs no model: the training mean (1, 1, H, W) where it is known, and both greys."""
+    """Rows without a model: the training mean (1, 1, H, W) where it is known, and both greys."""
     rows = [Row("grey", grey, False), Row("inverted grey", lambda batch: 1 - grey(batch), False)]
     if training_mean is None:
         return rows
@@ -69,7 +69,7 @@ def training_mean(
     except ValueError as error:
         if needed:
             raise
-        return None, f"no row of the training mean, its pairs are not at hand: {error}"
+        return None, f"no row of the training mean, its pairs are missing: {error}"
     train = PeerPairs(train, peer) if peer else train
     total, count = torch.zeros(()), 0
     for batch in sequential(train, batch_size, num_workers=data.num_workers, limit=MEAN_IMAGES):
@@ -79,7 +79,7 @@ def training_mean(
 
 
 def model_rows(opened: Opened) -> list[Row]:
-    """What the checkpoint can make, from the simplest to the last stage; the last row is its best.
+    """The checkpoint's rows, from the simplest to the last stage; the last row is its best.
 
     For a run of stage 1 without physics: no row.
     """
@@ -132,7 +132,7 @@ def fused(seen: Stage1Output) -> Tensor:
 
 
 def decomposed(opened: Opened, batch: Batch) -> Stage1Output:
-    """Stage 1's output, made once a batch."""
+    """Stage 1's output, computed once per batch."""
     if "decomposed" not in batch:
         network = opened.translator.decompose if opened.translator else opened.stage1
         batch["decomposed"] = network(batch["visible"])

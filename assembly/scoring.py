@@ -1,4 +1,4 @@
-"""Every measure of every row on held-out pairs, image by image.
+"""Computes every metric of every row on held-out pairs, image by image.
 
 Dimension key:  B batch   H, W pixels   n samples of an image
 """

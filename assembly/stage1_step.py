@@ -63,7 +63,7 @@ def stage1_step(
 
 @torch.no_grad()
 def _without_a_trace(step: Callable, model: nn.Module, images: tuple[Tensor, ...]) -> Tensor:
-    """The loss of a step that leaves the model as it was, BatchNorm's running means too."""
+    """The loss of a step that leaves the model as it was, including BatchNorm's running means."""
     before = [buffer.clone() for buffer in model.buffers()]
     loss, _ = step(model, *images)
     for buffer, old in zip(model.buffers(), before):

@@ -1,4 +1,4 @@
-"""What evaluate.py found as tables and files."""
+"""The results of evaluate.py as tables and files."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from utils import bootstrap, calibration, results
 
 
 def summarise(
-    found: Found, own: list[str], untold: dict[str, str] | None, peer: Peer | None
+    found: Found, own: list[str], not_measured: dict[str, str] | None, peer: Peer | None
 ) -> dict[str, Any]:
     """Means, intervals, verdicts, objects, warnings; calibration and failures where measured.
 
-    Args: own: the rows of the model. untold: see `Atlas`; None: categories were not looked for.
+    Args: own: the rows of the model. not_measured: see `Atlas`; None: no categories wanted.
         peer: the protocol of another project that was asked for, or None.
     """
     truth = found.pooled.get("truth")
@@ -32,9 +32,9 @@ def summarise(
     summary = results.summarise(found.images, found.boxes, own, found.displacement, sets)
     if found.curves:
         summary["calibration"] = calibration.means(found.curves)
-    if untold is not None:
+    if not_measured is not None:
         indices = sorted({row["index"] for row in found.images})
-        summary["failures"] = atlas.summarise(found.regions, indices, untold)
+        summary["failures"] = atlas.summarise(found.regions, indices, not_measured)
     return summary
 
 

@@ -74,7 +74,7 @@ def weights(length: int, side: int, begins: list[int]) -> np.ndarray:
 
 
 class NoiseField:
-    """Standard normal noise over a photograph of `size`, of which any part can be had.
+    """Standard normal noise over a photograph of `size`; any part of it can be drawn by itself.
 
     A function of (seed, key, place) alone. Made by rows of tokens, never as a whole.
     """

@@ -1,4 +1,4 @@
-"""The loss of stages 2 and 3: what is predicted of a batch, and how wrong it is."""
+"""The loss of stages 2 and 3: the prediction for a batch, and its error."""
 
 import torch
 
@@ -17,7 +17,7 @@ from utils.problems import refuse
 
 def make_predict(cfg: TrainConfig, model: Translator, device):
     """predict(model, batch, group, seed) -> loss (B,), t (B,), prediction, mean (B,) bool: whether
-    the mean is predicted. The model may be DDP's.
+    the mean is predicted. The model may be wrapped in DDP.
 
     Times and noise are functions of (seed, draw), so that ranks, accumulation and resuming agree.
     """
@@ -35,33 +35,32 @@ def make_predict(cfg: TrainConfig, model: Translator, device):
         noise = noise_for(draws, backbone.state_shape(H, W), seed, device)
         encoded = (batch["latents"], batch["masked"]) if "latents" in batch else None
         images = batch["visible"], batch["infrared"]
-        out = model(*images, noise, t, encoded, infrared_only, mean, with_image)
-        error = flow.velocity_error(out.velocity, out.data, out.end)
+        prediction = model(*images, noise, t, encoded, infrared_only, mean, with_image)
+        error = flow.velocity_error(prediction.velocity, prediction.data, prediction.end)
         painted_S = backbone.painted(H, W, device)
         loss_B = flow.flow_loss(error, painted_S, cfg_flow.visible_weight)
         if cfg_flow.start == "fused":
             loss_B = loss_B * flow.clean_image_weight(t)
         if cfg_flow.image_weight:
-            of_image = image_loss(out.image, batch["infrared"][:, :1])
-            loss_B = loss_B + cfg_flow.image_weight * torch.where(mean, of_image, 0.0)
-        if out.verdict and torch.is_grad_enabled():  # an evaluation has no game to win
-            loss_B = loss_B + cfg_flow.adversarial_weight * torch.where(
-                mean, 0.0, game(out.verdict)
-            )
-        return loss_B, t, out, mean
+            image_B = image_loss(prediction.image, batch["infrared"][:, :1])
+            loss_B = loss_B + cfg_flow.image_weight * torch.where(mean, image_B, 0.0)
+        if prediction.verdict and torch.is_grad_enabled():  # not in an evaluation
+            game_B = adversarial_loss(prediction.verdict)
+            loss_B = loss_B + cfg_flow.adversarial_weight * torch.where(mean, 0.0, game_B)
+        return loss_B, t, prediction, mean
 
     return predict
 
 
 def needs_image(cfg: FlowConfig) -> bool:
-    """Whether a step looks at the clean image that its velocity points to."""
+    """Whether a step needs the clean image that its velocity points to."""
     return cfg.image_weight > 0 or cfg.adversarial_weight > 0
 
 
-def game(verdict: Verdict) -> torch.Tensor:
-    """(B,): what the generator and the discriminator lose; each gets its own gradient only."""
-    of_generator = generator_loss(verdict.persuasion, verdict.feature_distance)
-    return of_generator + discriminator_loss(verdict.real, verdict.generated)
+def adversarial_loss(verdict: Verdict) -> torch.Tensor:
+    """(B,): the losses of generator and discriminator; each receives only its own gradient."""
+    generator = generator_loss(verdict.persuasion, verdict.feature_distance)
+    return generator + discriminator_loss(verdict.real, verdict.generated)
 
 
 def make_loss(cfg: TrainConfig, predict):
@@ -72,14 +71,14 @@ def make_loss(cfg: TrainConfig, predict):
     stage1_loss = MultiTaskPretrainLoss(cfg.loss)
 
     def loss_fn(model, batch: dict):
-        loss_B, t, out, mean = predict(model, batch, group, training.seed)
+        loss_B, t, prediction, mean = predict(model, batch, group, training.seed)
         loss = training.lambda_generation * loss_B.mean()
         parts = {"generation": loss_B.detach().mean(), **by_time(loss_B, t, mean)}
-        if not cfg.model.freeze_decomposition:  # of weight 0 too: DDP needs all that is trained
+        if not cfg.model.freeze_decomposition:  # even with weight 0: DDP expects all gradients
             labels = prepare_pseudo_labels(
                 batch["visible"], batch["infrared"], batch["semantic"], cfg.data.labels
             )
-            maps, fused = out.stage1
+            maps, fused = prediction.stage1
             intensity, material, context = maps
             consistency, terms = stage1_loss(
                 intensity, material, context, fused, labels, batch["infrared"][:, :1]
@@ -94,6 +93,6 @@ def make_loss(cfg: TrainConfig, predict):
 
 def by_time(loss_B: torch.Tensor, t: torch.Tensor, mean: torch.Tensor) -> dict[str, torch.Tensor]:
     """The loss averaged over ten bins of t, and over the samples that predict the mean; NaN (which
-    the log leaves out) where there is no sample."""
+    is not logged) where there is no sample."""
     sums, counts = flow.loss_by_time_bin(loss_B, t, mean)
     return dict(zip(flow.BIN_NAMES, sums / counts))

@@ -23,7 +23,7 @@ PATCH = 24  # the least side at which the discriminator's five convolutions leav
 
 @dataclass(kw_only=True)
 class BaselineModelConfig(Checked):
-    """Which network; published pix2pix has width 64 and 8 levels at 256 pixels."""
+    """The network and its size; published pix2pix has width 64 and 8 levels at 256 pixels."""
 
     baseline: Literal["unet", "pix2pix"] = "unet"
     width: int = 64  # channels of the first level; they double up to 8 times as many
@@ -73,7 +73,7 @@ class Unet(nn.Module):
         return self.last(x)[..., :H, :W].float()
 
     def generate(self, visible: Tensor, draws: list[int], seed: int = 0) -> Tensor:
-        """Infrared (B, 1, H, W) in [0, 1]; nothing of it is random."""
+        """Infrared (B, 1, H, W) in [0, 1]; deterministic."""
         return self(visible).clamp(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""What the baselines share: their configuration, and training on the loop of every stage."""
+"""What the baselines share: their configuration, and training with the common loop."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class BaselineConfig(Checked):
 
     model: BaselineModelConfig = field(default_factory=BaselineModelConfig)
     lambda_l1: float = 100.0  # pix2pix: weight of L1 beside the adversarial loss
-    compile: bool | None = None  # the training step; null: with one GPU, as in pretrain.py
+    compile: bool | None = None  # compile the training step; null: only with one GPU
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -1,4 +1,4 @@
-"""What each script can be told: one dataclass a stage, composed of the parts' own."""
+"""The configuration of each script: one dataclass per script, composed of the parts' own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -21,10 +21,10 @@ from utils.optimizer import OptimizerConfig, schedule_problems
 from utils.problems import Checked, missing
 from utils.run import RunConfig
 
-MOST_MEAN = 20  # of flow.mean: beyond it the sigmoid is 0 or 1 in fp32
+MOST_MEAN = 20  # limit of flow.mean: beyond it the sigmoid is 0 or 1 in fp32
 
-# What an evaluation gives, so that a misspelt training.best_metric is said before the first step.
-# tests/test_stages.py compares it with what the evaluations of tiny runs give.
+# What an evaluation returns, so that a misspelt training.best_metric is caught before the first
+# step. tests/test_stages.py compares it with what the evaluations of tiny runs return.
 _LABELLED = ["material_ce", *metrics.ConfusionMatrix.RESULTS]
 OF_MAPS = [f"val_{name}" for name in ["loss", *TERMS, *_LABELLED, *metrics.OF_INTENSITY]]
 OF_FUSED = [f"val_{name}" for name in [*FUSED_TERMS, *metrics.OF_FUSED]]
@@ -38,7 +38,7 @@ def _fields(kind: type, *names: str) -> tuple[str, ...]:
     return names
 
 
-# What a run may change on resuming and stay the same run.
+# What may change when a run is resumed.
 HOW_DATA_ARE_READ = _fields(DataConfig, "cache", "cache_gib", "latents", "num_workers")
 HOW_IT_RUNS = _fields(
     TranslatorConfig,
@@ -67,7 +67,7 @@ FLAGS = {
     "checkpoint": "checkpoint",
 }
 
-# Of the scripts that use a trained model: each is the name of its key.
+# Flags of the scripts that use a trained model; each is the name of its key.
 _USED = (
     "checkpoint output_dir device fast batch_size mode steps guidance_scale shift "
     "samples mirror seed test_data split limit num_workers aspect image_path "
@@ -92,9 +92,10 @@ class PretrainConfig(Checked):
     MAY_CHANGE: ClassVar = {"data": HOW_DATA_ARE_READ}
 
     model: DecompositionConfig = field(default_factory=DecompositionConfig)
-    physics: bool = True  # off: no fusion, no physics and reconstruction terms; all else bit-equal
-    fast: Literal["auto", "off"] = "auto"  # off: plain convolutions, nothing of models/fast
-    compile: bool | None = None  # the training step; null: with one GPU, whose BatchNorm is alone
+    physics: bool = True  # off: no fusion and no loss terms that need it; the rest is bit-equal
+    fast: Literal["auto", "off"] = "auto"  # off: plain convolutions, nothing from models/fast
+    # compile the training step; null: only with one GPU, where BatchNorm needs no other process
+    compile: bool | None = None
     data: DataConfig = field(default_factory=DataConfig)
     loss: PretrainLossConfig = field(default_factory=PretrainLossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -127,13 +128,13 @@ class PretrainConfig(Checked):
 class FlowConfig(PathConfig):
     """The flow as it is trained: where it starts, its times, and its losses."""
 
-    mean: float = 0.0  # of the normal variable under the sigmoid; > 0: more noise
+    mean: float = 0.0  # times are sigmoid(normal(mean, std)); mean > 0: more noise
     std: float = 1.0
-    shift: float = 1.0  # resolution shift; 1: none
-    visible_weight: float = 0.0  # of the visible panel's velocity error; 0: infrared panel only
-    mean_share: float = 0.0  # of the samples, trained to predict the mean: no noise, one forward
-    image_weight: float = 0.0  # of the image loss (losses/image.py) on those samples
-    adversarial_weight: float = 0.0  # of the game with model.discriminator, on all other samples
+    shift: float = 1.0  # shifts the times towards noise, for large images; 1: no shift
+    visible_weight: float = 0.0  # weight of the visible panel's velocity error; 0: infrared only
+    mean_share: float = 0.0  # share of the samples that learn the mean: no noise, one forward pass
+    image_weight: float = 0.0  # weight of the image loss (losses/image.py) on those samples
+    adversarial_weight: float = 0.0  # weight of model.discriminator's loss on all other samples
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -152,7 +153,7 @@ class FlowConfig(PathConfig):
 
 
 def of_velocity(cfg: FlowConfig) -> list[str]:
-    """What a validation of stages 2 and 3 gives without drawing images, in its order."""
+    """What a validation of stages 2 and 3 returns without drawing images, in order."""
     names = BIN_NAMES if cfg.mean_share else BIN_NAMES[:-1]
     return ["val_loss", *(f"val_{name}" for name in names)]
 
@@ -163,8 +164,9 @@ class TranslatorTrainingConfig(TrainingConfig):
     epochs: int = 100
     gradient_accumulation_steps: int = 2
     ema_decay: float = 0.999
-    lambda_generation: float = 1.0  # of the velocity error
-    lambda_decomposition_consistency: float = 0.0  # of stage 1's loss on the maps; stage 3: 0.1
+    lambda_generation: float = 1.0  # weight of the velocity error
+    # weight of stage 1's loss on the maps; stage 3: 0.1
+    lambda_decomposition_consistency: float = 0.0
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -172,7 +174,7 @@ class TranslatorTrainingConfig(TrainingConfig):
         if min(weights) < 0 or not max(weights) > 0:
             yield (
                 "lambda_generation and lambda_decomposition_consistency must not be"
-                " negative, and one above 0, got {} and {}".format(*weights)
+                " negative, and one must be above 0, got {} and {}".format(*weights)
             )
 
 
@@ -185,12 +187,13 @@ class TrainConfig(Checked):
     model: TranslatorConfig = field(default_factory=TranslatorConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(size=512))
     flow: FlowConfig = field(default_factory=FlowConfig)
-    loss: PretrainLossConfig = field(default_factory=PretrainLossConfig)  # of the consistency term
+    # the terms of training.lambda_decomposition_consistency
+    loss: PretrainLossConfig = field(default_factory=PretrainLossConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TranslatorTrainingConfig = field(default_factory=TranslatorTrainingConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(output_dir="runs/train"))
-    # filled from the data set: values of infrared 0 and 1, their unit, the camera's constants
+    # filled in from the data set: the values of infrared 0 and 1, their unit, Planck constants
     window: list[float] | None = None
     unit: str = "counts"
     planck: list[float] | None = None
@@ -234,7 +237,7 @@ def _blocks_outside(model: TranslatorConfig) -> Iterator[str]:
 
 
 def objective_problems(cfg: TrainConfig) -> Iterator[str]:
-    """A sentence for each term of the loss that the model or the flow leaves without a meaning."""
+    """A sentence for each loss term that makes no sense with this model or flow."""
     if cfg.training.lambda_decomposition_consistency and cfg.model.freeze_decomposition:
         yield (
             "training.lambda_decomposition_consistency > 0 has no effect on a frozen"
@@ -255,10 +258,10 @@ def objective_problems(cfg: TrainConfig) -> Iterator[str]:
 
 
 def latents_without_codec(cfg: TrainConfig) -> Iterator[str]:
-    """A sentence if there are no latents to keep."""
+    """A sentence if the layout has no latents to store."""
     if cfg.data.latents is not None and cfg.model.layout == "pixels":
         yield (
-            "data.latents keeps what a codec makes, and model.layout=pixels has none: set"
+            "data.latents stores a codec's output, and model.layout=pixels has no codec: set"
             f" data.latents=null (it is {cfg.data.latents})"
         )
 
@@ -270,7 +273,7 @@ class FinetuneConfig(TrainConfig):
     checkpoint: str = "runs/train/best_model.pth"  # the stage 2 weights to start from
 
     def obstacles(self) -> Iterator[str]:
-        """Of the model there are none yet: what it is comes from the checkpoint."""
+        """Nothing about the model yet: the checkpoint decides what it is."""
         yield from _uneven_size(self.data)
         yield from missing("checkpoint", self.checkpoint, "; train.py writes one")
 
@@ -288,8 +291,8 @@ class ModelUseConfig(Checked):
     steps: int | None = None
     guidance_scale: float | None = None
     shift: float | None = None
-    samples: int | None = None  # average so many samples an image
-    mirror: bool | None = None  # average with what the mirror image gives
+    samples: int | None = None  # number of samples to average per image
+    mirror: bool | None = None  # average with the prediction for the mirrored photograph
     seed: int | None = None
 
     def problems(self) -> Iterator[str]:
@@ -302,13 +305,13 @@ class ModelUseConfig(Checked):
 
 @dataclass(kw_only=True)
 class HeldOutConfig(ModelUseConfig):
-    """A trained model of any stage on held-out pairs; what visualize.py is told."""
+    """A trained model of any stage on held-out pairs; the keys of visualize.py."""
 
     test_data: str | None = None  # null: the data the model was trained on
     split: Literal["train", "val", "test", "all"] = "test"
-    limit: int = 0  # only so many pairs, evenly spaced; 0: all
+    limit: int = 0  # use only this many pairs, evenly spaced; 0: all
     num_workers: int = 2
-    # of other aspects than the training size; null: as the run's data.aspect
+    # how pairs with another aspect than the training size are read; null: the run's data.aspect
     aspect: Literal["crop", "buckets", "squash"] | None = None
 
     def problems(self) -> Iterator[str]:
@@ -326,20 +329,17 @@ class HeldOutConfig(ModelUseConfig):
 class EvaluateConfig(HeldOutConfig):
     """evaluate.py."""
 
-    lpips: bool = False  # LPIPS too; AlexNet's weights are fetched once, 233 MB
+    lpips: bool = False  # also LPIPS; AlexNet's weights are downloaded once, 233 MB
     boxes: str | None = None  # folder of YOLO boxes; null: `boxes` in the data set's folder, if any
-    report: bool = False  # report.html too: tables, plots, and the best, median and worst images
-    # the row that another project's paper would print, in place of our table: docs/evaluation.md
+    report: bool = False  # also report.html: tables, plots, the best, median and worst images
+    # print the row of another project's paper instead of our table: docs/evaluation.md
     protocol: Literal["thermalgen", "pid", "fvita", "mavic"] | None = None
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         given = {"--lpips": self.lpips, "--boxes": self.boxes, "--report": self.report}
         if self.protocol and (wrong := [name for name, value in given.items() if value]):
-            yield (
-                f"--protocol {self.protocol} measures what that protocol has; leave out"
-                f" {', '.join(wrong)}"
-            )
+            yield (f"--protocol {self.protocol} has its own measures; leave out {', '.join(wrong)}")
 
     def obstacles(self) -> Iterator[str]:
         yield from super().obstacles()
@@ -350,21 +350,21 @@ class EvaluateConfig(HeldOutConfig):
 class GenerateConfig(ModelUseConfig):
     """generate.py: infrared images for photographs."""
 
-    image_path: str = ""  # a photograph, or a folder of them
+    image_path: str = ""  # a photograph or a folder of photographs
     output_dir: str = "generated"
-    keep_aspect: bool = False  # also where the model was trained with data.aspect=squash
-    # photographs larger than a tile at their own resolution: its side in pixels, a multiple of 16,
-    # or auto: the training size; the memory of a batch of tiles
+    keep_aspect: bool = False  # even if the model was trained with data.aspect=squash
+    # translate larger photographs in tiles, at their own resolution: side of a tile in pixels, a
+    # multiple of 16; auto: the training size
     tile: int | Literal["auto", "off"] = "off"
-    recursive: bool = False  # the folders below too; results keep their structure
-    # 8-bit grey; 16-bit PNG and .json of unit, scale and offset; kelvin as .npy; or a float TIFF
+    recursive: bool = False  # also subfolders; results keep their structure
+    # 8-bit grey; 16-bit PNG with unit, scale and offset in a .json; kelvin as .npy; or a float TIFF
     format: Literal["png8", "png16", "npy", "tiff"] = "png8"
-    counts: bool = False  # --format png16 that must be the training data's own whole counts
+    counts: bool = False  # --format png16 with exactly the training data's whole counts
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         if self.counts and self.format not in ("png8", "png16"):
-            yield f"--counts writes 16-bit PNG, --format {self.format} another: give one of them"
+            yield f"--counts writes 16-bit PNG, --format {self.format} does not: give one of them"
 
     def obstacles(self) -> Iterator[str]:
         yield from super().obstacles()
@@ -376,5 +376,5 @@ class GenerateConfig(ModelUseConfig):
         self.format = "png16" if self.counts else self.format
         if isinstance(self.tile, int) and (self.tile < 32 or self.tile % 16):
             raise ValueError(
-                f"--tile needs a multiple of 16 from 32 on, auto or off, got {self.tile}"
+                f"--tile must be a multiple of 16, at least 32, or auto or off, got {self.tile}"
             )

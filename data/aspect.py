@@ -34,14 +34,14 @@ def same_area(size: Shape, aspect: float) -> Shape:
 
 
 def bucket_shapes(size: Shape) -> list[Shape]:
-    """`size` itself, and shapes of about as many pixels for ASPECTS, upright and lying."""
+    """`size` itself, and shapes of about as many pixels for ASPECTS, portrait and landscape."""
     aspects = [a for aspect in ASPECTS for a in (aspect, 1 / aspect)]
     shapes = [size, *(same_area(size, aspect) for aspect in aspects)]
     return [shape for shape in dict.fromkeys(shapes) if min(shape) >= min(LEAST_SIDE, *size)]
 
 
 def nearest_shape(shapes: list[Shape], size: Shape) -> Shape:
-    """Of `shapes` the one whose aspect is nearest that of an image of `size`."""
+    """The shape whose aspect is nearest to that of an image of `size`."""
     wanted = math.log(size[0] / size[1])
     return min(shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - wanted))
 

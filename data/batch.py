@@ -1,4 +1,4 @@
-"""What the streams give and the scripts train on: a sample and a batch, with names and shapes.
+"""What the streams yield and the scripts train on: samples and batches, their keys and shapes.
 
 Dimension key:  B batch   H, W pixels   N tokens of the diptych
 """
@@ -27,7 +27,7 @@ class Sample(_Latents):
 
 
 class Batch(_Latents):
-    """Samples together: tensors are stacked; the rest is in lists, which stay with the host."""
+    """Samples combined: tensors are stacked; the rest is in lists, which stay on the host."""
 
     visible: Tensor  # (B, 3, H, W) fp32 in [0, 1]
     infrared: Tensor  # (B, 3, H, W) fp32 in [0, 1], its three channels are equal

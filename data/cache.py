@@ -12,7 +12,7 @@ FIELDS = 5  # of one entry: offset + 1 (0 = absent), height, width, infrared dty
 
 
 class PairCache:
-    """At most `max_bytes` of pairs by index; when full, what is in stays and the rest is decoded.
+    """At most `max_bytes` of pairs by index; when full, stored pairs stay and others are decoded.
 
     Anonymous shared memory: pages are taken as they are written, workers started by fork see what
     any of them stored, and a copy for another process (pickle) begins empty.

@@ -83,7 +83,7 @@ def _second_frame(image: Image.Image, where: str) -> bool:
 
 
 def _load(data: bytes, where: str) -> tuple[Image.Image, int]:
-    """All pixels as stored, and the EXIF orientation (1 to 8) that they are still to be given."""
+    """All pixels as stored, and the EXIF orientation (1 to 8), which is not yet applied."""
     image = open_image(data, where)
     try:
         image.load()  # before the orientation is asked for: PIL itself turns a TIFF while loading
@@ -107,7 +107,7 @@ def size_of(data: bytes, where: str) -> tuple[int, int]:
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """(H,W) or (H,W,C) as stored to as viewed. The one rule of every decoder, whatever PIL does."""
+    """(H,W) or (H,W,C) as stored to as viewed: one rule for all decoders, whatever PIL does."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -159,7 +159,7 @@ def decode_infrared(data: bytes, where: str) -> np.ndarray:
         return _as_counts(_decode_wide_png(data, where), where)
     image, orientation = _load(data, where)
     if image.mode == "1":
-        raise ValueError(f"{where}: the infrared image has 1 bit a pixel, expected 8 or more")
+        raise ValueError(f"{where}: the infrared image has 1 bit per pixel, expected 8 or more")
     if image.mode == "P":
         image = image.convert("RGB")
     if image.mode not in INFRARED_MODES and not image.mode.startswith("I;16"):
@@ -167,7 +167,7 @@ def decode_infrared(data: bytes, where: str) -> np.ndarray:
     # PIL keeps 8 of the 16 bits of several channels
     bits = max(getattr(image, "tag_v2", {}).get(tiff.BITS, (8,)))
     if bits > 8 and len(image.getbands()) > 1:
-        raise ValueError(f"{where}: an infrared TIFF of {bits} bits a channel; save it with one")
+        raise ValueError(f"{where}: an infrared TIFF of {bits} bits per channel; save it with one")
     if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:
         raise ValueError(f"{where}: a 16-bit TIFF in which 0 is white; save it with 0 as black")
     return _as_counts(upright(_numbers(image, data, where), orientation), where)
@@ -185,17 +185,17 @@ def turned_as(array: np.ndarray, data: bytes, where: str) -> np.ndarray:
 
 
 def nodata_of(data: bytes) -> float | None:
-    """The value that a TIFF's own tag (GDAL_NODATA) declares to be none; None without one."""
+    """The value that a TIFF's own tag (GDAL_NODATA) declares as no data; None without one."""
     if data[:2] not in (b"II", b"MM"):
         return None
     try:
         return tiff.nodata(Image.open(io.BytesIO(data), formats=("TIFF",)))
-    except Exception:  # what is wrong with the file is said where its pixels are read
+    except Exception:  # errors in the file are reported where its pixels are read
         return None
 
 
 def _numbers(image: Image.Image, data: bytes, where: str) -> np.ndarray:
-    """The pixels as numbers, with the sign and the digits that PIL loses on the way."""
+    """The pixels as numbers, with the sign and the digits that PIL would lose."""
     array = np.array(image)
     if image.format == "TIFF":
         tags = getattr(image, "tag_v2")  # noqa: B009 - of TIFF images alone
@@ -238,7 +238,7 @@ def _decode_npy(data: bytes, where: str) -> np.ndarray:
 
 
 def _decode_wide_png(data: bytes, where: str) -> np.ndarray:
-    """16-bit PNG of several channels: PIL would drop the low byte without a word."""
+    """16-bit PNG of several channels: PIL would silently drop the low byte."""
     from torchvision.io import ImageReadMode, decode_image
 
     _, orientation = _load(data, where)  # size and damage, in the sentences of every other file
@@ -341,10 +341,10 @@ def decode_semantic(data: bytes, where: str, palette: str | None = None) -> np.n
             array = array // (255 // (2 ** data[24] - 1))  # PIL spreads few bits over 0 to 255
     if array.ndim == 3 and array.shape[2] == 3:
         if (array[:, :, 0] != array[:, :, 1]).any() or (array[:, :, 0] != array[:, :, 2]).any():
-            raise ValueError(f"{where}: the semantic image is coloured; name its palette")
+            raise ValueError(f"{where}: the class map is coloured; name its palette")
         array = array[:, :, 0]
     if array.ndim != 2 or array.dtype.kind not in "iub":
-        raise ValueError(f"{where}: semantic of shape {array.shape}, {array.dtype}; expected ids")
+        raise ValueError(f"{where}: class map of shape {array.shape}, {array.dtype}; expected ids")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > 255:
         raise ValueError(f"{where}: class ids from {low} to {high}, expected 0 to 255")

@@ -69,7 +69,7 @@ def image_files(
         except UnicodeEncodeError:
             raise ValueError(f"{str(path)!a}: the name is not UTF-8; rename it") from None
         if not path.is_file():
-            raise ValueError(f"{path}: a link to nothing, or no regular file")
+            raise ValueError(f"{path}: a broken link, or not a regular file")
         if path.suffix.lower() not in EXTENSIONS:
             others.append(path)
             continue
@@ -79,7 +79,7 @@ def image_files(
             continue
         name = name.removesuffix(suffix)
         if name in files:
-            raise ValueError(f"{files[name]} and {path} have one name; names must be unique")
+            raise ValueError(f"{files[name]} and {path} have the same name; names must be unique")
         files[name] = path
     if not files:
         raise ValueError(f"{folder}: no image there ({', '.join(EXTENSIONS)})")
@@ -113,7 +113,7 @@ def refuse_identical(items: list[Item], hashes: list[tuple[str, str]]) -> None:
     same = [item for item, (visible, infrared) in zip(items, hashes) if visible == infrared]
     if same:
         raise ValueError(
-            f"{len(same)} of {len(items)} pairs have one image on both sides, first"
+            f"{len(same)} of {len(items)} pairs have the same image on both sides, first"
             f" {same[0].where()}"
         )
 
@@ -143,12 +143,12 @@ def match(
     maps, others_maps = image_files(semantic, suffixes[2]) if semantic else ({}, [])
     both = sorted(left.keys() & right.keys(), key=natural)
     notes = []
-    lonely = {
+    unpaired = {
         "visible without infrared": left.keys() - right.keys(),
         "infrared without visible": right.keys() - left.keys(),
         "semantic without a pair": maps.keys() - set(both),
     }
-    for what, names in lonely.items():
+    for what, names in unpaired.items():
         if names:
             first = ", ".join(sorted(names, key=natural)[:3])
             notes.append(f"source '{source}': {len(names)} {what} (first: {first})")
@@ -167,8 +167,8 @@ def match(
     used = {*left.values(), *right.values(), *maps.values()}
     if others := sorted({*others_left, *others_right, *others_maps} - used):
         notes.append(
-            f"source '{source}': {len(others)} files left out: no images by extension, or without "
-            f"the ending that --suffixes names (first: {', '.join(p.name for p in others[:3])})"
+            f"source '{source}': {len(others)} files left out: not images by extension, or without "
+            f"the ending given by --suffixes (first: {', '.join(p.name for p in others[:3])})"
         )
     return [Item(source, n, left[n], right[n], maps.get(n)) for n in both], notes
 
@@ -271,7 +271,7 @@ def read_splits(path: Path, items: list[Item], allow_unmatched: bool) -> tuple[l
     if absent:
         notes.append(f"{path}: {_names(absent)} names of the splits have no files")
         if not allow_unmatched:
-            raise ValueError(f"{notes[0]}; use --allow_unmatched to go on without them")
+            raise ValueError(f"{notes[0]}; use --allow_unmatched to continue without them")
     chosen = [splits[key] for key in keys]
     for split in SPLITS:
         if split not in chosen:

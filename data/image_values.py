@@ -1,4 +1,4 @@
-"""What is kept of one infrared image to choose a data set's window: a few hundred numbers."""
+"""Statistics of one infrared image for choosing a data set's window: a few hundred numbers."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ LEVELS = np.array([*_ENDS, *np.linspace(0.04, 0.96, 47), *[1 - x for x in _ENDS[
 
 
 class Values(NamedTuple):
-    """What is kept of one infrared image; values as stored, shares of all its pixels."""
+    """Statistics of one infrared image; values as stored, shares of all its pixels."""
 
     pixels: int
     low: float  # without nodata, as all that follows

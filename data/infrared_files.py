@@ -36,7 +36,9 @@ def read_infrared(data: bytes, where: str, unit: str = "counts", palette: str = 
         if unit not in radiometry.TEMPERATURES:
             return Infrared(counts, encode_png(counts), planck)
         if planck is None:
-            raise ValueError(f"{where}: no Planck constants in this file to make {unit} of counts")
+            raise ValueError(
+                f"{where}: no Planck constants in this file to convert counts to {unit}"
+            )
         values = radiometry.from_kelvin(planck.to_kelvin(counts), unit).astype(np.float32)
         return Infrared(values, encode_npy(values))
     if palette:
@@ -93,7 +95,7 @@ def given_radiometry(args, items: list) -> Radiometry:
         if facts != found[0]:
             raise ValueError(
                 f"{item.infrared} has {facts or 'no unit'} beside it, {items[0].infrared} has"
-                f" {found[0] or 'none'}: one data set has one; give --unit, --scale and --offset"
+                f" {found[0] or 'none'}: a data set has one unit; give --unit, --scale and --offset"
             )
     where = f"{items[0].infrared} (beside it)"
     planck = found[0].get("planck")
@@ -138,8 +140,8 @@ def agreed_radiometry(given: Radiometry, items: list, found: list) -> Radiometry
     for item, one in zip(items, found):
         if one.planck != first:
             raise ValueError(
-                f"{item.infrared} and {items[0].infrared} have other Planck constants, so equal"
-                f" counts are other temperatures; --unit kelvin (or celsius) stores temperatures"
+                f"{item.infrared} and {items[0].infrared} have different Planck constants, so equal"
+                f" counts are unequal temperatures; --unit kelvin (or celsius) stores temperatures"
             )
         from_camera = first is not None or (one.converted and one.dtype == "float32")
         if from_camera and (given.scale, given.offset) != (1.0, 0.0):

@@ -96,7 +96,7 @@ def decode_item(item: Item, options: Options) -> Decoded:
                 f"{where}: visible is {original[1]} x {original[0]} but infrared is {wanted[1]} x "
                 f"{wanted[0]} pixels; --resize_visible resizes the visible if the view is the same"
                 + (
-                    f" (it is hardly: {aspect_text(original, wanted)})"
+                    f" (it is probably not: {aspect_text(original, wanted)})"
                     if squeezed(original, wanted)
                     else ""
                 )
@@ -149,8 +149,8 @@ def aspect_notes(items: list[Item], found: list[Inspection]) -> list[str]:
             text = aspect_text(found[bad[0]].visible_size, found[bad[0]].size)
             notes.append(
                 f"--resize_visible squeezed {len(bad)} of {len(own)} visible images of source "
-                f"'{source}' ({text}; first: {items[bad[0]].name}): the view is hardly the same; "
-                f"crop the wider side before"
+                f"'{source}' ({text}; first: {items[bad[0]].name}): the views probably differ; "
+                f"crop the wider side first"
             )
     return notes
 

@@ -39,7 +39,7 @@ def make_folder(path: str) -> Path:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"data.latents is {path}, where no folder can be made ({error.strerror})"
+            f"data.latents is {path}, but no folder can be created there ({error.strerror})"
         ) from None
     return Path(path)
 
@@ -106,7 +106,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, to have it made again") from None
+        raise ValueError(f"{path} is damaged ({error}); delete it to have it made again") from None
 
 
 class Latents:

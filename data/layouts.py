@@ -1,4 +1,4 @@
-"""Layouts of public sets: which files below one folder are visible and infrared, and their names.
+"""Layouts of public data sets: which files in a folder are visible and infrared, and their names.
 
 A layout is two patterns for paths below the folder. A pair's name is the named groups, joined:
 what differs between the two sides stands outside of the groups.
@@ -27,7 +27,7 @@ class Layout(NamedTuple):
     infrared: str
 
 
-# The first that fits is taken: the particular ones before the general.
+# The first that fits is used: specific layouts before general ones.
 LAYOUTS = {
     "kaist": Layout(r"(?:.*/)?(set\d+/V\d+/)visible/(I\d+)", r"(?:.*/)?(set\d+/V\d+/)lwir/(I\d+)"),
     "flir_aligned": Layout(
@@ -86,19 +86,19 @@ def find(
         )
     notes = []
     for what, own, other in (("visible", *sides), ("infrared", *sides[::-1])):
-        if lonely := sorted(set(own) - set(other), key=folders.natural):
-            first = ", ".join(lonely[:3])
-            notes.append(f"source '{source}': {len(lonely)} {what} without partner ({first})")
+        if unpaired := sorted(set(own) - set(other), key=folders.natural):
+            first = ", ".join(unpaired[:3])
+            notes.append(f"source '{source}': {len(unpaired)} {what} without partner ({first})")
     if notes and not allow_unmatched:
         raise ValueError("; ".join(notes) + "; use --allow_unmatched to leave them out")
     if rest := sorted(set(paths) - {p for side in sides for p in side.values()}):
         notes.append(
-            f"source '{source}': {len(rest)} images are no part of the layout '{word}' and are "
+            f"source '{source}': {len(rest)} images do not belong to the layout '{word}' and are "
             f"left out (first: {', '.join(str(p.relative_to(root)) for p in rest[:3])})"
         )
     if others:
         first = ", ".join(str(p.relative_to(root)) for p in others[:3])
-        notes.append(f"source '{source}': {len(others)} files are no images (first: {first})")
+        notes.append(f"source '{source}': {len(others)} files are not images (first: {first})")
     names = sorted(both, key=folders.natural)
     listed = _listed(root, others) if word == "mfnet" else {}
     return word, [Item(source, listed.get(n, n), sides[0][n], sides[1][n]) for n in names], notes

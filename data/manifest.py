@@ -32,7 +32,7 @@ def split_name(word: str, where: str) -> str:
 
 
 def in_blocks(total: int, fractions: list[float], names: list[str]) -> np.ndarray:
-    """(total,) split of each row in contiguous blocks; of few rows, one for each that is wanted."""
+    """(total,) split of each row in contiguous blocks; with few rows, one for each wanted split."""
     ends = np.round(np.cumsum(fractions) / np.sum(fractions) * total).astype(int)
     counts, wanted = np.diff(ends, prepend=0), np.array(fractions) > 0
     if total >= wanted.sum():
@@ -64,7 +64,7 @@ def parse(text: str, where: str) -> dict:
         raise ValueError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         found = manifest.get("version") if isinstance(manifest, dict) else None
-        raise ValueError(f"{where}: manifest version {found}, this code reads {VERSION}")
+        raise ValueError(f"{where}: manifest version {found}, this code reads version {VERSION}")
     for key in ("window", "splits", "shards"):
         if key not in manifest:
             raise ValueError(f"{where}: no '{key}' in the manifest; run prepare.py again")

@@ -1,4 +1,4 @@
-"""The 32 materials of the material map, and the tables that give every class of a label set one.
+"""The 32 materials of the material map, and the tables that map the classes of label sets to them.
 
 A material id means the same in every image of every data set. Class ids (of a label set) become
 material ids through `TABLES`, never through anything computed from one image.

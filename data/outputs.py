@@ -44,7 +44,7 @@ def make_format(kind: str, window: Window | None, planck: Planck | None, whole: 
     if kind == "npy" and not kelvin_known(window.unit, planck):
         raise ValueError(
             f"--format npy writes kelvin, and the unit of the training data is '{window.unit}',"
-            f" none of {', '.join(TEMPERATURES)}: prepare.py --unit, --scale and --offset say what"
+            f" not {', '.join(TEMPERATURES)}: prepare.py --unit, --scale and --offset say what"
             f" counts mean; --format png16 and tiff need no temperature"
         )
     return Format(kind, window, planck)

@@ -34,7 +34,7 @@ from data.transforms import (
 from utils.labels import IGNORE
 from utils.problems import Checked
 
-LOOKED = 5  # pairs, when a set is opened
+LOOKED = 5  # pairs that are checked when a data set is opened
 
 
 @dataclass(kw_only=True)
@@ -42,23 +42,24 @@ class DataConfig(Checked):
     """Which pairs, at which size, and how they are read."""
 
     path: str = "synthetic"  # or a parquet file, folder, glob or URI (s3://, gs://)
-    size: int | list[int] = 256  # pixels: a side, or [height, width]
-    # of images with another aspect than `size`. crop: a random part of them that has it, held-out
-    # images their middle; buckets: each in its own aspect with about as many pixels, batches hold
-    # one shape; squash: distorted to `size`
+    size: int | list[int] = 256  # pixels: one side, or [height, width]
+    # for images whose aspect differs from that of `size`. crop: a random crop of that aspect, the
+    # centre for held-out images; buckets: each in its own aspect with about as many pixels, one
+    # shape per batch; squash: distorted to `size`
     aspect: Literal["crop", "buckets", "squash"] = "crop"
     window: list[float] | str = "auto"  # [low, high], "auto" (manifest; 8 bit: 0..255), "per_image"
-    palette: str = ""  # colour code of semantic images stored in colour; "" = ids
-    split_fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # if none stored
+    palette: str = ""  # colour table of class images stored in colour; "": they hold ids
+    # train, val, test, if the data set stores no splits
+    split_fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
     synthetic_scenes: dict[str, int] = field(
         default_factory=lambda: {"train": 2000, "val": 100, "test": 100}
     )
     synthetic_seed: int = 0
-    shuffle_window: int = 0  # rows shuffled together, from row groups at random; 0: all rows
+    shuffle_window: int = 0  # rows shuffled together, from row groups in random order; 0: all rows
     cache: str = "ram"  # "ram": decoded pairs stay in memory; "none"
-    cache_gib: float = 4.0  # at most, per rank
-    latents: str | None = None  # folder of encoded pairs: each is encoded once, not in every step
-    num_workers: int = 2  # processes per rank that decode
+    cache_gib: float = 4.0  # limit of the cache per rank
+    latents: str | None = None  # folder of latents: each pair is encoded once, not in every step
+    num_workers: int = 2  # decoding processes per rank
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
 
@@ -102,8 +103,8 @@ class DataConfig(Checked):
 class Pairs(torch.utils.data.Dataset):
     """One split, by index.
 
-    names, sources: one string a pair. window: maps counts to [0,1] and back (`restore`); None if
-    every image is stretched by itself. planck: makes kelvin of counts; None if not known.
+    names, sources: one string per pair. window: maps counts to [0,1] and back (`restore`); None if
+    every image is stretched separately. planck: converts counts to kelvin; None if not known.
     """
 
     def __init__(self, cfg: DataConfig, split: str):
@@ -199,7 +200,7 @@ class Pairs(torch.utils.data.Dataset):
     def get(
         self, index: int, rng: np.random.Generator | None = None, shape: Shape | None = None
     ) -> Sample:
-        """One sample; `rng` None: without augmentation. With `self.latents` its latents too.
+        """One sample, with latents if `self.latents` is set; `rng` None: without augmentation.
 
         `shape`: (H,W), if not its own: a batch of buckets may need another.
         """

@@ -1,4 +1,4 @@
-"""How much of a parquet file is decoded: a few kB of it may hold gigabytes.
+"""Limits on how much of a parquet file is decoded: a few kB may hold gigabytes.
 
 A value that many rows share may be stored once, as a dictionary with one entry, and 3 kB decode to
 3 GiB. Read as dictionaries, columns take no more memory than the file says of itself.
@@ -21,7 +21,7 @@ def check(metadata: pq.FileMetaData, path: str, size: int) -> None:
                 f"{MOST_GROUP_BYTES:,} are read; write it with smaller row groups"
             )
     if metadata.num_rows > size:
-        raise ValueError(f"{path}: {metadata.num_rows:,} rows in {size:,} bytes are no images")
+        raise ValueError(f"{path}: {metadata.num_rows:,} rows in {size:,} bytes cannot be images")
 
 
 def images_as_dictionaries(metadata: pq.FileMetaData, names: list[str]) -> list[str]:

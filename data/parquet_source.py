@@ -56,7 +56,7 @@ class ParquetSource:
             )
         if small["sha256"].values.null_count:
             self.notes.append(
-                "no hashes (prepare.py writes them): images that are in two splits are not found"
+                "no hashes (prepare.py writes them): images that are in two splits go unnoticed"
             )
         facts = [self.rows.facts()] if cfg.window == "auto" and not self.manifests else []
         self.stored = [*self.manifests, *facts]
@@ -66,7 +66,7 @@ class ParquetSource:
         self.window = self._find_window(cfg)
 
     def _order_notes(self, window: int) -> list[str]:
-        """The order of the rows and what it costs; the reader is told to keep a window."""
+        """A note on the order of the rows and its cost; makes the reader keep a window."""
         if window:
             kept = self.reader.keep(window, self.groups) / 2**20
             return [

@@ -1,4 +1,4 @@
-"""The photographs of a file or folder, and what in it is none."""
+"""The photographs in a file or folder, and notes on the files that are not photographs."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Photographs(NamedTuple):
 
 
 def find_photographs(where: str, recursive: bool, output: Path) -> Photographs:
-    """Image files of a path, camera raw among them: those are refused where they are read.
+    """Image files of a path, including camera raw files, which are refused when they are read.
 
     With `recursive` the folders below too; never what lies below `output`.
     Raises: ValueError: none, or two that would get one name.
@@ -62,7 +62,7 @@ def find_photographs(where: str, recursive: bool, output: Path) -> Photographs:
 
 
 def refuse_raw(path: Path) -> None:
-    """Raises: ValueError: camera raw, told by its suffix (DNG would be read as a TIFF)."""
+    """Raises: ValueError: camera raw, by its suffix (DNG would be read as a TIFF)."""
     if path.suffix.lower() in RAW_SUFFIXES:
         kind = path.suffix[1:].upper()
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How many pieces an image file is made of: a gate before PIL, which reads each one in Python.
+"""Limits on the number of pieces in an image file: PIL would read each one in Python.
 
 A 4 x 4 image with 16 MiB of empty chunks, segments or blocks would take it half a minute.
 """
@@ -17,7 +17,7 @@ MOST_HEADER = 4096  # bytes of a PPM, with its comments
 
 
 def check(data: bytes, where: str) -> None:
-    """Raises: ValueError naming `where`: so many pieces that no program has written them."""
+    """Raises: ValueError naming `where`: more pieces than any real program writes."""
     if data[:4] == b"\x89PNG":
         _check_count(_png_chunks(data), len(data), f"{where}: this PNG")
     elif data[:4] == b"GIF8":

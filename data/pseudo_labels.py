@@ -39,9 +39,9 @@ class LabelConfig(Checked):
     """Where the labels come from."""
 
     # label set of the class maps (synthetic, ade20k, cityscapes, msrs); quantized: 32 grey levels
-    # of the visible image, a signal to test with and no materials; none: no material labels
+    # of the visible image, a smoke test, not materials; none: no material labels
     material_source: str = "synthetic"
-    intensity: str = "minmax"  # stretch each image (automatic gain), or window: calibrated as is
+    intensity: str = "minmax"  # minmax: stretch each image; window: calibrated, as it is
     fourth_root: bool = False  # intensity ** (1/4), nearer to temperature than to radiance
 
     def problems(self) -> Iterator[str]:

@@ -65,7 +65,7 @@ def to_kelvin(values, unit: str, planck: Planck | None = None):
     if planck is not None:
         return planck.to_kelvin(values)
     if unit not in TEMPERATURES:
-        raise ValueError(f"'{unit}' is no temperature, as {', '.join(TEMPERATURES)} are")
+        raise ValueError(f"'{unit}' is no unit of temperature; those are {', '.join(TEMPERATURES)}")
     scale, offset = TEMPERATURES[unit]
     return _wide(values) * scale + offset
 
@@ -81,7 +81,7 @@ def kelvin_known(unit: str, planck: Planck | None = None) -> bool:
 
 
 def mae_kelvin(x: Tensor, y: Tensor, restore, unit: str, planck: Planck | None = None) -> Tensor:
-    """Mean absolute difference in kelvin, one number an image.
+    """Mean absolute difference in kelvin, one number per image.
 
     x, y: (B,1,H,W) in [0,1]. restore: [0,1] to values in `unit`, such as `Window.restore`; what
     the window clips is clipped on both sides. Raises: ValueError: the unit is no temperature.

@@ -1,4 +1,4 @@
-"""The window of a data set: which infrared values become 0 and 1, by a rule that outliers survive.
+"""The window of a data set: which infrared values become 0 and 1, by a rule robust to outliers.
 
 One look at each image keeps a few hundred numbers (`measure`); the splits are known later, and then
 `choose_window` takes the training images together:
@@ -32,7 +32,7 @@ DARK = 63  # of 255: the highest level of visible images that use a fraction of 
 
 
 class Choice(NamedTuple):
-    """The window in its unit, what a person should know about it, and the same for the manifest."""
+    """The window in its unit, notes for the user, and the same facts for the manifest."""
 
     window: Window
     notes: list[str]
@@ -40,7 +40,7 @@ class Choice(NamedTuple):
 
 
 def given_window(words: list[str], scale: float, offset: float) -> tuple[float, float] | None:
-    """The numbers after --window, None for auto. Raises: ValueError: words that are no window."""
+    """The numbers after --window, None for auto. Raises: ValueError: not a window."""
     if not (0 < scale < np.inf and np.isfinite(offset)):
         raise ValueError(f"--scale takes a positive number, --offset a number: {scale}, {offset}")
     if words == ["auto"]:
@@ -117,13 +117,13 @@ def _nodata_shares(images) -> dict[float, float]:
 
 
 def _no_temperature(low: float, high: float, unit: str) -> Iterator[str]:
-    """A note where a window in a unit of temperature is none of a scene."""
+    """A note if a window in a unit of temperature cannot be that of a scene."""
     if unit not in TEMPERATURES:
         return
     if to_kelvin(low, unit) < COLDEST or to_kelvin(high, unit) > HOTTEST:
         yield (
-            f"{low:g} to {high:g} {unit} is no temperature of a scene: are these counts, which"
-            f" need --scale and --offset?"
+            f"{low:g} to {high:g} {unit} cannot be the temperature of a scene: are these counts"
+            f" that need --scale and --offset?"
         )
 
 
@@ -161,7 +161,7 @@ def _looks_swapped(values: list[Values], times: float) -> bool:
 def _name_constant(images) -> Iterator[str]:
     constant = [name for name, _, values in images if values.constant]
     if constant:
-        yield f"{_names(constant, len(images))} are constant and count for nothing in the window"
+        yield f"{_names(constant, len(images))} are constant and are ignored for the window"
 
 
 def _names(names: list[str], total: int) -> str:
@@ -189,7 +189,7 @@ def _automatic(train, say: Callable) -> tuple[float, float, dict[float, float], 
 
 
 def _without_dead(named, total: int) -> tuple[list, list]:
-    """The images but those of noise around a value far from what the others have."""
+    """The images without those of mere noise around a value far from the others'."""
     lows, highs = (np.array([getattr(v, x) for _, v in named]) for x in ("tail_low", "tail_high"))
     spans = highs - lows
     alive = spans >= DEAD * np.median(spans)
@@ -225,9 +225,9 @@ def _leave_out(values: list[Values], low: float, high: float, say: Callable):
             continue
         left_out[value] = sum(total[value]) / len(values)
         where = "below" if value < low else "above"
-        told = f"{left_out[value]:.2%} of the training pixels, in {len(total[value])} images"
+        share = f"{left_out[value]:.2%} of the training pixels, in {len(total[value])} images"
         notes.append(
-            f"{say(value)} ({told}) lies far {where} all others and is left out of the window:"
+            f"{say(value)} ({share}) lies far {where} all others and is left out of the window:"
             f" --nodata or --window LOW HIGH decides"
         )
     if len(notes) > 3:

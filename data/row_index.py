@@ -1,4 +1,4 @@
-"""What is known of every row of the shards without its images, in memory that forks share."""
+"""Everything about the rows of the shards except their images, in memory shared by forks."""
 
 import json
 import posixpath
@@ -29,7 +29,7 @@ READERS = 16  # files whose small columns are read at a time: a remote store ans
 
 
 class Column(Sequence):
-    """One value a row. In Arrow's memory: workers that read a list would copy all its objects."""
+    """One value per row, in Arrow's memory: workers reading a list would copy all its objects."""
 
     def __init__(self, values: pa.Array):
         self.values = values
@@ -195,7 +195,7 @@ class Rows:
         return f"{file}, row {self.row_ids[i]}, '{self.small['name'][i]}'"
 
     def _find_splits(self, base: str, fractions: list[float]) -> tuple[np.ndarray, str]:
-        """Of every row train, val or test: by column, else file name, else contiguous blocks."""
+        """train, val or test for every row: by column, else file name, else contiguous blocks."""
         with_column = ["split" in columns for columns in self.columns]
         if all(with_column):
             return self._splits_by_column(), "column 'split'"
@@ -267,7 +267,7 @@ class Rows:
         names = [self.storage.name(path) for path in self.files]
         for name, text in zip(names, found):
             if text != found[0]:
-                raise ValueError(f"{name}: another window than {names[0]}; set data.window")
+                raise ValueError(f"{name} has another window than {names[0]}; set data.window")
         try:
             facts = json.loads(found[0])
         except (ValueError, RecursionError):

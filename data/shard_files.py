@@ -1,4 +1,4 @@
-"""Where shards lie: a file, folder, glob or URI to parquet files, and the manifests beside them."""
+"""Finds shards: a file, folder, glob or URI to parquet files, and the manifests beside them."""
 
 import fnmatch
 import os
@@ -173,7 +173,7 @@ def _hidden(name: str) -> bool:
 
 
 def load_manifests(found: Files) -> list[dict]:
-    """The manifests beside these files, less the names of all pairs; shard sizes are checked.
+    """The manifests beside these files, without the names of pairs; shard sizes are checked.
 
     Raises: ValueError: a shard is missing, unknown or not as long as it was written.
     """

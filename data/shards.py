@@ -1,4 +1,4 @@
-"""Reading single rows of parquet shards: a row group in memory at a time, the last ones kept."""
+"""Reads single rows of parquet shards: one row group at a time, keeping the latest in memory."""
 
 import math
 import os

@@ -169,7 +169,7 @@ def fill(items: list[Item], splits: list, groups: np.ndarray, fractions) -> list
             f"{len(items)} pairs form {count} group{'s' * (count != 1)} (sequences and "
             f"near-duplicates stay together), so {' and '.join(empty)} would be empty; for a fixed "
             f"camera or one video, --time_blocks 10 --gap {max(1, len(items) // 100)} cuts by time "
-            f"all the same; or give --splits, or --sequences if the names were misread"
+            f"anyway; or give --splits, or --sequences if the names were misread"
         )
     return splits
 

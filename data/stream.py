@@ -1,4 +1,4 @@
-"""Which pair comes when: order and augmentation are functions of (seed, position) alone."""
+"""The order of pairs: it and augmentation are functions of (seed, position) alone."""
 
 import atexit
 import multiprocessing
@@ -108,7 +108,7 @@ def _end_workers() -> None:
 def _check(batch_size: int, rank: int, world_size: int, num_workers: int) -> None:
     if batch_size < 1 or num_workers < 0:
         raise ValueError(
-            f"batch_size must be at least 1 and num_workers 0, got {batch_size}, {num_workers}"
+            f"batch_size must be 1 or more, num_workers 0 or more, got {batch_size}, {num_workers}"
         )
     assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
 

@@ -60,7 +60,7 @@ MOST = 65535
 
 
 def holds_whole_counts(window: Window) -> bool:
-    """Whether the data set's own numbers, rounded to whole ones, are worth writing in 16 bits."""
+    """Whether the data set's own numbers, rounded to integers, should be written in 16 bits."""
     return window.low >= 0 and window.high <= MOST and window.high - window.low >= FEW
 
 
@@ -89,7 +89,8 @@ class AugmentConfig(Checked):
     """Random changes of the pair as a whole, and of the visible image's exposure."""
 
     flip: float = 0.5  # probability of a left-right flip
-    crop_scale: list[float] = field(default_factory=lambda: [0.7, 1.0])  # share kept of the side
+    # smallest and largest share of the side that a crop keeps
+    crop_scale: list[float] = field(default_factory=lambda: [0.7, 1.0])
     brightness: float = 0.1  # visible only: factor in [1 - b, 1 + b]
     contrast: float = 0.1  # visible only: factor around mid grey in [1 - c, 1 + c]
 
@@ -143,7 +144,7 @@ def augment(
     size: tuple[int, int] | None = None,
     squash: bool = False,
 ) -> Pair:
-    """All images cropped and flipped alike, resized to `size` if given; visible exposed anew.
+    """Crop and flip all images alike, resize to `size` if given, and vary the visible exposure.
 
     The crop has the aspect of `size`, or, to be squashed, that of the pair. Its place is random;
     with crop_scale [1, 1] it is the middle.

@@ -1,1 +1,1 @@
-"""Objectives: functions of tensors, computed in fp32, that refuse unequal shapes."""
+"""Objectives: functions of tensors, computed in fp32; unequal shapes raise an error."""

@@ -1,4 +1,4 @@
-"""The game between a generator and a discriminator of patches, with the hinge loss.
+"""The game between a generator and a patch discriminator, with the hinge loss.
 
 Lim, Ye 2017 (arXiv:1705.02894); matching the discriminator's features: Wang et al. 2018
 (arXiv:1711.11585, Eq. 4).

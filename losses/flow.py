@@ -13,7 +13,7 @@ from torch import Tensor
 
 SMALLEST_SQUARED_TIME = 0.02
 TIME_BINS = 10  # the loss is logged in this many equal bins of t
-# names of what `loss_by_time_bin` gives, as they are logged
+# names under which the results of `loss_by_time_bin` are logged
 BIN_NAMES = (*(f"loss_t{i}" for i in range(TIME_BINS)), "loss_mean")
 
 
@@ -58,7 +58,7 @@ def velocity_error(predicted: Tensor, data: Tensor, end: Tensor) -> Tensor:
 
 
 def clean_image_weight(t_B: Tensor) -> Tensor:
-    """What makes a velocity error that of the clean image, over max(t^2, 0.02): (B,), at most 1.
+    """Factor that turns a velocity error into the clean image's, over max(t^2, 0.02): (B,), <= 1.
 
     The clean image's error is t^2 times the velocity's. A network that predicts the clean image is
     weighted as if it predicted the velocity, but not more than 50 fold at the smallest times.

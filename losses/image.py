@@ -1,4 +1,4 @@
-"""How unlike two infrared images are: what a mean prediction is trained with, beside its flow loss.
+"""How different two infrared images are: the loss of mean predictions, beside the flow loss.
 
     loss = |error| + 2 error^2 + 0.2 (1 - SSIM) + 0.5 |gradient of the error|, averaged
 

@@ -1,4 +1,4 @@
-"""What the maps of one scene owe to each other: intensity follows infrared, materials differ in it.
+"""How the maps of a scene should relate: intensity follows infrared and differs by material.
 
 Dimension key:  B batch   M materials   H, W pixels   N = H * W
 """

@@ -23,17 +23,17 @@ from utils.problems import Checked
 
 @dataclass(kw_only=True)
 class PretrainLossConfig(Checked):
-    """Weights of the terms; 0 leaves a term out of the total, and logs it nevertheless."""
+    """Weights of the terms; a term with weight 0 is logged but not added to the total."""
 
     intensity: float = 1.0  # squared error against the labelled intensity
     material: float = 0.5  # cross-entropy
     context: float = 0.3  # squared error
     physics: float = 0.5  # squared error of the fused image against the infrared
     reconstruction: float = 0.2  # absolute error of the fused image's values and gradients
-    image: float = 0.0  # losses/image.py, of the fused image against the infrared
+    image: float = 0.0  # image loss (losses/image.py) of the fused image against the infrared
     consistency: float = 0.05  # 1 - Pearson(intensity, infrared)
     separation: float = 0.01  # share of intensity's variance within materials
-    balance: float = 0.0  # of cross-entropy's class weights, frequency ** -balance; 0: none
+    balance: float = 0.0  # cross-entropy's class weights are frequency ** -balance; 0: none
 
     def problems(self) -> Iterator[str]:
         weights = asdict(self)
@@ -52,7 +52,7 @@ TERMS = [f.name for f in fields(PretrainLossConfig) if f.name not in _OTHERS]
 
 
 class Labels(Protocol):
-    """What the data prepares for every map."""
+    """The labels that the data supply for every map."""
 
     @property
     def intensity(self) -> Tensor: ...  # (B, 1, H, W) in [0, 1]

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention with a layout of our own, and linear layers that follow their input.
+"""Scaled dot-product attention with its own layout, and linear layers in their input's dtype.
 
 torch 2.11 picks cuDNN's attention on Hopper. Its backward is built for one memory layout of the
 output's gradient and is reused for another: FLUX's double blocks hand back a contiguous gradient,

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHANNELS = 16
-VAE_SCALE = 8  # pixels a latent pixel, in each direction
-TOKEN = 16  # pixels a packed token, in each direction
+VAE_SCALE = 8  # pixels per latent pixel, in each direction
+TOKEN = 16  # pixels per packed token, in each direction
 
 # The first coefficients of JPEG's zig-zag: (vertical, horizontal) frequency.
 LUMA = [(0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0)]
 CHROMA = LUMA[:3]
 
-# Of each channel over visible | infrared diptychs (RoadScene and MSRS, 256 x 256 a panel).
+# Deviation of each channel over visible | infrared diptychs (RoadScene and MSRS, 256 x 256 panels).
 STD_LUMA = [7.4, 0.92, 0.84, 0.46, 0.42, 0.57, 0.38, 0.29, 0.27, 0.29]
 STD_CHROMA = [0.68, 0.13, 0.11, 0.35, 0.08, 0.07]
 MEAN = [-4.7, *[0.0] * 9, 0.1, 0.0, 0.0, -0.17, 0.0, 0.0]
@@ -81,7 +81,7 @@ class FluxCodec(nn.Module):
         return (latents.float() - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 16, h, w) -> (B, 3, 8h, 8w) fp32; image by image, for the memory it takes."""
+        """(B, 16, h, w) -> (B, 3, 8h, 8w) fp32; image by image, to save memory."""
         latents = (latents / self.scale + self.shift).to(self.vae.dtype)
         with torch.autocast(latents.device.type, enabled=False):
             images = [self.vae.decode(x).sample for x in latents.split(1)]
@@ -93,7 +93,7 @@ class FluxCodec(nn.Module):
 
 
 def digest(module: nn.Module) -> str:
-    """Class name and sha256 of all weights and buffers, also those that no checkpoint holds."""
+    """Class name and sha256 of all weights and buffers, including those not in checkpoints."""
     digest = hashlib.sha256()
     for name, x in sorted([*module.named_parameters(), *module.named_buffers()]):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
@@ -116,7 +116,7 @@ def _dct_basis() -> Tensor:
 
 
 def check_size(H: int, W: int) -> None:
-    """Raises: ValueError: a side is no multiple of 16."""
+    """Raises: ValueError: a side is not a multiple of 16."""
     if H % TOKEN or W % TOKEN:
         raise ValueError(f"image sides must be multiples of {TOKEN}, got {H}x{W} (data.size)")
 

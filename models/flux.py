@@ -36,7 +36,7 @@ MODULATIONS = ("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.
 
 @dataclass(kw_only=True, frozen=True)
 class FluxSize:
-    """The arguments of FluxTransformer2DModel that make a size; widths in channels."""
+    """The arguments of FluxTransformer2DModel that define a size; widths in channels."""
 
     num_layers: int  # double blocks
     num_single_layers: int
@@ -190,7 +190,7 @@ def first_line(error: Exception) -> str:
 
 
 def patch_blocks(flux: FluxTransformer2DModel, guidance: SemanticGuidance) -> None:
-    """Let the double blocks named in `guidance` see its tokens, and give every block our attention.
+    """Guide the double blocks named in `guidance`, and give every block our attention.
 
     Raises:
         ValueError: a block index the model does not have.

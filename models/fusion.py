@@ -3,8 +3,8 @@
     infrared = sigmoid(alpha) intensity^power weight(material) + sigmoid(beta) term(context)
 
 A thermal camera sees emissivity * emission + (1 - emissivity) * what is reflected; total emission
-grows with T^4 (Stefan-Boltzmann), in the 8-14 um band and over normalised values with a power that
-is learnt. `weight` plays emissivity, the context's term what is reflected; neither is measured.
+grows with T^4 (Stefan-Boltzmann); in the 8-14 um band and for normalised values the power is
+learnt. `weight` stands for emissivity, the context's term for reflection; neither is measured.
 
 Dimension key:  B batch   H, W pixels   M materials   C context channels
 """
@@ -16,7 +16,7 @@ from models.decomposition import DecompositionConfig
 
 # where the learnt scalars start; alpha and beta before their sigmoid
 POWER, ALPHA, BETA = 2.5, 0.7, 0.3
-DARKEST = 1e-6  # below it the derivative of a power is no longer bounded
+DARKEST = 1e-6  # intensity is clamped to it: nearer to 0 the derivative of its power is unbounded
 
 
 class PhysicsInspiredFusion(nn.Module):
@@ -35,7 +35,7 @@ class PhysicsInspiredFusion(nn.Module):
         self.power = nn.Parameter(torch.tensor(POWER))
         self.alpha = nn.Parameter(torch.tensor(ALPHA))
         self.beta = nn.Parameter(torch.tensor(BETA))
-        # smooth activations: no unit can die, no place is left without gradient
+        # smooth activations: no unit can die, every pixel has a gradient
         self.weight = nn.Sequential(
             nn.Conv2d(num_materials, 64, 1), nn.GELU(), nn.Conv2d(64, 1, 1), nn.Sigmoid()
         )

@@ -1,4 +1,4 @@
-"""Guidance: the decomposition's maps as tokens that chosen FLUX blocks look at by cross-attention.
+"""Guidance: the decomposition's maps as tokens that chosen FLUX blocks attend to.
 
     x <- x + sum over maps of W_o attention(q = LN(x) W_q, k = tokens W_k, v = tokens W_v)
 
@@ -37,7 +37,7 @@ class Guidance(NamedTuple):
 
 
 class SemanticCrossAttention(nn.Module):
-    """Image tokens (B, N, D) look at guidance tokens (B, K, G); returns what to add, (B, N, D)."""
+    """Image tokens (B, N, D) attend to guidance tokens (B, K, G); returns the change (B, N, D)."""
 
     def __init__(self, query_dim: int, token_dim: int = WIDTH, heads: int = HEADS):
         super().__init__()
@@ -67,7 +67,7 @@ class SemanticCrossAttention(nn.Module):
 
 
 def unknown_maps(inject: dict[int, list[str]]) -> Iterator[str]:
-    """A sentence for each block that names a map which is none, or no maps."""
+    """A sentence for each block that names an unknown map, or none."""
     for block, maps in inject.items():
         unknown = sorted(set(maps) - MAP_CHANNELS.keys())
         if unknown or not maps:
@@ -83,8 +83,8 @@ class SemanticGuidance(nn.Module):
     Args:
         model_dim: D of the transformer.
         inject: block index -> names of the maps it sees; {} switches guidance off.
-        separate: one token set and one cross-attention a map; else all maps are mixed by 1x1
-            convolutions 41-64-64 into one token set, with one cross-attention a block.
+        separate: one token set and one cross-attention per map; else all maps are mixed by 1x1
+            convolutions 41-64-64 into one token set, with one cross-attention per block.
 
     Raises: ValueError: an unknown map, or a block without maps.
     """
@@ -129,9 +129,9 @@ class SemanticGuidance(nn.Module):
         else:
             mixed = torch.cat([small[m] for m in MAP_CHANNELS], dim=1)
             tokens = {m: f(mixed).flatten(2).mT for m, f in self.project.items()}
-        own = torch.arange(rows * columns, device=intensity.device)
+        index = torch.arange(rows * columns, device=intensity.device)
         return Guidance(
-            tokens, panel_rotary(*places.unbind(1)), panel_rotary(own // columns, own % columns)
+            tokens, panel_rotary(*places.unbind(1)), panel_rotary(index // columns, index % columns)
         )
 
     def sees(self, block: int) -> bool:
@@ -142,7 +142,7 @@ class SemanticGuidance(nn.Module):
         """The image stream after double block `block`, with what its cross-attentions add.
 
         The only place where guidance enters a block: the plain patch and all fast blocks call it.
-        Without guidance, and in a block that sees none, the stream is returned as it is.
+        Without guidance, or in an unguided block, the stream is returned unchanged.
         """
         if guidance is None or not self.sees(block):
             return x_BND

@@ -27,7 +27,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
 class LoraConfig(Checked):
     r: int = 16  # rank; 0 = no adapter
     lora_alpha: float = 32.0  # the adapter's output is scaled by lora_alpha / r
-    # names matched as PEFT does: a list of endings, or one regular expression for the whole path
+    # layers to adapt, matched as in PEFT: a list of name endings, or one regular expression for the
+    # whole path
     target_modules: list[str] | str = field(
         default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"]
     )
@@ -89,7 +90,7 @@ def _matches(name: str, targets: list[str] | str) -> bool:
             return re.fullmatch(targets, name) is not None
         except re.error as error:
             raise ValueError(
-                f"lora_config.target_modules={targets!r} is no regular expression: {error}"
+                f"lora_config.target_modules={targets!r} is not a regular expression: {error}"
             ) from None
     return any(name == t or name.endswith("." + t) for t in targets)
 

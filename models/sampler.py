@@ -18,19 +18,19 @@ from torch import Tensor
 from models.translator import MEAN_GUIDANCE, Translator
 from utils.problems import Checked
 
-# (step, time before it, state after it) -> the state to go on with; called after every step
+# (step, time before it, state after it) -> the state to continue with; called after every step
 OnStep = Callable[[int, float, Tensor], Tensor]
 
 
 @dataclass(kw_only=True)
 class SamplingConfig(Checked):
-    # mean: one forward pass without noise, the least error; sample: sharp, another for each seed
+    # mean: one forward pass without noise, the least error; sample: sharp, differs with the seed
     mode: Literal["sample", "mean"] = "sample"
     steps: int = 28
-    guidance_scale: float = 30.0  # FLUX's guidance embedding; 1 for a model trained from scratch
-    shift: float = 1.0  # more steps at high noise; 3 suits 512 x 1024, 1 small images
-    samples: int = 1  # average so many samples an image: closer to the mean, less sharp
-    mirror: bool = False  # average with the mirror image's: less error, twice the time
+    guidance_scale: float = 30.0  # for FLUX's guidance embedding; 1 if trained from scratch
+    shift: float = 1.0  # > 1: more steps at high noise; 3 suits 512 x 1024, 1 small images
+    samples: int = 1  # number of samples to average per image: closer to the mean, less sharp
+    mirror: bool = False  # average with the mirrored photograph's: less error, twice the time
     seed: int = 0
 
     def problems(self) -> Iterator[str]:
@@ -46,15 +46,15 @@ class SamplingConfig(Checked):
 
 
 def untrained_mode(cfg: SamplingConfig, mean_share: float) -> Iterator[str]:
-    """A sentence if the model is not trained for the mode.
+    """A sentence if the model was not trained for the mode.
 
-    mean_share: of the training samples, those that taught the mean.
+    mean_share: the share of the training samples that taught the mean.
     """
     untrained = {"mean": mean_share == 0, "sample": mean_share == 1}
     if untrained[cfg.mode]:
         yield (
-            f"the mode {cfg.mode} is not trained for: flow.mean_share is {mean_share:g}"
-            " (0 trains samples alone, 1 the mean alone)"
+            f"the model was not trained for mode {cfg.mode}: flow.mean_share is {mean_share:g}"
+            " (0 trains only samples, 1 only the mean)"
         )
 
 
@@ -113,9 +113,9 @@ def predict_mean(translator: Translator, visible: Tensor, on_step: OnStep | None
 
 
 def noise_for(draws: list[int], shape: tuple[int, ...], seed: int, device) -> Tensor:
-    """Standard normal noise (B, *shape) fp32; sample i is a function of (seed, draws[i]) alone.
+    """Standard normal noise (B, *shape) fp32; sample i depends only on (seed, draws[i]).
 
-    So a resumed run, any number of ranks and any batch size see the same noise.
+    So the noise is the same in a resumed run, on any number of ranks and at any batch size.
     """
     keys = [((seed + 2**20) * 1_000_003 + draw) % 2**63 for draw in draws]
     generators = [torch.Generator(device).manual_seed(key) for key in keys]
@@ -130,12 +130,12 @@ def translate(
     on_step: OnStep | None = None,
     noise_of: Callable[[list[int]], Tensor] | None = None,
 ) -> Tensor:
-    """Infrared (B, 1, H, W) in [0, 1]: as cfg.mode says, of samples the mean of cfg.samples.
+    """Infrared (B, 1, H, W) in [0, 1]: the mean, or the average of cfg.samples samples (cfg.mode).
 
     Args:
-        draws: one number a photograph; the result is a function of (cfg.seed, draw). Or one
-            generator a photograph (one may serve several), from which the noise is drawn instead.
-        noise_of: the noise (B, S, C) for a key a photograph; None: `noise_for` the keys.
+        draws: one number per photograph; the result is a function of (cfg.seed, draw). Or one
+            generator per photograph (several may share one), which draws the noise instead.
+        noise_of: keys, one per photograph -> noise (B, S, C); None: `noise_for`.
     """
     shape = translator.backbone.state_shape(*visible.shape[-2:])
     noise_of = noise_of or (lambda keys: noise_for(keys, shape, cfg.seed, visible.device))
@@ -158,12 +158,12 @@ def _noises(
 ) -> list[Tensor]:
     """Standard normal noise (B, *shape) fp32, cfg.samples times."""
     generators = [draw for draw in draws if isinstance(draw, torch.Generator)]
-    found = []
+    noises = []
     for k in range(cfg.samples):
         if generators:
             each = [torch.randn(shape, generator=g, device=g.device) for g in generators]
-            found.append(torch.stack(each))
+            noises.append(torch.stack(each))
         else:
             keys = [int(draw) * cfg.samples + k for draw in draws]
-            found.append(noise_of(keys))
-    return found
+            noises.append(noise_of(keys))
+    return noises

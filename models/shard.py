@@ -1,4 +1,4 @@
-"""The frozen transformer placed on a device, where one is too small in equal parts over all ranks.
+"""Places the frozen transformer on a device or, if that is too small, in equal parts on all ranks.
 
 Sharded, every rank keeps 1/world of each block. FSDP2 gathers a block's weights before its forward
 and its backward pass and frees them afterwards, so that one or two blocks are whole at a time. What

@@ -29,42 +29,43 @@ from models.stage1 import Stage1, Stage1Output
 from utils.problems import Checked, refuse
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-MEAN_GUIDANCE = 0.0  # the guidance scale that asks for the mean; samples have 1 and more
-EARLIEST = 1e-3  # no time before it is divided by
+MEAN_GUIDANCE = 0.0  # the guidance scale that asks for the mean; samples have 1 or more
+EARLIEST = 1e-3  # smallest time that the code divides by
 
 
 @dataclass(kw_only=True)
 class TranslatorConfig(Checked):
-    EXCLUSIVE: ClassVar = ("flux_fill_id", "preset")  # the one that is typed replaces the file's
+    EXCLUSIVE: ClassVar = ("flux_fill_id", "preset")  # the one on the command line wins
 
     flux_fill_id: str | None = None  # hub id or local folder of FLUX.1-Fill; excludes `preset`
     preset: Literal["demo", "small", "full-random"] | None = None  # a random FLUX, no download
     # diptych: infrared beside the photograph; channels: both in the same tokens; reference: for
-    # FLUX.1-dev and Kontext; flux2: the same for FLUX.2 klein; pixels: no codec but convolutions,
-    # for a preset with train_base
+    # FLUX.1-dev and Kontext; flux2: the same for FLUX.2 klein; pixels: convolutions instead of a
+    # codec, for a preset with train_base
     layout: Literal["diptych", "channels", "reference", "flux2", "pixels"] = "diptych"
-    discriminator: bool = False  # a critic of patches beside it, for flow.adversarial_weight
-    train_base: bool = False  # train all of FLUX, not only adapters; what a random one needs
-    fast: Literal["auto", "off"] = "auto"  # off: the plain model, nothing of models/fast
-    # of one GPU; auto: from the card; the three keys that it decides are printed (models/fast)
+    discriminator: bool = False  # add a patch discriminator, for flow.adversarial_weight
+    train_base: bool = False  # train all of FLUX, not only adapters; a random FLUX needs it
+    fast: Literal["auto", "off"] = "auto"  # off: the plain model, nothing from models/fast
+    # memory of one GPU; auto: detect it. Sets base_dtype, compile and gradient_checkpointing where
+    # they are null, and prints them
     memory: Literal["auto", "24g", "48g", "80g", "140g"] | None = "auto"
-    # of the frozen weights; None: as `memory` says, else bf16
+    # dtype of the frozen weights; null: as `memory` says, else bf16
     base_dtype: Literal["bf16", "fp32", "fp8", "fp8-small"] | None = None
-    compile: bool | None = None  # compile the blocks; None: as `memory` says, else no
-    shard_base: bool = False  # each process holds 1/n of the frozen weights; one process: no effect
+    compile: bool | None = None  # compile the blocks; null: as `memory` says, else no
+    shard_base: bool = False  # each of n processes holds 1/n of the frozen weights
     prompt: str = "a thermal infrared photograph of the same scene"
     text_tokens: int = 512  # M, the same in training and sampling
-    training_guidance: float = 1.0  # FLUX's guidance embedding while training
+    training_guidance: float = 1.0  # scale for FLUX's guidance embedding while training
     # recompute every n-th block in the backward pass: 1 = all, for the least memory, 2 = half,
-    # 0 = none; None: as `memory` says, else none
+    # 0 = none; null: as `memory` says, else none
     gradient_checkpointing: int | None = None
     decomposition_checkpoint: str | None = None  # best_model.pth of stage 1
-    # of stage 1's network; taken from decomposition_checkpoint
+    # stage 1's network; taken from decomposition_checkpoint
     decomposition: DecompositionConfig = field(default_factory=DecompositionConfig)
-    physics: bool = True  # stage 1 has a fusion; taken from decomposition_checkpoint
+    physics: bool = True  # whether stage 1 has a fusion; taken from decomposition_checkpoint
     freeze_decomposition: bool = True
     train_batchnorm: bool = False  # update BatchNorm's running statistics when not frozen
-    use_separate_guidance: bool = True  # one cross-attention a map, else one for all
+    use_separate_guidance: bool = True  # one cross-attention per map, else one for all
     inject: dict[int, list[str]] = field(  # double block -> maps it sees; {} = no guidance
         default_factory=lambda: {6: ["intensity"], 12: ["intensity", "material", "context"]}
     )
@@ -75,7 +76,7 @@ class TranslatorConfig(Checked):
             yield f"model.text_tokens must be at least 1, got {self.text_tokens}"
         if self.train_base and self.shard_base:
             yield (
-                "model.shard_base shards frozen weights, but model.train_base trains them all on"
+                "model.shard_base shards frozen weights, but model.train_base trains all of them on"
                 " every GPU; set one of the two to false"
             )
         if self.gradient_checkpointing is not None and self.gradient_checkpointing < 0:
@@ -88,12 +89,12 @@ class Prediction(NamedTuple):
     data: Tensor  # (B, S, C) state of the true pair
     end: Tensor  # (B, S, C) where the path ends at t = 1; the true velocity is end - data
     stage1: Stage1Output  # the maps that guided it, fp32
-    image: Tensor | None = None  # (B, 1, H, W) the clean image that was predicted, if asked for
-    verdict: Verdict | None = None  # the discriminator's on that image, if there is one
+    image: Tensor | None = None  # (B, 1, H, W) the predicted clean image, if asked for
+    verdict: Verdict | None = None  # the discriminator's verdict on it, if there is one
 
 
 class PromptEmbedding(nn.Module):
-    """The one constant prompt; travels with every checkpoint, so that sampling needs no encoder."""
+    """The one constant prompt; stored in every checkpoint, so that sampling needs no encoder."""
 
     saved_when_frozen = True
 
@@ -142,7 +143,7 @@ class Translator(nn.Module):
         return self.backbone.codec
 
     def train(self, mode: bool = True) -> "Translator":
-        """Frozen nets stay in eval mode, also when the parent is set to train."""
+        """Frozen networks stay in eval mode, even when the parent is set to train."""
         super().train(mode)
         self.codec.eval()
         if self.cfg.freeze_decomposition or not self.cfg.train_batchnorm:
@@ -165,8 +166,8 @@ class Translator(nn.Module):
         Args:
             visible, infrared: (B, 3, H, W) in [0, 1].
             noise: (B, S, C) standard normal.
-            t: (B,) in (0, 1); it must already be rounded by `round_time`.
-            encoded: `encode` of visible with infrared, and `known` of visible, if at hand.
+            t: (B,) in (0, 1), already rounded by `round_time`.
+            encoded: the results of `encode` and `known`, if already computed.
             infrared_only: see `velocity`.
             mean: (B,) bool, True where the mean is predicted: from t = 1, without noise.
             with_image: decode the clean image that the velocity points to, with its gradient.
@@ -191,7 +192,7 @@ class Translator(nn.Module):
     def decompose(self, visible: Tensor) -> Stage1Output:
         """Stage 1's maps and fused image, fp32; no graph when frozen.
 
-        Outside autocast, except where FLUX is trained too: then all learns in one precision.
+        Outside autocast, except where FLUX is trained too: then everything trains in one precision.
         """
         train = torch.is_grad_enabled() and not self.cfg.freeze_decomposition
         device = visible.device.type
@@ -200,16 +201,16 @@ class Translator(nn.Module):
             return self.stage1(visible.float())
 
     def condition(self, visible: Tensor, known: Tensor | None = None) -> Condition:
-        """All that photographs (B, 3, H, W) in [0, 1] tell the network.
+        """Everything the network receives from photographs (B, 3, H, W) in [0, 1].
 
-        Args: known: `known` of them, if at hand.
+        Args: known: the result of `known`, if already computed.
         """
-        size, seen, start = tuple(visible.shape[-2:]), self.decompose(visible), None
+        size, stage1, start = tuple(visible.shape[-2:]), self.decompose(visible), None
         if self.path.start == "fused":
-            heat = seen.maps.intensity if seen.fused is None else seen.fused
+            heat = stage1.maps.intensity if stage1.fused is None else stage1.fused
             start = self.backbone.encode(visible, heat.expand(-1, 3, -1, -1))
         known = self.known(visible) if known is None else known
-        return Condition(known, seen, self.guide(seen.maps), start, size)
+        return Condition(known, stage1, self.guide(stage1.maps), start, size)
 
     def guide(self, maps: Maps) -> Guidance | None:
         """Guidance tokens of the maps, or None where guidance is off."""
@@ -221,7 +222,7 @@ class Translator(nn.Module):
             return self.guidance(maps.intensity, maps.material, maps.context, places)
 
     def end(self, condition: Condition, noise: Tensor) -> Tensor:
-        """Where the path ends at t = 1, (B, S, C), for standard normal noise of that shape."""
+        """The path's end at t = 1, (B, S, C), for standard normal noise of that shape."""
         noise = self.backbone.shape_noise(noise.float(), condition.size)
         return noise if condition.start is None else condition.start + self.path.sigma * noise
 
@@ -254,9 +255,9 @@ class Translator(nn.Module):
         bf16 weights run outside autocast, in bf16 throughout: autocast lifts every norm to fp32.
         Args:
             t, guidance_scale: (B,) fp32.
-            infrared_only: the visible panel's velocity is not needed. A fast runner then leaves out
-                what leads only there, and it is zero.
-            prepared: this time's entry of `prepare`, with the same guidance_scale.
+            infrared_only: the visible panel's velocity is not needed: a fast runner may skip its
+                computation and return zero there.
+            prepared: the entry of `prepare` for t, made with the same guidance_scale.
         """
         B, device, dtype = noisy.shape[0], noisy.device, self.base_dtype
         rows = condition.size[0] // codecs.TOKEN
@@ -269,13 +270,13 @@ class Translator(nn.Module):
             inputs = self.backbone.arguments(
                 tokens.to(dtype), t, guidance_scale, (text, pooled), condition
             )
-            found = self.runner.velocity(inputs, infrared_rows, prepared)
-            found = self.backbone.output(found, kept, condition)
+            output = self.runner.velocity(inputs, infrared_rows, prepared)
+            output = self.backbone.output(output, kept, condition)
         if condition.start is None:
-            return found
+            return output
         # The network predicts the clean image. Near the data, a trained FLUX's velocity is minus
         # that image; one whose last layer is zero starts from the fused image instead.
-        clean = (condition.start if self.cfg.train_base else 0.0) - found.float()
+        clean = (condition.start if self.cfg.train_base else 0.0) - output.float()
         return (noisy - clean) / t.clamp(min=EARLIEST).view(-1, 1, 1)
 
     def run_with(self, runner: FluxRunner) -> None:
@@ -283,7 +284,7 @@ class Translator(nn.Module):
         self.runner = runner
 
     def prepare(self, times: Tensor, guidance_scale: float) -> list[Any]:
-        """What `velocity` can be given at each of `times` (T,), computed all at once."""
+        """The `prepared` argument of `velocity` for each of `times` (T,), computed at once."""
         pooled = self.prompt.pooled.to(self.base_dtype)
         return self.runner.prepare(times, guidance_scale, pooled)
 
@@ -300,11 +301,11 @@ class Translator(nn.Module):
         return t.to(self.base_dtype).float()
 
     def step_flops(self, H: int, W: int) -> float:
-        """Model FLOPs of one sample's training step; recomputation earns no credit.
+        """Model FLOPs of one sample's training step; recomputation does not count.
 
         A token crosses 12 D^2 weights in every block (13 in FLUX.2), forward and for its gradient
         (and once more for the weights' gradient where the base is trained); attention counts 4 S D
-        a token and block, three times over. Stage 1, codec and convolutions around FLUX are not
+        per token and block, three times. Stage 1, codec and convolutions around FLUX are not
         counted.
         """
         D = self.flux.inner_dim
@@ -324,17 +325,17 @@ def make_translator(
     device: torch.device | str = "cpu",
     path: PathConfig | None = None,
 ) -> Translator:
-    """The plain model that `cfg` names; its frozen FLUX is where it was made, not yet placed.
+    """The plain model that `cfg` describes; its frozen FLUX stays where it was made.
 
-    models/fast/plan.py: build places it on `device` and makes it fast.
+    models/fast/plan.py: build then moves it to `device` and makes it fast.
 
     Args:
-        prompt: skips the text encoders (it is in every checkpoint).
+        prompt: if given, no text encoder is loaded (every checkpoint has one).
         device: where a random FLUX and the prompt are made; 12 B random weights stay on the meta
-            device, to be drawn block by block.
+            device and are drawn block by block later.
         path: where the flow starts; None: from noise.
 
-    Raises: ValueError: neither or both of preset and flux_fill_id, or what they raise.
+    Raises: ValueError: neither or both of preset and flux_fill_id are set, or loading one failed.
     """
     refuse(contradictions(cfg))
     kind = LAYOUTS[cfg.layout]
@@ -350,7 +351,7 @@ def make_translator(
 
 
 def contradictions(cfg: TranslatorConfig) -> Iterator[str]:
-    """A sentence for each reason why no new model can be made of these values, on any machine."""
+    """A sentence for each reason why no new model can be made from these values."""
     if (cfg.preset is None) == (cfg.flux_fill_id is None):
         yield (
             "set exactly one of model.preset (a random FLUX) and model.flux_fill_id (real weights);"
@@ -358,6 +359,6 @@ def contradictions(cfg: TranslatorConfig) -> Iterator[str]:
         )
     if LAYOUTS[cfg.layout].needs_trained_base and not (cfg.preset and cfg.train_base):
         yield (
-            f"model.layout={cfg.layout} is for a model that is trained from scratch: it needs"
+            f"model.layout={cfg.layout} is for a model trained from scratch: it needs"
             f" model.preset and model.train_base=true, got {cfg.preset} and {cfg.train_base}"
         )

@@ -214,14 +214,14 @@ def test_an_edited_config_of_a_stage_and_a_damaged_note_are_named(
             ("pretrain.py", "pretain.py"),
             "script is 'pretain.py', must be one of pretrain.py, train.py",
         ),
-        (("physics=off", "'run.output_dir={dir}'"), r"\{dir\} in .* is no placeholder; there are"),
+        (("physics=off", "'run.output_dir={dir}'"), r"\{dir\} in .* is no placeholder; known are"),
         (("optimizer.params.lr=10", "optimiser=1"), "variant high, stage pretrain: unknown key"),
         (("[1, 2, 4]", "[1, 1]"), "different numbers"),
-        (("low: []", "low: {train: []}"), "changes the stage 'train'; there are pretrain"),
+        (("low: []", "low: {train: []}"), "changes the stage 'train'; the stages are pretrain"),
         (("low", "a b"), "'a b' becomes a folder"),
         (("physics=off", "--config=none.yaml"), "none.yaml"),
-        (("low: []", "low: [training.seed=7]"), "sets training.seed, which `seeds` does"),
-        (("physics=off", "run.output_dir=x"), "sets the folder, which --output_dir"),
+        (("low: []", "low: [training.seed=7]"), "sets training.seed; use `seeds`"),
+        (("physics=off", "run.output_dir=x"), "sets the folder; use --output_dir"),
     ],
 )
 def test_a_wrong_file_is_one_sentence_and_nothing_runs(scripts, monkeypatch, capsys, change, said):

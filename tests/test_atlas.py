@@ -40,7 +40,7 @@ def summary_of(image, true, batch, where):
         for i, own in enumerate(atlas.errors(image, true, where.masks(batch)))
         for row in own
     ]
-    return atlas.summarise(rows, list(range(len(image))), where.untold)
+    return atlas.summarise(rows, list(range(len(image))), where.not_measured)
 
 
 # categories
@@ -100,18 +100,19 @@ def test_what_data_cannot_tell_is_named_with_the_reason(tmp_path):
     (tmp_path / "classes.txt").write_text("Person\ntree\n")
     (tmp_path / "scene 0.txt").write_text("0 0.5 0.5 0.5 0.5\n1 0.1 0.1 0.1 0.1\n")
     nothing, boxed = Atlas(None, None), Atlas(None, Boxes(tmp_path))
-    assert list(nothing.untold) == list(atlas.CATEGORIES)
-    assert nothing.untold["sky"] == "there are no class maps, there are no annotated boxes"
+    assert list(nothing.not_measured) == list(atlas.CATEGORIES)
+    assert nothing.not_measured["sky"] == "there are no class maps, there are no annotated boxes"
     assert (
-        "people" not in boxed.untold and "annotated boxes have no class" in boxed.untold["vehicles"]
+        "people" not in boxed.not_measured
+        and "annotated boxes have no class" in boxed.not_measured["vehicles"]
     )
     people = boxed.masks(batch_of(torch.full((2, 16, 16), 255)))["people"]
     assert people[0].sum() == 64 and not people[1].any()
     of_msrs = Atlas("msrs", None)
     assert set(of_msrs.ids) == {"people", "vehicles"}
-    assert "'msrs' has no class for it" in of_msrs.untold["glass"]
-    text = atlas.sentences({"untold": of_msrs.untold})
-    assert text[0].startswith("not told: sky ('msrs' has no class for it")
+    assert "'msrs' has no class for it" in of_msrs.not_measured["glass"]
+    text = atlas.sentences({"untold": of_msrs.not_measured})
+    assert text[0].startswith("not measured: sky ('msrs' has no class for it")
 
 
 def test_the_night_of_msrs_is_dark_and_its_day_is_not(real_data):

@@ -125,7 +125,11 @@ SETS = {
         r"visible/a_3\.png: several frames",
     ),
     "pages": (put("infrared", frames(GREY, "TIFF"), "a_3.tif"), [], r"a_3\.tif: several frames"),
-    "one bit": (put("infrared", encoded(GREY, "PNG", "1")), [], r"a_3\.png: .* has 1 bit a pixel"),
+    "one bit": (
+        put("infrared", encoded(GREY, "PNG", "1")),
+        [],
+        r"a_3\.png: .* has 1 bit per pixel",
+    ),
     "complex": (
         put("infrared", npy(GREY.astype(complex)), "a_3.npy"),
         [],
@@ -152,7 +156,7 @@ SETS = {
         [],
         r"a_3\.png: 17,\d+,\d+ bytes for 32 x 24 pixels",
     ),
-    "pipe": (pipe, [], r"a_3\.png: a link to nothing, or no regular file"),
+    "pipe": (pipe, [], r"a_3\.png: a broken link, or not a regular file"),
     "folder": (directory, [], r"1 visible without infrared \(first: a_3\)"),
     "no images": (emptied, [], r"infrared: no image there"),
     "two pairs": (few, [], r"2 "),

@@ -66,7 +66,7 @@ def test_every_step_gets_its_share_its_seed_and_the_folder_before():
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"methods": {"a": ["0.5 x.py"]}}, "must sum up to 1"),
+        ({"methods": {"a": ["0.5 x.py"]}}, "must add up to 1"),
         ({"methods": {"a": ["x.py"]}}, "a step is"),
         ({"methods": {"../a": ["1 x.py"]}}, "becomes a folder"),
         ({"methods": {}}, "methods names none"),

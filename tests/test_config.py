@@ -278,7 +278,7 @@ def test_missing_files_and_contradictions_are_known_before_anything_is_read(tmp_
         f"run.resume is {gone}, but there is no such file",
         f"model.decomposition_checkpoint {gone}: no such file",
         "model.inject names block 6, 12; model.preset=demo has 2",
-        "model.layout=pixels is for a model that is trained from scratch",
+        "model.layout=pixels is for a model trained from scratch",
         "model.discriminator and flow.adversarial_weight > 0 go together",
     ):
         assert part in said, part

@@ -92,7 +92,7 @@ def test_a_tiff_of_wide_channels_is_refused_and_not_cut_to_8_bits():
     data = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(fields))
     data += b"".join(struct.pack("<HHII", *field) for field in fields) + struct.pack("<I", 0)
     data += struct.pack("<3H", 16, 16, 16) + counts.tobytes()
-    with pytest.raises(ValueError, match="x: an infrared TIFF of 16 bits a channel"):
+    with pytest.raises(ValueError, match="x: an infrared TIFF of 16 bits per channel"):
         decoding.decode_infrared(data, "x")
 
 

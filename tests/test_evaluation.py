@@ -249,7 +249,7 @@ def test_without_weights_a_peers_row_has_a_sentence_and_the_other_numbers(
     assert found["protocol"]["id"] != ours["id"] and "name" not in ours["frozen"]
     assert found["protocol"]["frozen"]["measured"]["bits"] == 8
     for option in ("--lpips", "--report"):
-        with pytest.raises(ValueError, match=f"fvita measures what .* leave out {option}"):
+        with pytest.raises(ValueError, match=f"fvita has its own .* leave out {option}"):
             call_main("evaluate", "--protocol", "fvita", option, "--output_dir", tmp_path / "c")
 
 

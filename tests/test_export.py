@@ -230,8 +230,8 @@ def test_the_card_of_a_model_from_scratch_has_no_base_and_no_foreign_licence(mad
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--results", "missing.json"], "missing.json is no results.json"),
-        (["--results", "setup.py"], "setup.py is no results.json"),
+        (["--results", "missing.json"], "missing.json is not a results.json"),
+        (["--results", "setup.py"], "setup.py is not a results.json"),
         (["--panels", "configs"], "no PNG"),
         (["--base_model", HUB_ID], "has no base model"),
         (["--push_to_hub", "a/b/c"], "--push_to_hub: "),
@@ -248,7 +248,7 @@ def test_what_is_wrong_is_one_sentence_and_writes_nothing(made, tmp_path, argv, 
 
 def test_a_foreign_readme_is_not_replaced(made, tmp_path):
     (tmp_path / "README.md").write_text("my notes")
-    with pytest.raises(ValueError, match="README.md is not a model card of ours"):
+    with pytest.raises(ValueError, match="README.md is not one of our model cards"):
         write_export(made / "pixels.pth", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
 

@@ -227,7 +227,7 @@ def test_a_folder_trains_one_step_and_samples(folder):
     )
     model, plan = build(cfg, tiny_stage1())
     choose_attention(plan, model, batch=2, tokens=M + 2 * N)
-    assert "no form of the blocks of model.layout=flux2" in str(plan)
+    assert "does not support the blocks of model.layout=flux2" in str(plan)
     assert model.base_dtype == torch.bfloat16
     noise = noise_for([0, 1], model.backbone.state_shape(H, W), 0, "cpu")
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -353,4 +353,4 @@ def test_stage_2_trains_exports_and_generates_with_a_folder(folder, tmp_path, ca
     photo = ["--image_path", tmp_path / "photo.png", "--output_dir", tmp_path / "out"]
     call_main("generate", "--checkpoint", export, *photo, "--device", "cpu")
     assert list((tmp_path / "out").glob("photo*.png"))
-    assert "no form of the blocks of model.layout=flux2" in capsys.readouterr().out
+    assert "does not support the blocks of model.layout=flux2" in capsys.readouterr().out

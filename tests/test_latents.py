@@ -232,7 +232,7 @@ def test_stage_1_refuses_a_cache_of_latents(data):
 def test_a_folder_that_cannot_be_made_written_or_filled_is_one_sentence(
     data, tmp_path, model, monkeypatch
 ):
-    with pytest.raises(ValueError, match="no folder can be made"):
+    with pytest.raises(ValueError, match="no folder can be created"):
         attach(data, tmp_path / "set" / "a.parquet", model)
     monkeypatch.setattr(latents.os, "access", lambda *_: False)
     with pytest.raises(ValueError, match="8 pairs are missing in .* read-only"):

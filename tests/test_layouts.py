@@ -73,8 +73,8 @@ def test_four_channels_in_one_file_become_two_sides(tmp_path, capsys):
     argv = ["--folder", root, "--out", tmp_path / "out", "--num_workers", 1]
     prepare.main([str(a) for a in argv])
     told = capsys.readouterr().out
-    assert "layout 'mfnet'" in told and "18 images are no part" in told and "00000D_flip" in told
-    assert "3 files are no images (first: test.txt" in told
+    assert "layout 'mfnet'" in told and "18 images do not belong" in told and "00000D_flip" in told
+    assert "3 files are not images (first: test.txt" in told
     labels = LabelConfig(material_source="none")
     config = DataConfig(path=str(tmp_path / "out"), cache="none", labels=labels)
     for number, split in enumerate(("train", "val", "test")):

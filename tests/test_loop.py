@@ -184,7 +184,7 @@ def test_a_run_stopped_by_sigterm_saves_exits_0_and_goes_on_to_the_same_weights(
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "to go on, run the same command again" in out
+    assert "to continue, run the same command again" in out
     step = checkpoint.step_of(checkpoint.latest(tmp_path / "parts"))
     assert 0 < step < 60
 
@@ -299,7 +299,7 @@ def test_resuming_takes_the_named_checkpoint_and_the_new_weight_decay(tmp_path):
 
 def test_resuming_from_weights_alone_or_from_before_what_was_saved_is_refused(tmp_path, capsys):
     train(tmp_path / "a", "training.eval_every=3", eval_fn=lambda model: {"val_loss": 1.0})
-    with pytest.raises(ValueError, match=r"best_model.pth, which holds weights alone"):
+    with pytest.raises(ValueError, match=r"best_model.pth, which holds only weights"):
         train(tmp_path / "b", f"run.resume={tmp_path}/a/best_model.pth")
     # the same command twice: the second time it would lose what the first one saved
     resumed = f"run.resume={tmp_path}/a/checkpoint_00000003.pth"

@@ -34,7 +34,7 @@ def test_the_adapted_model_starts_equal_to_the_original():
 
 
 def test_a_broken_regular_expression_is_named():
-    with pytest.raises(ValueError, match=r"target_modules='\(' is no regular expression"):
+    with pytest.raises(ValueError, match=r"target_modules='\(' is not a regular expression"):
         add_lora(tiny_flux(), LoraConfig(target_modules="("))
 
 

@@ -163,9 +163,9 @@ def test_boxes_are_read_by_source_and_name_and_stay_in_their_folder(tmp_path):
     assert boxes.of("a", "other") == [] and boxes.of("a", "../secret") == []
     for line in ("0 0.5 0.5", "0 0.5 0.5 0 0.4", "0 0.5 x 0.2 0.4", "0 150 80 20 20"):
         (tmp_path / "boxes" / "bad.txt").write_text(line)
-        with pytest.raises(ValueError, match=r"bad\.txt, line 1: no box"):
+        with pytest.raises(ValueError, match=r"bad\.txt, line 1: not a box"):
             boxes.of("a", "bad")
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         Boxes(tmp_path / "missing")
 
 

@@ -168,7 +168,9 @@ def test_the_leaderboard_names_a_file_that_it_cannot_read(tmp_path):
         call_main("leaderboard", "--results", tmp_path, "--output", tmp_path / "a.md")
     for text in ("{", "[]", '{"run": {}}'):
         (tmp_path / "results.json").write_text(text)
-        with pytest.raises(ValueError, match=r"results\.json is no results\.json of this version"):
+        with pytest.raises(
+            ValueError, match=r"results\.json is not a results\.json of this version"
+        ):
             call_main("leaderboard", "--results", tmp_path, "--output", tmp_path / "a.md")
 
 

@@ -313,7 +313,7 @@ def test_an_untrained_mode_is_one_sentence(pipeline, monkeypatch, share, mode):
     monkeypatch.setattr(pipeline.translator, "training_facts", facts)
     photograph = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(
-        ValueError, match=f"{mode} is not trained for: flow.mean_share is {share:g}"
+        ValueError, match=f"not trained for mode {mode}: flow.mean_share is {share:g}"
     ):
         pipeline(photograph, mode=mode)
     trained = "sample" if mode == "mean" else "mean"
@@ -335,5 +335,7 @@ def test_a_saved_pipeline_is_the_export_again(pipeline, exports, tmp_path, monke
 def test_a_folder_that_is_none_is_one_sentence(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=re.escape("nobody/nothing is no folder here, and no hub")):
+    with pytest.raises(
+        ValueError, match=re.escape("nobody/nothing is no folder here, and the hub")
+    ):
         ThermaFluxPipeline.from_pretrained("nobody/nothing")

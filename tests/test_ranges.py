@@ -521,7 +521,7 @@ def write_cameras(root, constants):
 def test_cameras_of_other_constants_need_a_temperature(tmp_path):
     one, other = (17000.0, 1430.0, 1.0, -6500, 0.0125), (16000.0, 1420.0, 1.0, -6000, 0.0125)
     write_cameras(tmp_path, [one] * 6 + [other] * 4)
-    with pytest.raises(ValueError, match="other Planck constants.*--unit kelvin"):
+    with pytest.raises(ValueError, match="different Planck constants.*--unit kelvin"):
         run(tmp_path)
     assert not (tmp_path / "out").exists()
     assert run(tmp_path, "--unit", "celsius")["window"]["unit"] == "celsius"
@@ -530,9 +530,9 @@ def test_cameras_of_other_constants_need_a_temperature(tmp_path):
 def test_counts_that_are_called_kelvin_are_said(tmp_path, capsys):
     write_infrared(tmp_path, lambda c, i: c, 12)
     run(tmp_path, "--unit", "kelvin")
-    assert "is no temperature of a scene" in capsys.readouterr().out
+    assert "cannot be the temperature of a scene" in capsys.readouterr().out
     run(tmp_path, "--unit", "kelvin", "--scale", 0.0125, out="scaled")
-    assert "is no temperature of a scene" not in capsys.readouterr().out
+    assert "cannot be the temperature of a scene" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("unit", ["kelvin", "celsius"])
@@ -587,7 +587,7 @@ def test_mean_absolute_error_in_kelvin():
     )
     assert torch.allclose(found.double(), (a - b).abs().mean((1, 2, 3)), atol=1e-3)
     assert (radiometry.mae_kelvin(x, x, window.restore, "counts", planck) == 0).all()
-    with pytest.raises(ValueError, match="'counts' is no temperature"):
+    with pytest.raises(ValueError, match="'counts' is no unit of temperature"):
         radiometry.mae_kelvin(x, y, window.restore, "counts")
     with pytest.raises(ValueError, match="cannot be compared"):
         radiometry.mae_kelvin(x, y[:, 0], window.restore, "celsius")

@@ -640,7 +640,7 @@ def test_stage_3_refuses_what_its_checkpoint_decides(made, tmp_path, asked):
     "asked, message",
     [
         ("training.lambda_generation=-1", "must not be negative"),
-        ("training.lambda_generation=0", "one above 0"),
+        ("training.lambda_generation=0", "one must be above 0"),
         ("flow.std=0", "std > 0"),
         ("flow.visible_weight=-5", "visible_weight >= 0"),
         ("flow.mean=1e9", "0 or 1"),
@@ -665,7 +665,7 @@ def test_an_edited_export_is_one_sentence(made, tmp_path, r, words):
     with pytest.raises(ValueError, match=f"export.*{words}|{words}.*export"):
         checkpoints.load_translator(folder, torch.device("cpu"))
     (folder / CONFIG_FILE).write_text("{")
-    with pytest.raises(ValueError, match="export is no exported model"):
+    with pytest.raises(ValueError, match="export is not an exported model"):
         read_bundle(folder)
 
 

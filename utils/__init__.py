@@ -1,1 +1,1 @@
-"""What every stage needs and none owns: configuration, processes, checkpoints, loop, metrics."""
+"""What all stages share: configuration, processes, checkpoints, loop, metrics."""

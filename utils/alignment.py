@@ -1,4 +1,4 @@
-"""By how many pixels is one image displaced against another? Phase correlation of their edges.
+"""How far is one image displaced from another? Phase correlation of their edges.
 
 Kuglin, Hines 1975: a shift is a slope in the phase of the cross spectrum. Its transform back has a
 peak at the shift; low-passed by a Gaussian, the peak is one, and a parabola through the logarithms

@@ -1,4 +1,4 @@
-"""How sure is a mean over images? Percentile bootstrap, and the same on differences of two methods.
+"""How certain is a mean over images, or a difference of two? The percentile bootstrap.
 
 Efron 1979: images are drawn again with replacement, RESAMPLES times with a fixed seed; 95 % of the
 means found lie in the interval. One draw of images serves all methods and metrics.
@@ -21,7 +21,7 @@ def weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarra
 
 
 def mean(sums: np.ndarray, counts: np.ndarray) -> float:
-    """Of everything in N images: their sums over the number of things in them. NaN for none."""
+    """The mean over all things in N images: total sum over total count. NaN if there are none."""
     total = counts.sum()
     return float(sums.sum() / total) if total else float("nan")
 
@@ -41,7 +41,7 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def verdict(differences: list[float], higher_is_better: bool, images: int = LEAST) -> str:
-    """What the interval of (ours - theirs) says of ours; of fewer than LEAST images, nothing."""
+    """What the interval of (ours - theirs) says about ours; below LEAST images, nothing."""
     if images < LEAST:
         return UNKNOWN
     low, high = differences if higher_is_better else [-x for x in reversed(differences)]

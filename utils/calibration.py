@@ -1,4 +1,4 @@
-"""Does the spread of an image's samples say where their mean is wrong? Sparsification curves.
+"""Does the spread of an image's samples show where their mean is wrong? Sparsification curves.
 
 The pixels are dropped from the least certain one on, and the mean error of those that are left is
 followed: it falls if the uncertain pixels are the wrong ones. The oracle drops the largest errors

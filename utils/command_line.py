@@ -1,4 +1,4 @@
-"""What is typed after a script's name: reading it, --help, and completion in the shell."""
+"""The command line of a script: reading it, --help, and completion in the shell."""
 
 import dataclasses
 import sys
@@ -63,7 +63,7 @@ def read(argv: list[str], flags: dict[str, str], known: dict[str, Any]) -> Typed
 
 
 def answer(cls: type, argv: list[str], flags: dict[str, str], default: str | None) -> None:
-    """Print what -h, --help [SECTION] or --completion SHELL ask for. Raises: SystemExit: then.
+    """Print what -h, --help [SECTION] or --completion SHELL ask for, then raise SystemExit.
 
     Raises: ValueError: a shell that is not known.
     """

@@ -4,9 +4,9 @@
     python train.py --config my.yaml --lr 2e-4 training.epochs=3
 
 Later values win: dataclass defaults, then the file, then the command line from left to right.
-Everything that is wrong is said at once: unknown keys and flags, values of a wrong type or out of
-range, contradictions, files that are missing (utils/problems.py has the two checks of a dataclass).
-A dataclass may name keys of which one replaces the others in EXCLUSIVE.
+All errors are reported at once: unknown keys and flags, values of a wrong type or out of range,
+contradictions, missing files (utils/problems.py has the two checks of a dataclass). EXCLUSIVE of a
+dataclass names keys of which one replaces the others.
 """
 
 import dataclasses
@@ -141,8 +141,7 @@ class _Source:
             except (ValueError, OSError) as error:
                 self.raw = None
                 missing = isinstance(error, FileNotFoundError)
-                said = f"--config {self.file}: no such file" if missing else str(error)
-                self.found.append(said)
+                self.found.append(f"--config {self.file}: no such file" if missing else str(error))
         raw = self.of_file = self.raw or {}
         for key, text in typed.assignments:
             raw = self._assigned(raw, key, text)

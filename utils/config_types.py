@@ -1,4 +1,4 @@
-"""What a configuration can hold: its keys, their types in words, and what their comments say."""
+"""The keys of a configuration, their types in words, and their comments."""
 
 import ast
 import dataclasses

@@ -1,4 +1,4 @@
-"""Plain values, as YAML gives them, to typed dataclasses: all that does not fit is collected."""
+"""Plain values from YAML to typed dataclasses; everything that does not fit is collected."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ MOST = 2**64  # of whole numbers
 
 
 class Builder:
-    """Builds a dataclass and goes on where a value is wrong, so that one pass finds everything.
+    """Builds a dataclass and continues after a wrong value, so that one pass finds everything.
 
     Args:
         root: the whole configuration, for suggestions.

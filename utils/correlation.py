@@ -38,7 +38,7 @@ def peak(surface: np.ndarray) -> tuple[float, float]:
 
 
 def clearness(surface: np.ndarray) -> float:
-    """How far that highest value stands out, in median deviations of the surface."""
+    """How far the highest value stands out, in median deviations of the surface."""
     above = surface - np.median(surface)
     return float(above[1:-1, 1:-1].max()) / max(float(np.median(np.abs(above))), 1e-12)
 

@@ -94,7 +94,7 @@ def init(
 
 
 def _warn_of_a_shared_store() -> None:
-    """Say it where a node that is replaced could not join the others.
+    """Print a note if a replaced node could not join the others.
 
     With one store for all rounds the survivors' launchers do not announce it again, and processes
     of launchers that count their restarts differently would look in different places.
@@ -109,7 +109,7 @@ def _warn_of_a_shared_store() -> None:
 
 
 def together(work: Callable[[], None]) -> None:
-    """`work` on every rank; what fails on one, as OSError or ValueError, fails on all alike."""
+    """Do `work` on every rank; an OSError or ValueError on one rank is raised on all of them."""
     wrong: OSError | ValueError | None = None
     try:
         work()
@@ -123,15 +123,16 @@ def together(work: Callable[[], None]) -> None:
 
 
 def lost_ranks(error: Exception) -> str | None:
-    """One sentence if `error` is that of a collective which other ranks did not join, else None.
+    """A sentence if `error` comes from a collective that other ranks did not join, else None.
 
-    Each rank that waited in vain says so in the store; who has not after a few seconds hangs.
+    Each rank that waited in vain notes it in the store; a rank without a note after a few seconds
+    hangs.
     """
     text = str(error)
     if world_size() == 1 or not ("gloo" in text or isinstance(error, torch_dist.DistError)):
         return None
     if any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer")):
-        return "another rank has ended; what it said is the reason"
+        return "another rank has ended; its message gives the reason"
     if not any(sign in text for sign in ("Timed out waiting", "timed out", "timeout")):
         return None
     store = torch_dist.distributed_c10d._get_default_store()
@@ -164,7 +165,7 @@ def barrier() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """The plain value of every rank, in order of rank. Waits for the device: not for every step."""
+    """The plain value of every rank, by rank. Waits for the device: not for use in every step."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -202,7 +203,7 @@ def any_ranks(flags: Tensor) -> list[bool]:
 
 
 def any_ranks_later(flags: Tensor) -> Callable[[], list[bool]]:
-    """`any_ranks` launched now, without waiting for the device; calling what is returned waits.
+    """`any_ranks` launched now, without waiting for the device; calling the result waits.
 
     The wait is for the flags alone, not for work that the device was given after them.
     """
@@ -211,7 +212,7 @@ def any_ranks_later(flags: Tensor) -> Callable[[], list[bool]]:
 
 
 def most_of_ranks_later(numbers: Tensor) -> Callable[[], list[int]]:
-    """The largest of all ranks' numbers, (n,) int32, one by one; launched and read as above."""
+    """The element-wise maximum of all ranks' numbers, (n,) int32; launched and read as above."""
     if world_size() > 1:
         numbers = numbers.to(_collective_device(), torch.int32)
         torch_dist.all_reduce(numbers, torch_dist.ReduceOp.MAX)  # nccl only launches it
@@ -245,7 +246,7 @@ def _collective_device() -> torch.device:
 
 
 def sync_batchnorm(model: Model) -> Model:
-    """Let every BatchNorm of `model` normalise over the batches of all ranks together.
+    """Make every BatchNorm of `model` normalise over the batches of all ranks together.
 
     Two ranks of batch b then equal one of 2b. One process: nothing changes. On GPUs this is
     torch.nn.SyncBatchNorm, which knows no CPU; there the layers become `GroupBatchNorm2d` in place.

@@ -37,7 +37,7 @@ class Ema:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The model has the averaged weights inside the block and its own again after it."""
+        """The model has the averaged weights inside the block and its trained ones after it."""
         self._swap()
         try:
             yield
@@ -57,7 +57,7 @@ class Ema:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved average. One saved without EMA starts from the weights as they are.
+        """Continue from a saved average. A run saved without EMA starts from its current weights.
 
         Call it after the weights are loaded.
         """

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and a gate for those that come from outside."""
+"""Files that appear whole or not at all, and limits for files from outside."""
 
 import contextlib
 import fcntl
@@ -28,11 +28,11 @@ def write_whole(path: str | Path, data: bytes | str) -> None:
         part.unlink(missing_ok=True)
 
 
-_cleared: set[Path] = set()  # folders that this process has looked through
+_cleared: set[Path] = set()  # folders that this process has cleared
 
 
 def _clear_parts(folder: Path) -> None:
-    """Delete the files that processes which are gone had begun to write; once in a process."""
+    """Delete unfinished files of processes that no longer exist; once per process."""
     folder = folder.absolute()
     if folder not in _cleared:
         for left in folder.glob(".*.part"):
@@ -56,7 +56,7 @@ def read_limited(path: str | Path, most: int) -> bytes:
         # read() allocates what it is asked for; what lies in /proc has a size of 0
         data = b"" if too_large else file.read(min(most, max(size, 2**16)) + 1)
     if too_large or len(data) > most:
-        raise ValueError(f"{path} has more than {most:,} bytes, the most that is read of its kind")
+        raise ValueError(f"{path} has more than {most:,} bytes, the limit for this kind of file")
     return data
 
 
@@ -85,7 +85,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def clear_remains(out: Path) -> None:
-    """Put right what a process left that was killed in `whole_folder(out)`.
+    """Repair what a process killed in `whole_folder(out)` left behind.
 
     If it died between the two renames, the old folder gets its name back. What another process
     still holds stays.

@@ -1,3 +1,3 @@
-"""What an id of a label map means that every package reads alike; imports nothing of ours."""
+"""The id in label maps that every package must read alike; imports nothing of ours."""
 
 IGNORE = 255  # unlabelled, in class maps and in material maps

@@ -1,11 +1,11 @@
 """The training loop shared by pretrain.py, train.py and finetune.py.
 
-A stage brings a model and a `loss_fn`; the loop owns what is the same in all of them. It is one
-plain function on purpose: to try another loop, copy it into your script and edit the copy.
+A stage brings a model and a `loss_fn`; the loop does what all stages share. It is one plain
+function on purpose: to try another loop, copy it into your script and edit the copy.
 
-Randomness is a function of (seed, rank, step) and the data of their position, so the state of a run
-is weights, optimizer, EMA and one integer. To resume, run the same command again.
-With training.max_seconds the learning rate follows the clock, and no two runs are equal to the bit.
+Randomness is a function of (seed, rank, step), and the data are a function of their position, so
+the state of a run is weights, optimizer, EMA and one integer. To resume, run the same command
+again. With training.max_seconds the learning rate follows the clock, and no two runs are bit-equal.
 """
 
 import math
@@ -33,34 +33,34 @@ from utils.progress import Checks, Meter, State, buffers_before, detached, skip
 from utils.run import Run, RunConfig
 from utils.stopping import MOST_SECONDS, Clock, StopSignal
 
-UNLIMITED = 2**62  # steps of a run that only time ends
-# tqdm's own time left does not know that evaluations come; `report` writes one that does
+UNLIMITED = 2**62  # steps of a run that only the clock ends
+# tqdm's time left does not count the evaluations to come; that of `report` does
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 Scalars = dict[str, Tensor | float]
 Model = TypeVar("Model", bound=nn.Module)
-Batch = TypeVar("Batch", bound=Mapping[str, Any])  # its "name"s are told with a bad loss
+Batch = TypeVar("Batch", bound=Mapping[str, Any])  # a bad loss is reported with its "name"s
 
 
 @dataclass(kw_only=True)
 class TrainingConfig(Checked):
-    batch_size: int = 8  # samples of one process in one micro-batch
+    batch_size: int = 8  # samples per micro-batch and process
     epochs: int = 50
-    steps: int = 0  # optimizer steps; 0: as many as `epochs` take, or as max_seconds allow
-    max_seconds: float | None = None  # wall clock from the first step on; null: no limit
-    gradient_accumulation_steps: int = 1  # micro-batches of one optimizer step
+    steps: int = 0  # optimizer steps; 0: as many as `epochs` need or max_seconds allows
+    max_seconds: float | None = None  # wall-clock time from the first step; null: no limit
+    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
     mixed_precision: Literal["bf16", "no"] = "bf16"
     grad_clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
     lr_min: float = 1e-6  # where the cosine ends
     ema_decay: float = 0.0  # 0: no averaged weights
-    log_every: int = 10  # in optimizer steps, as are the next two
-    eval_every: int = 500  # 0: only after the last step
-    save_every: int = 500  # 0: only after the last step
-    keep_last: int = 0  # checkpoints to keep; 0: all
-    best_metric: str = "val_loss"  # of the evaluation; lower is better, "-name": higher
+    log_every: int = 10  # optimizer steps between log rows
+    eval_every: int = 500  # optimizer steps between evaluations; 0: only after the last step
+    save_every: int = 500  # optimizer steps between checkpoints; 0: only after the last step
+    keep_last: int = 0  # number of checkpoints to keep; 0: all
+    best_metric: str = "val_loss"  # chooses the best checkpoint: lowest; "-name": highest
     seed: int = 0
-    skip_nonfinite: int = 0  # steps that may be left out before a run stops
+    skip_nonfinite: int = 0  # steps with non-finite loss or gradient to skip before a run stops
 
     def problems(self) -> Iterator[str]:
         for name in ("batch_size", "gradient_accumulation_steps", "log_every"):
@@ -92,10 +92,10 @@ class TrainingConfig(Checked):
 
 
 class FitConfig(Protocol):
-    """What `fit` reads of a stage's configuration.
+    """What `fit` reads from a stage's configuration.
 
-    Of its other fields (model, data, loss, ...) `resume` compares what is in the checkpoint; those
-    that may change name a section's fields in a class variable MAY_CHANGE (configs/schema.py).
+    `resume` compares its other fields (model, data, loss, ...) with the checkpoint's; the class
+    variable MAY_CHANGE (configs/schema.py) names those that may differ, by section.
     """
 
     @property
@@ -121,18 +121,18 @@ def fit(
     """Train the parameters of `model` that require grad, on the device where the model is.
 
     Args:
-        cfg: its .model, if it has one, must be equal on resuming.
-        loss_fn: (model, batch) -> (scalar mean over the samples, parts to log). A part that this
-            batch says nothing about is left out or NaN. Runs under autocast.
-        batches: n -> iterator over this rank's micro-batches, from the n-th on.
+        cfg: its .model, if it has one, must be equal when resuming.
+        loss_fn: (model, batch) -> (scalar mean over the samples, parts to log). A part that a
+            batch cannot measure is left out or NaN. Runs under autocast.
+        batches: n -> iterator over this rank's micro-batches, starting with the n-th.
         eval_fn: (model) -> numbers of this rank, whose mean over ranks is logged, and pictures
             (H, W, 3) uint8. Runs on every rank with the averaged weights, in eval(), without
-            gradient, with the same draws each time.
+            gradient, with the same random draws each time.
         samples: items in an epoch; needed where cfg.training.steps is 0.
-        sample_flops: model FLOPs of one sample's step; 0: no rate of them is logged.
+        sample_flops: model FLOPs of one sample's step; 0: their rate is not logged.
 
     Raises:
-        RuntimeError: loss or gradient is not finite; on all ranks alike. `model` may be spoiled.
+        RuntimeError: loss or gradient is not finite, on all ranks alike; `model` may be damaged.
         ValueError: the checkpoint does not fit. SystemExit(0): stopped by a signal, and saved.
     """
     training, micros = cfg.training, cfg.training.gradient_accumulation_steps
@@ -140,7 +140,7 @@ def fit(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained = list(named.values())
     optimizer, ema, state = make_optimizer(cfg, named), Ema(model, training.ema_decay), State()
-    total_steps(training, samples)  # says at once what is missing
+    total_steps(training, samples)  # raises at once if something is missing
     state.resume(cfg, model, optimizer, ema, run)
     steps, clock = total_steps(training, samples, state), Clock(training.max_seconds, state.seconds)
     if clock.over:
@@ -148,7 +148,7 @@ def fit(
     if state.step >= steps and not (eval_fn and state.evaluated < state.step == steps):
         return dist.print0(
             f"{cfg.run.resume or run.dir} is finished: step {state.step} of {steps};"
-            " raise training.epochs, training.steps or training.max_seconds to go on"
+            " raise training.epochs, training.steps or training.max_seconds to continue"
         )
     if training.steps or training.max_seconds:
         dist.print0(f"{what_ends(training)}; training.epochs does not count")
@@ -192,8 +192,8 @@ def fit(
                 seen.append((loss, parts, batch.get("name", [])))
                 meter.add({"loss": loss, **parts})
 
-            # the update. A step that may be left out is judged before it, any other a step later:
-            # the device then has the next one to do while the host waits for the answer
+            # the update. A step that may be skipped is checked before it, any other one step
+            # later, so that the device works on the next step while the host waits for the answer
             norm = nn.utils.clip_grad_norm_(trained, training.grad_clip or math.inf)
             checks.launch(state.step + 1, norm, seen)
             lr = learning_rate(cfg, state.step, steps, clock.agreed)
@@ -212,7 +212,7 @@ def fit(
             meter.steps += 1
             bar.update()
             state.seconds = clock.agreed
-            if clock.over:  # known one step late, as other answers of all ranks are
+            if clock.over:  # known one step late, like everything the ranks agree on
                 steps = state.step
 
             # now and then: report, evaluate, save what is known to be finite
@@ -221,14 +221,11 @@ def fit(
                 raise RuntimeError(why)
             if time_for(training.log_every):
                 report(run, bar, state, meter, lr, training, sample_flops, device)
-            if (
-                eval_fn
-                and time_for(training.eval_every)
-                and (not stop.agreed or state.step == steps)
-            ):
+            may_evaluate = not stop.agreed or state.step == steps
+            if eval_fn and time_for(training.eval_every) and may_evaluate:
                 try:
                     evaluate(cfg, model, eval_fn, autocast, ema, state, run, meter)
-                except Exception:  # a damaged pair, no memory: the steps must not be lost too
+                except Exception:  # a damaged pair, no memory: do not lose the steps as well
                     state.save(cfg, model, optimizer, ema, run)
                     raise
                 meter.begin()
@@ -237,7 +234,7 @@ def fit(
     if stop.agreed and state.step < steps:
         dist.print0(
             f"stopped by a signal after step {state.step} of {steps}; saved {path}; "
-            "to go on, run the same command again"
+            "to continue, run the same command again"
             f"{' without --resume' if cfg.run.resume else ''}"
         )
         raise SystemExit(0)
@@ -247,9 +244,9 @@ def fit(
 
 
 def distributed(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with gradients averaged over the ranks; itself where there is one process.
+    """`model` with gradients averaged over the ranks; `model` itself with one process.
 
-    Sharded parameters (DTensor, frozen) are not DDP's: it would try to send them to all ranks.
+    DDP must ignore sharded parameters (DTensor, frozen): it would try to send them to all ranks.
     """
     if dist.world_size() == 1:
         return model
@@ -266,7 +263,7 @@ def distributed(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def global_batch(training: TrainingConfig) -> int:
-    """Samples of one optimizer step over all ranks."""
+    """Samples per optimizer step over all ranks."""
     return training.batch_size * training.gradient_accumulation_steps * dist.world_size()
 
 
@@ -275,7 +272,7 @@ def total_steps(training: TrainingConfig, samples: int, state: State | None = No
 
     With training.max_seconds and no training.steps: UNLIMITED.
 
-    Steps of another batch than now's (`state`, of a resumed run) count as the samples they took.
+    Steps that a resumed run (`state`) took with another batch size count as their samples.
     """
     if training.steps:
         return training.steps
@@ -305,7 +302,7 @@ def seed_step(seed: int, rank: int, step: int) -> None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Tensors to the device; lists stay with the host, which would wait to fetch them back."""
+    """Move tensors to the device; lists stay on the host, which would wait to fetch them back."""
     moved = {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()
@@ -317,7 +314,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def progress_bar(step: int, steps: int, unit: str = "step", format: str | None = None) -> tqdm:
-    """On rank 0; in a log file a line every ten seconds instead of a moving bar."""
+    """Shown on rank 0; in a log file, a line every ten seconds instead of a moving bar."""
     return tqdm(
         initial=step,
         total=steps if steps < UNLIMITED else None,
@@ -363,14 +360,14 @@ def evaluate(
     run: Run,
     meter: Meter,
 ) -> None:
-    """Log `eval_fn` of the averaged weights and keep them if they are the best so far."""
+    """Log `eval_fn` with the averaged weights, and save them if they are the best so far."""
     seed_step(cfg.training.seed, dist.rank(), 2**32)  # the same draws at every evaluation
     model.eval()
     with meter.evaluating(), ema.swapped_in(), torch.no_grad():
         with autocast():
-            found = eval_fn(model)
-        pictures = {tag: x for tag, x in found.items() if isinstance(x, np.ndarray)}
-        values = dist.all_reduce_mean({n: x for n, x in found.items() if n not in pictures})
+            results = eval_fn(model)
+        pictures = {tag: x for tag, x in results.items() if isinstance(x, np.ndarray)}
+        values = dist.all_reduce_mean({n: x for n, x in results.items() if n not in pictures})
         run.log(state.step, **values)
         for tag, picture in pictures.items():
             run.image(state.step, tag, picture)

@@ -1,4 +1,4 @@
-"""Image metrics, one value an image, and the confusion matrix of a label map.
+"""Image metrics, one value per image, and the confusion matrix of a label map.
 
 Dimension key:  B batch   H, W pixels   C classes
 Every image metric takes predicted and target (B, 1, H, W) in [0, 1] and gives (B,), leaving its
@@ -20,7 +20,7 @@ from utils import correlation, dist
 from utils.labels import IGNORE
 
 HOTTEST = 0.05  # share of an image's pixels that are its hot spots
-MS_SSIM_SIDE = 161  # the least at which the coarsest of five scales holds the window
+MS_SSIM_SIDE = 161  # the smallest side for which the coarsest of five scales holds the window
 CONSTANT = 1e-18  # the variance in fp64 at and below which an image counts as constant
 EDGES = 0.1  # share of an image's pixels that count as its edges: those of the steepest target
 
@@ -50,7 +50,7 @@ def ssim(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim_inside(predicted: Tensor, target: Tensor, uniform: bool = False) -> Tensor:
-    """SSIM over the windows that lie wholly inside the image, as Wang et al. 2004 have it.
+    """SSIM over the windows that lie wholly inside the image, as in Wang et al. 2004.
 
     Args: uniform: as scikit-image computes it unless told otherwise: all pixels of a window of 7
         count alike, and its variances are those of a sample; not the Gaussian window of 11.
@@ -96,7 +96,7 @@ def ms_ssim(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 class Lpips:
-    """How unlike two images look to a network: (B,), 0 for equal ones, less is better.
+    """How different two images look to a network: (B,), 0 for equal ones, less is better.
 
     AlexNet or VGG-16, of grey repeated to three channels and, unless `scaled` is false, scaled to
     [-1, 1], as it was made for.
@@ -152,7 +152,7 @@ def rank_correlation(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def edge_sharpness(predicted: Tensor, target: Tensor) -> Tensor:
-    """How steep the prediction is across the target's edges: 1 as steep, 0 flat, below 0 inverted.
+    """Steepness of the prediction across the target's edges: 1 equal, 0 flat, below 0 inverted.
 
     Both images are scaled to a standard deviation of 1, so gain and offset do not matter. The
     edges are the tenth of the pixels where the target's gradient is largest; there the prediction's

@@ -1,4 +1,4 @@
-"""Annotated objects: are they as much warmer than their surroundings as they truly are?
+"""Annotated objects: is their contrast with their surroundings that of the true image?
 
 Boxes are text files as YOLO writes them, NAME.txt or SOURCE/NAME.txt with lines
 `class x y width height`, all but the class as shares of the image; `classes.txt` or
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from utils.files import read_limited
 
-LEAST = 2  # pixels of a side; smaller boxes have no inside to speak of
+LEAST = 2  # pixels per side; smaller boxes hardly have an inside
 RING = 0.5  # width of the ring around a box, in the box's own sides
 RING_LEAST = 3  # pixels
 MOST_BYTES = 2**20
@@ -41,7 +41,7 @@ class Boxes:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ValueError(f"boxes: {folder} is no folder")
+            raise ValueError(f"boxes: {folder} is not a folder")
         self.classes = _class_names(self.folder)
 
     def of(self, source: str, name: str) -> list[Box]:
@@ -65,7 +65,7 @@ class Boxes:
                 kind = self.classes.get(int(kind), f"class {int(kind)}")
             except ValueError:
                 raise ValueError(
-                    f"{path}, line {number}: no box `class x y width height` in shares of the"
+                    f"{path}, line {number}: not a box `class x y width height` in shares of the"
                     f" image: {line.strip()[:80]!r}"
                 ) from None
             found.append(Box(kind, x - width / 2, y - height / 2, x + width / 2, y + height / 2))

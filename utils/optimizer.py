@@ -1,4 +1,4 @@
-"""AdamW over what is trained, and its learning rate from step to step."""
+"""AdamW for the trained parameters, and the learning rate of each step."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class AdamWParams(Checked):
     lr: float = 1e-4
-    weight_decay: float = 1e-4  # of tensors with two or more dimensions
+    weight_decay: float = 1e-4  # only for tensors with two or more dimensions
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
@@ -35,12 +35,12 @@ class AdamWParams(Checked):
 class OptimizerConfig:
     type: Literal["adamw"] = "adamw"
     params: AdamWParams = field(default_factory=AdamWParams)
-    # parts of the model that learn slower or faster: start of a parameter's name -> factor of lr
+    # learn parts of the model slower or faster: start of a parameter's name -> factor on lr
     lr_scale: dict[str, float] = field(default_factory=dict)
 
 
 def schedule_problems(cfg: "FitConfig") -> Iterator[str]:
-    """A sentence if the cosine would rise."""
+    """A sentence if the cosine schedule would rise."""
     lr, lr_min = cfg.optimizer.params.lr, cfg.training.lr_min
     if cfg.training.schedule == "cosine" and lr_min > lr:
         yield f"training.lr_min {lr_min} is above optimizer.params.lr {lr}"
@@ -59,7 +59,7 @@ def make_optimizer(cfg: "FitConfig", trained: dict[str, nn.Parameter]) -> torch.
         raise ValueError("no parameter of the model requires grad: there is nothing to train")
     refuse([*params.problems(), *schedule_problems(cfg)])
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    # matrices first: a checkpoint knows parameters by their number in this order
+    # matrices first: a checkpoint identifies parameters by their position in this order
     for name, p in sorted(trained.items(), key=lambda item: item[1].ndim < 2):
         key = _lr_scale(cfg.optimizer.lr_scale, name), params.weight_decay * (p.ndim >= 2)
         groups.setdefault(key, []).append(p)
@@ -67,7 +67,7 @@ def make_optimizer(cfg: "FitConfig", trained: dict[str, nn.Parameter]) -> torch.
         if factor < 0 or not any(name.startswith(start) for name in trained):
             raise ValueError(
                 f"optimizer.lr_scale.{start} is {factor}: it needs a factor of 0 or more, and a"
-                f" trained parameter whose name starts so, such as {next(iter(trained))}"
+                f" trained parameter with that prefix, such as {next(iter(trained))}"
             )
     return torch.optim.AdamW(
         [{"params": p, "weight_decay": decay, "scale": s} for (s, decay), p in groups.items()],
@@ -79,7 +79,7 @@ def make_optimizer(cfg: "FitConfig", trained: dict[str, nn.Parameter]) -> torch.
 
 
 def _lr_scale(scales: dict[str, float], name: str) -> float:
-    """Of the longest entry that the name starts with."""
+    """The factor of the longest entry that the name starts with."""
     fits = [start for start in scales if name.startswith(start)]
     return scales[max(fits, key=len)] if fits else 1.0
 
@@ -87,8 +87,8 @@ def _lr_scale(scales: dict[str, float], name: str) -> float:
 def learning_rate(cfg: "FitConfig", step: int, steps: int, seconds: float = 0.0) -> float:
     """Linear warm-up to optimizer.params.lr, then a cosine to training.lr_min, or constant.
 
-    The cosine's place is the share of the steps that is done or, where it is larger, the share of
-    training.max_seconds (`seconds` of it are over): it ends with whatever ends the run.
+    The cosine follows the share of the steps done or, if it is larger, the share of
+    training.max_seconds used (`seconds`): it ends with whatever ends the run.
     """
     training, peak = cfg.training, cfg.optimizer.params.lr
     if step < training.warmup_steps:

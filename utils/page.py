@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: headings, tables, pictures within it; names escaped."""
+"""A self-contained HTML file: headings, tables and embedded pictures; names are escaped."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""Plots of what stage 1 has learnt: emissivity-like weights, confusion of materials, curves.
+"""Plots of what stage 1 has learnt: emissivity-like weights, confused materials, curves.
 
 Arrays in, matplotlib figures out; names, colours and priors are the caller's.
 """
@@ -25,7 +25,7 @@ def emissivity_figure(
     colors: np.ndarray,
     rank: float,
 ) -> Figure:
-    """One row a material: its learnt weight as a disc, the prior as a line mark.
+    """One row per material: its learnt weight as a disc, the prior as a line.
 
     Args:
         learned, prior: (M,) in [0, 1].

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 class Problems(ValueError):
-    """At least one sentence about a value, key or file that cannot be used.
+    """One or more sentences about values, keys or files that cannot be used.
 
     As text: the sentence, or a numbered list of them.
     """
@@ -22,7 +22,7 @@ class Problems(ValueError):
 
 
 def refuse(sentences: Iterable[str]) -> None:
-    """Raises: Problems: there is a sentence."""
+    """Raises: Problems: if there is any sentence."""
     if found := list(sentences):
         raise Problems(found)
 
@@ -40,7 +40,7 @@ def missing(key: str, path: str | None, remedy: str = "") -> Iterator[str]:
 
 
 class Checked:
-    """Base of configurations: making one of values that cannot be tells all that is wrong."""
+    """Base of configurations: making one from wrong values reports everything wrong at once."""
 
     def problems(self) -> Iterator[str]:
         """A sentence for each value, or combination of values, that no script can take."""

@@ -1,4 +1,4 @@
-"""What the loop keeps track of: where the run stands, its averages and rates, is all finite."""
+"""What the loop keeps track of: the run's state, averages and rates, and non-finite steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class State:
 
     step: int = 0  # optimizer steps taken
     position: int = 0  # samples drawn by all ranks together
-    skipped: int = 0  # steps left out because they were not finite
+    skipped: int = 0  # steps skipped because they were not finite
     evaluated: int = 0  # the step of the last evaluation
     best: float | None = None  # of best_metric, lower is better
     seconds: float = 0.0  # of training; counted only under training.max_seconds
@@ -49,7 +49,7 @@ class State:
             return
         if "optimizer" not in parts:
             raise ValueError(
-                f"run.resume is {path}, which holds weights alone (a best model does);"
+                f"run.resume is {path}, which holds only weights (as a best model does);"
                 f" name a {checkpoint.PATTERN} beside it"
             )
         if wrong := incomplete(parts):
@@ -57,7 +57,7 @@ class State:
         may_change = getattr(cfg, "MAY_CHANGE", {})  # section -> fields; see FitConfig
         _check_same_model(parts["config"], config.to_dict(cfg), path, may_change.get("model", ()))
         checkpoint.load_into(model, parts["model"], path)
-        # what the command line says now about lr, decay, betas goes before what was saved
+        # today's values of lr, decay and betas take precedence over the saved ones
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": parts["optimizer"]["state"], "param_groups": groups})
         ema.load_state_dict(parts["ema"])
@@ -143,20 +143,20 @@ def _checkpoint_of(resume: str | None, directory: Path) -> tuple[Path, dict] | N
     own = checkpoint.newest(directory, incomplete)
     if own and checkpoint.step_of(own[0]) > checkpoint.step_of(path):
         raise ValueError(
-            f"run.resume is {resume}, but {own[0]} is newer: leave out --resume to go on "
+            f"run.resume is {resume}, but {own[0]} is newer: leave out --resume to continue "
             "from it, or choose another run.output_dir"
         )
     return path, parts
 
 
 def incomplete(parts: dict[str, Any]) -> str | None:
-    """What a checkpoint's parts lack for a run to go on from them, or None."""
+    """What a checkpoint lacks for a run to continue from it, or None."""
     for name in ("optimizer", "ema", "state", "config"):
         if not isinstance(parts.get(name), dict):
             return f"it has no entry `{name}`"
     kinds = {"best": int | float | None, "seconds": int | float}
     for field in asdict(State()):
-        # checkpoints of before there was a budget of seconds lack them
+        # checkpoints older than training.max_seconds lack them
         found = parts["state"].get(field, 0.0 if field == "seconds" else "absent")
         if not isinstance(found, kinds.get(field, int)) or isinstance(found, bool):
             return f"state.{field} is {found!r}"
@@ -186,7 +186,7 @@ def _check_same_model(saved: dict, current: dict, path: Path, free: tuple[str, .
         return
     if not saved["model"].keys() & current["model"].keys():
         raise ValueError(
-            f"{path} is of a model that another script trains; choose another run.output_dir"
+            f"{path} holds a model that another script trains; choose another run.output_dir"
         )
     there, here = (
         {key: x for key, x in _leaves(cfg["model"], "model") if key.split(".")[1] not in free}
@@ -199,7 +199,7 @@ def _check_same_model(saved: dict, current: dict, path: Path, free: tuple[str, .
     ]
     if differ:
         raise ValueError(
-            f"{path} is of another model: {'; '.join(differ)}; "
+            f"{path} holds another model: {'; '.join(differ)}; "
             "restore the value, or choose another run.output_dir"
         )
 
@@ -213,19 +213,19 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _tell_changes(saved: dict, world: int, training: Any) -> None:
-    """A changed batch or seed is allowed, but no longer the same run bit for bit."""
+    """Notes on a changed batch or seed: allowed, but then the run is no longer bit-equal."""
     if saved["seed"] != training.seed:
         dist.print0(
             f"training.seed was {saved['seed']}, is now {training.seed}: order,"
-            " augmentation and noise are others from here on"
+            " augmentation and noise differ from here on"
         )
     before = (world, saved["batch_size"], saved["gradient_accumulation_steps"])
     now = (dist.world_size(), training.batch_size, training.gradient_accumulation_steps)
     if before != now:
         dist.print0(
             f"processes x batch x accumulation was {' x '.join(map(str, before))}, is now "
-            f"{' x '.join(map(str, now))}: the data go on where they were, other things "
-            "are no longer equal to the uninterrupted run"
+            f"{' x '.join(map(str, now))}: the data continue where they were, the rest "
+            "no longer equals the uninterrupted run"
         )
 
 
@@ -242,7 +242,7 @@ class Meter:
         self.begin()
 
     def begin(self) -> None:
-        """Start the clock; what was before, compilation or an evaluation, does not count."""
+        """Start the clock; compilation or an evaluation before it does not count."""
         self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     @contextmanager
@@ -315,7 +315,7 @@ class Meter:
 
 
 class Checks:
-    """Was a step finite, did a signal come, how late is it? One answer for all ranks, read later.
+    """Is the step finite, did a signal come, how late is it? One answer for all ranks, read later.
 
     Only reading waits for the device. A host that launches the next step before it reads the
     answers about this one leaves no gap on the device.
@@ -380,7 +380,7 @@ def detached(scalars: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
 
 
 def buffers_before(model: nn.Module, training: Any, state: State) -> list[Tensor]:
-    """Copies of the buffers, where a step may be left out: NaN would stay in BatchNorm's means."""
+    """Copies of the buffers if the step may be skipped: NaN would stay in BatchNorm's means."""
     if state.skipped >= training.skip_nonfinite:
         return []
     return [buffer.clone() for buffer in model.buffers()]
@@ -388,7 +388,7 @@ def buffers_before(model: nn.Module, training: Any, state: State) -> list[Tensor
 
 @torch.no_grad()
 def skip(state: State, training: Any, why: str, buffers: list[Tensor], model: nn.Module) -> None:
-    """Leave a step out. Raises: RuntimeError: as many as allowed were left out before."""
+    """Skip a step. Raises: RuntimeError: the allowed number has already been skipped."""
     if state.skipped >= training.skip_nonfinite:
         raise RuntimeError(why)
     state.skipped += 1

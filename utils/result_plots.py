@@ -12,7 +12,8 @@ from utils.panels import DPI, INK
 from utils.results import COLUMNS
 
 REFERENCE = "#8a8a8a"
-OWN = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")  # told apart by colour-blind people
+# distinguishable to colour-blind people
+OWN = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 MOST_ACROSS = 4
 
 
@@ -22,7 +23,7 @@ def colors_of(methods: list[str], own: list[str]) -> dict[str, str]:
 
 
 def means_figure(found: dict, own: list[str]) -> Figure:
-    """A small plot a metric: every method's mean and 95 % interval."""
+    """A small plot per metric: every method's mean and 95 % interval."""
     methods = list(found["methods"])
     names = [n for n in COLUMNS if any(_known(found, m, n) for m in methods)]
     across = min(MOST_ACROSS, len(names))
@@ -52,7 +53,7 @@ def means_figure(found: dict, own: list[str]) -> Figure:
 
 
 def images_figure(images: list[dict], own: list[str], name: str = "psnr") -> Figure:
-    """One curve a method: the metric of every image, from the worst to the best."""
+    """One curve per method: the metric of every image, from the worst to the best."""
     methods = list(dict.fromkeys(row["method"] for row in images))
     figure = Figure((7.5, 3.6), dpi=DPI, facecolor="white")
     axes, colors = figure.add_axes((0.09, 0.14, 0.64, 0.82)), colors_of(methods, own)
@@ -74,7 +75,7 @@ def images_figure(images: list[dict], own: list[str], name: str = "psnr") -> Fig
 
 
 def objects_figure(boxes: list[dict], own: list[str]) -> Figure:
-    """A small plot a method of the model: contrast of every object, true and generated."""
+    """A small plot per method of the model: contrast of every object, true and generated."""
     figure = Figure((3.4 * len(own), 3.5), dpi=DPI, facecolor="white")
     kinds = sorted({box["kind"] for box in boxes})
     for axes, method in zip(figure.subplots(1, len(own), squeeze=False)[0], own):
@@ -127,7 +128,7 @@ def curve_figure(summary: dict) -> Figure:
 
 
 def sparsification_figure(calibration: dict, methods: dict) -> Figure:
-    """A small plot a method that samples: the error left after the least certain pixels are gone.
+    """A small plot per sampling method: the error left without the least certain pixels.
 
     Args: calibration: method -> shares, curve, oracle. methods: method -> ause.
     """

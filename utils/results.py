@@ -1,4 +1,4 @@
-"""Measures of images as tables: means with intervals, verdicts between methods, words of warning.
+"""Metrics of images as tables: means with intervals, verdicts between methods, warnings.
 
 results.json  all but its entry `run` is a function of the inputs alone, bit for bit
 results.md, per_image.csv, per_object.csv   the same as text
@@ -65,7 +65,7 @@ def summarise(
     displacement: dict[str, dict],
     resampled: dict | None = None,
 ) -> dict:
-    """Everything a table says of the rows of `images` and `boxes`, as plain values.
+    """Everything the tables show about the rows of `images` and `boxes`, as plain values.
 
     Args:
         images: dicts of index, method and one number a metric; every method has the same indices.
@@ -148,24 +148,24 @@ def objects_by_group(boxes: list[dict], indices: list[int], weights: np.ndarray)
 
 
 def warnings(found: dict, of_model: list[str]) -> list[str]:
-    """What a reader should not overlook, in words."""
-    said = []
+    """Warnings that a reader should not overlook."""
+    sentences = []
     for method in of_model:
         rank, interval = found["methods"][method]["rank"], found["intervals"][method]["rank"]
         if rank < INVERTED_BELOW and interval[1] < 0:
-            said.append(
+            sentences.append(
                 f"{method} looks INVERTED: its rank correlation with the truth is {rank:.2f}"
-                f" ({interval[0]:.2f} to {interval[1]:.2f}), it shows warm things as cold; look at"
+                f" ({interval[0]:.2f} to {interval[1]:.2f}), it shows warm things as cold; check"
                 " the palette or the window of the data that it was trained on"
             )
         x, y, clear = found["displacement"][method].values()
         if math.hypot(x, y) > WARN_ABOVE and clear >= CLEAR:
             sides = f"{abs(x):.1f} px {'right of' if x > 0 else 'left of'} and {abs(y):.1f} px"
-            said.append(
+            sentences.append(
                 f"the edges of {method} lie {sides} {'below' if y > 0 else 'above'} the true ones"
                 " (all images together); are the pairs aligned?"
             )
-    return said
+    return sentences
 
 
 def _of_images(rows: list[dict], indices: list[int]) -> dict[str, Sums]:

@@ -33,13 +33,13 @@ from utils.problems import Checked, Problems
 @dataclass(kw_only=True)
 class RunConfig(Checked):
     output_dir: str = "runs/default"
-    resume: str | None = None  # a checkpoint, or a folder of them; null: newest of output_dir
+    resume: str | None = None  # a checkpoint or a folder of them; null: the newest in output_dir
     dry_run: bool = False  # print config, sizes and the memory of one step, then stop
     device: str = "auto"  # auto, cpu or cuda
     images: int = 4  # scenes drawn at every evaluation
-    deterministic: bool = False  # on a GPU: the same bits in every run, by slower kernels
+    deterministic: bool = False  # on a GPU: the same bits in every run, with slower kernels
     timeout: float = 1800.0  # seconds that a rank waits for the others before the run ends
-    # beside metrics.jsonl, which is always written; wandb needs the extra [wandb]
+    # in addition to metrics.jsonl; wandb needs the extra [wandb]
     report_to: list[Literal["tensorboard", "wandb"]] = field(
         default_factory=lambda: ["tensorboard"]
     )
@@ -59,15 +59,15 @@ class RunConfig(Checked):
 class Run:
     """Writes one run's directory from rank 0; on other ranks every method does nothing.
 
-    The directory appears with the first thing written to it, so that a run which stops at a wrong
-    argument leaves nothing behind.
+    The directory is created with the first thing written to it, so that a run which stops at a
+    wrong argument leaves nothing behind.
     """
 
     def __init__(self, directory: str | Path, cfg: Any):
         self.dir = Path(directory)
         self.cfg = cfg
         self.described = False  # whether config, command and commit are written
-        self._first: int | None = None  # the step of which trackers are to forget this and later
+        self._first: int | None = None  # trackers drop what they have from this step on
         self._trackers: list[trackers.Tracker] = []
         self._lock: IO[str] | None = None
 
@@ -120,7 +120,7 @@ class Run:
             tracker.close()
         self._trackers = []
         if self._lock:
-            self._lock.truncate(0)  # an orderly end: nothing stale is found
+            self._lock.truncate(0)  # an orderly end: the next run finds no stale holder
             self._lock.close()
             self._lock = None
 
@@ -130,7 +130,7 @@ class Run:
             self._lock = lock_folder(self.dir)
 
     def _opened(self) -> list[trackers.Tracker]:
-        """The trackers, opened; they may have been closed and a row comes after the end."""
+        """The trackers, opened again if a row comes after `close`."""
         if not self.described:
             self.start()
         self._take_lock()
@@ -148,7 +148,7 @@ class Run:
 
 
 def lock_folder(folder: Path) -> IO[str]:
-    """Lock `folder` for this process; closing what is returned, or any end of it, unlocks.
+    """Lock `folder` for this process; closing the returned file, or the process's end, unlocks it.
 
     A POSIX lock: forked workers do not inherit it, and network file systems that lock see it.
 
@@ -163,14 +163,14 @@ def lock_folder(folder: Path) -> IO[str]:
             dist.print0(f"{path} cannot be locked here ({error}): start no second run in {folder}")
             return file
         file.seek(0)
-        holder = " ".join(file.read(200).split()) or "a process that has not said its name"
+        holder = " ".join(file.read(200).split()) or "an unknown process"
         file.close()
         raise ValueError(
             f"{folder} is in use by {holder}; end that run or choose another run.output_dir"
         ) from None
     file.seek(0)
     if stale := " ".join(file.read(200).split()):
-        dist.print0(f"{path} is stale: {stale}, ended without closing it")
+        dist.print0(f"{path} is stale: {stale} ended without releasing it")
     file.truncate(0)
     file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
     file.flush()
@@ -188,7 +188,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl, less damaged ones, as a killed process leaves."""
+    """The rows of a metrics.jsonl without damaged ones, which a killed process may leave."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -226,10 +226,10 @@ def code_version() -> tuple[str, str]:
 
 
 def entry(main: Callable[[], None]) -> None:
-    """Run a script's `main`. What the user can mend ends in one line and exit code 2.
+    """Run a script's `main`. Errors that the user can fix end in one line and exit code 2.
 
     ValueError and OSError are printed as `error: ...` without a traceback, several `Problems` as a
-    numbered list, unless the environment has THERMAFLUX_TRACEBACK=1. Anything else is a fault of
+    numbered list, unless the environment has THERMAFLUX_TRACEBACK=1. Anything else is a bug of
     ours and keeps its traceback. torchrun's own summary shows the same.
     """
     if "RANK" not in os.environ and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -258,14 +258,14 @@ def entry(main: Callable[[], None]) -> None:
 
 
 def _end_in_order(owner: int, number: int, frame: Any) -> None:
-    """At SIGTERM: leave all blocks, so that temporary files are deleted. Workers end at once."""
+    """At SIGTERM: unwind the stack, so that temporary files are deleted. Workers end at once."""
     if os.getpid() != owner:
         os._exit(128 + number)
     raise SystemExit(128 + number)
 
 
 def _refuse(sentence: str, error: Exception) -> NoReturn:
-    """Say what is wrong on this rank and to the launcher, and end with code 2.
+    """Print what is wrong, tell the launcher, and end with code 2.
 
     Without dist.close(): the other ranks may be in a collective; torchrun ends them.
     """

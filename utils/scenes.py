@@ -65,7 +65,7 @@ def scene_figure(
     ids: Sequence[np.ndarray],
     heading: str = "",
 ) -> np.ndarray:
-    """One figure (H, W, 3) uint8: a row a scene, a column a kind, with legend and colour bar.
+    """One figure (H, W, 3) uint8: a row per scene, a column per kind, with legend and colour bar.
 
     Args:
         cells: from `scene_cells`; names: one a scene.

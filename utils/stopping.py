@@ -48,13 +48,13 @@ class Clock:
 
 
 class StopSignal:
-    """Within the block the first SIGTERM or SIGINT is only noted; one much later acts as usual.
+    """Within the block, the first SIGTERM or SIGINT is only noted; a later one acts as usual.
 
     torchrun passes on what its ranks got already: after a Ctrl-C each has three in half a second.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
-    GRACE = 5.0  # seconds in which another one is no second thought
+    GRACE = 5.0  # seconds within which a repeated signal is ignored
 
     def __init__(self):
         self.received: str | None = None

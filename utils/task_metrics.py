@@ -1,4 +1,4 @@
-"""How good are a detector and a segmenter? Counts image by image, from which images can be drawn.
+"""Metrics of a detector and a segmenter, as counts per image, so that images can be resampled.
 
 AP is COCO's: detections by falling score, each takes the best free box of its class; precision is
 made monotone and averaged over 101 recalls (Lin et al. 2014). mIoU is over all pixels together.

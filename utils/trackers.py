@@ -23,7 +23,7 @@ CHARTS = {
     "Is it healthy": {
         "norm of the gradient": ["^grad_norm$"],
         "learning rate": ["^lr$"],
-        "steps left out": ["^skipped$"],
+        "skipped steps": ["^skipped$"],
     },
     "How fast": {
         "images per second": ["^images_per_s$"],
@@ -115,10 +115,10 @@ def missing(report_to: list[str]) -> list[str]:
 def write_hparams(
     folder: Path, runs: dict[str, tuple[dict[str, str | float], dict[str, float]]]
 ) -> None:
-    """TensorBoard's tab "HParams": name -> (what a run was told, what came of it)."""
+    """TensorBoard's tab "HParams": name -> (a run's settings, its results)."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
-        for name, (told, found) in runs.items():
-            results = {f"result/{metric}": value for metric, value in found.items()}
-            writer.add_hparams(told, results, run_name=name)
+        for name, (settings, values) in runs.items():
+            results = {f"result/{metric}": value for metric, value in values.items()}
+            writer.add_hparams(settings, results, run_name=name)

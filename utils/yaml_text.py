@@ -1,4 +1,4 @@
-"""YAML as people write it: safe, no key twice, `no` is a word and 1e-4 a number."""
+"""YAML as people write it: safe, without duplicate keys; `no` is a word and 1e-4 a number."""
 
 import re
 from pathlib import Path

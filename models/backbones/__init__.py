@@ -1,4 +1,4 @@
-"""Ways to lay a scene out for a transformer: `model.layout` names one of them.
+"""Ways to arrange a scene for a transformer: `model.layout` names one of them.
 
 To add one, write a subclass of `base.Backbone` in a file of its own and name it here.
 """

@@ -1,4 +1,4 @@
-"""What the translator asks of a backbone: one class, and FLUX.1's answers where layouts share them.
+"""The interface of a backbone, with FLUX.1's implementation of what several layouts share.
 
 A flow runs in a *state*: what is noisy at t = 1 and the pair's own at t = 0. A subclass says what
 the state is, which tokens the transformer sees of it, and how the tokens become a velocity again.
@@ -30,7 +30,7 @@ class PathConfig(Checked):
     # noise: standard normal noise. fused: stage 1's infrared image plus sigma times noise; the
     # network then predicts the clean image, from which the velocity follows
     start: Literal["noise", "fused"] = "noise"
-    sigma: float = 0.1  # of start=fused
+    sigma: float = 0.1  # the noise of start=fused
 
     def problems(self) -> Iterator[str]:
         if not 0 <= self.sigma < 100:
@@ -38,17 +38,17 @@ class PathConfig(Checked):
 
 
 class Condition(NamedTuple):
-    """All that one photograph tells the network, computed once and used in every step."""
+    """Everything the network receives from the photographs, computed once, used in every step."""
 
-    known: Tensor  # the photograph, as `known` of the backbone
+    known: Tensor  # the photograph, from the backbone's `known`
     stage1: Stage1Output
     guide: Guidance | None
-    start: Tensor | None  # (B, S, C) where the flow starts but for its noise; None: noise alone
+    start: Tensor | None  # (B, S, C) start of the flow without its noise; None: noise alone
     size: tuple[int, int]  # H, W
 
 
 class FluxRunner:
-    """How FLUX is called. This one calls the patched model; models/fast has others."""
+    """Calls FLUX. This one calls the patched model; models/fast has others."""
 
     def __init__(self, flux: nn.Module):
         self.flux = flux
@@ -65,7 +65,7 @@ class FluxRunner:
         return self.flux(**inputs, return_dict=False)[0]
 
     def prepare(self, times: Tensor, guidance_scale: float, pooled_C: Tensor) -> list[Any]:
-        """What the velocity at each of `times` (T,) can be given; here nothing."""
+        """The `prepared` argument for each of `times` (T,); here None."""
         return [None] * len(times)
 
 
@@ -79,8 +79,8 @@ class Backbone(nn.Module, ABC):
 
     in_channels = 384  # I, of the transformer that fits
     panels = 1  # images side by side in the token grid, the infrared the last
-    needs_trained_base = False  # it has layers around the transformer that learn with it
-    fast_blocks = True  # models/fast has forms of its blocks
+    needs_trained_base = False  # layers around the transformer train with it
+    fast_blocks = True  # models/fast supports its blocks
     block_weights = 12  # D^2 weights that a token crosses in a block
 
     def __init__(self, codec: nn.Module, preset: str | None = None):
@@ -117,10 +117,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def tokens(self, noisy: Tensor, condition: Condition) -> tuple[Tensor, Any]:
-        """What the transformer sees, (B, N, I), and what `output` needs besides its answer."""
+        """The transformer's input, (B, N, I), and what `output` needs besides its output."""
 
     def output(self, tokens: Tensor, kept: Any, condition: Condition) -> Tensor:
-        """The transformer's answer (B, N, O) as a state (B, S, C)."""
+        """The transformer's output (B, N, O) as a state (B, S, C)."""
         return tokens
 
     def places(self, H: int, W: int, device=None) -> Tensor:

@@ -1,4 +1,4 @@
-"""FLUX.2 klein: the photograph as reference tokens behind those of the infrared image.
+"""FLUX.2 klein: the photograph as reference tokens after those of the infrared image.
 
 What differs from FLUX.1: tokens are 2 x 2 latent pixels of 32 channels, normalised by the
 statistics that the autoencoder keeps; ids have four axes (image, row, column, word); one modulation
@@ -294,7 +294,7 @@ def _read_prompt(folder: Path, tokens: int) -> Prompt:
 
 
 def _diffusers(name: str):
-    """A class that not every diffusers we allow has."""
+    """A class that not every supported version of diffusers has."""
     import diffusers
 
     if not hasattr(diffusers, "Flux2KleinPipeline"):
@@ -314,7 +314,7 @@ def _cannot_load(model_id: str, error: Exception) -> str:
 
 
 def patch_blocks(flux: nn.Module, guidance: SemanticGuidance) -> None:
-    """Let the blocks named in `guidance`, counted over double and single ones, see its tokens.
+    """Guide the blocks named in `guidance`, counted over double and then single blocks.
 
     Every block is patched: what travels for the guided ones is taken out before upstream's code.
 

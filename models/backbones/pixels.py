@@ -1,4 +1,4 @@
-"""A transformer between convolutions, for a model that is trained from scratch: no codec at all.
+"""A transformer between convolutions, without a codec, for a model trained from scratch.
 
     photograph, noisy infrared, stage 1's maps -> convolutions -> 16 x 16 pixel tokens
     -> transformer -> convolutions, with skips from the first ones -> infrared
@@ -56,7 +56,7 @@ class Pixels(Backbone):
         return (state.float() + 1).view(-1, 1, *size) / 2
 
     def shape_noise(self, white: Tensor, size: tuple[int, int]) -> Tensor:
-        """Equal parts of noise at every scale: white noise alone is easily told from a scene."""
+        """Equal parts of noise at every scale: white noise alone is too unlike a scene."""
         white = white.view(-1, 1, *size)
         total = white
         for k in SCALES:
@@ -79,7 +79,7 @@ class Pixels(Backbone):
 
 
 class Convolutions(nn.Module):
-    """What is around the transformer; the last layer starts at zero."""
+    """The convolutions around the transformer; the last layer starts at zero."""
 
     def __init__(self, widths: tuple[int, ...]):
         super().__init__()

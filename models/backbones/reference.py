@@ -1,4 +1,4 @@
-"""FLUX.1-dev and Kontext: the photograph as reference tokens behind those of the infrared image.
+"""FLUX.1-dev and Kontext: the photograph as reference tokens after those of the infrared image.
 
 Their tokens have 64 channels and no mask. As in FLUX.1-Kontext (arXiv:2506.15742, Sec. 3), the
 reference has the same rows and columns under another first id.

@@ -1,1 +1,1 @@
-"""What exists for speed alone; `models/fast/plan.py` is the only way in."""
+"""Code that exists only for speed; `models/fast/plan.py` is the only entry point."""

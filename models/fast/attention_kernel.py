@@ -20,7 +20,7 @@ PATIENCE = 300  # seconds for the probe, most of them for starting CUDA
 def choose_kernel(
     device: torch.device, batch: int, tokens: int, heads: int, width: int
 ) -> tuple[str, str]:
-    """Probe cuDNN's attention at the run's shape; from now on torch uses it, or flash.
+    """Probe cuDNN's attention at the run's shape; from then on torch uses it, or flash attention.
 
     The probe runs in a process of its own: a crash of the kernel would take ours along.
 

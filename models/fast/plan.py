@@ -110,7 +110,7 @@ def build(
             stage1.compile(dynamic=False)
     else:
         place(translator.flux, device, mesh)
-        reason = "not compiled and not rounded"
+        reason = "neither compiled nor fp8"
         if not translator.backbone.fast_blocks:
             reason = _no_fast_blocks(cfg)
         plan.add("FLUX blocks", "diffusers', patched", reason)
@@ -133,7 +133,7 @@ def _compile_trained(translator: Translator, compiled: bool, plan: Plan) -> None
 
 
 def speed_up_stage1(stage1: Stage1, fast: str, compiled: bool | None = None) -> Plan:
-    """The door for stage 1 alone.
+    """The entry point for stage 1 alone.
 
     Args:
         fast: auto or off.
@@ -174,8 +174,8 @@ def resolve(
 ) -> TranslatorConfig:
     """`cfg` with the values that `fast` and `memory` stand for filled in; the plan says why.
 
-    Raises: ValueError: a base that is trained cannot be rounded; with `fast: off`, and in a layout
-        that models/fast has no blocks for, it can be neither compiled nor rounded.
+    Raises: ValueError: a base that is trained cannot be fp8; with `fast: off`, and in a layout
+        that models/fast has no blocks for, it can be neither compiled nor fp8.
     """
     plan = plan or Plan()
     memory, reason = _memory_preset(cfg, device)
@@ -189,24 +189,24 @@ def resolve(
         values |= dict(base_dtype="bf16", compile=False)
     found = {name: value for name, value in values.items() if getattr(cfg, name) is None}
     cfg = replace(cfg, **found)
-    rounded = cfg.base_dtype.startswith("fp8")
-    if cfg.fast == "off" and (cfg.compile or rounded):
+    fp8 = cfg.base_dtype.startswith("fp8")
+    if cfg.fast == "off" and (cfg.compile or fp8):
         raise ValueError(
             "model.fast=off is the plain model: it needs model.compile=false and base_dtype bf16"
             f" or fp32, got compile={cfg.compile}, base_dtype={cfg.base_dtype}"
         )
-    if not LAYOUTS[cfg.layout].fast_blocks and (cfg.compile or rounded):
+    if not LAYOUTS[cfg.layout].fast_blocks and (cfg.compile or fp8):
         raise ValueError(
             f"{_no_fast_blocks(cfg)}: it needs model.compile=false and base_dtype bf16 or fp32,"
             f" got compile={cfg.compile}, base_dtype={cfg.base_dtype}"
         )
-    if cfg.train_base and rounded:
+    if cfg.train_base and fp8:
         raise ValueError(
             "model.train_base trains fp32 weights: it needs base_dtype bf16 or fp32, got"
             f" {cfg.base_dtype}, memory={cfg.memory}"
         )
     plan.add("memory preset", memory or "none", reason)
-    emulated = rounded and not multiplies_e4m3(device)
+    emulated = fp8 and not multiplies_e4m3(device)
     reason = "emulated: this device does not multiply e4m3" if emulated else ""
     plan.add("frozen weights", "fp32, trained" if cfg.train_base else cfg.base_dtype, reason)
     every = {0: "none", 1: "every block", 2: "every other block"}
@@ -234,7 +234,7 @@ def _memory_preset(cfg: TranslatorConfig, device: torch.device) -> tuple[str | N
 
 
 def _no_fast_blocks(cfg: TranslatorConfig) -> str:
-    return f"models/fast has no form of the blocks of model.layout={cfg.layout}"
+    return f"models/fast does not support the blocks of model.layout={cfg.layout}"
 
 
 def _stage1_facts(fast: str) -> tuple[str, str]:

@@ -44,7 +44,7 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_is_gone(tmp_path,
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     train(tmp_path)
-    assert f"pid {holder.pid}, ended without closing it" in capsys.readouterr().out
+    assert f"pid {holder.pid} ended without releasing it" in capsys.readouterr().out
     assert (tmp_path / "run.lock").read_text() == ""
     Run(tmp_path, ToyConfig()).start(0)
     assert "stale" not in capsys.readouterr().out
