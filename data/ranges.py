@@ -225,9 +225,9 @@ def _leave_out(values: list[Values], low: float, high: float, say: Callable):
             continue
         left_out[value] = sum(total[value]) / len(values)
         where = "below" if value < low else "above"
-        share = f"{left_out[value]:.2%} of the training pixels, in {len(total[value])} images"
+        extent = f"{left_out[value]:.2%} of the training pixels, in {len(total[value])} images"
         notes.append(
-            f"{say(value)} ({share}) lies far {where} all others and is left out of the window:"
+            f"{say(value)} ({extent}) lies far {where} all others and is left out of the window:"
             f" --nodata or --window LOW HIGH decides"
         )
     if len(notes) > 3:
