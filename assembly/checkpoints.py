@@ -73,8 +73,8 @@ def read(
         path = file_of(path)
         parts = checkpoint.load(path)
         raw, state = parts.get("config"), parts["model"]
-    sections = [raw.get(name) for name in ("model", "data")] if isinstance(raw, dict) else [None]
-    if not all(isinstance(section, dict) for section in sections):
+    whole = isinstance(raw, dict) and all(isinstance(raw.get(k), dict) for k in ("model", "data"))
+    if not whole:
         raise ValueError(f"{path} holds no configuration: it is no checkpoint of this project")
     kind: type[PretrainConfig | TrainConfig | BaselineConfig]
     if "baseline" in raw["model"]:
