@@ -103,7 +103,7 @@ def test_the_two_sides_are_not_swapped_and_the_rest_is_named(tmp_path):
     (root / "Vehicules512" / "map.png").write_bytes(tiny.png(tiny.visible(0)))
     _, items, notes = layouts.find("v", root)
     assert items[0].visible.name == "00000_co.png" and items[0].infrared.name == "00000_ir.png"
-    assert "1 images are no part" in notes[0] and "map.png" in notes[0]
+    assert "1 images do not belong" in notes[0] and "map.png" in notes[0]
 
 
 def test_what_does_not_fit_is_one_sentence(tmp_path):
