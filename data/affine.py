@@ -103,7 +103,7 @@ class Affine(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """What is left of the displacement, and how sure that is."""
+    """The map of a source, and how sure it is."""
 
     affine: Affine
     error: float  # standard error in pixels at the least certain corner
@@ -112,12 +112,15 @@ class Fit(NamedTuple):
 def parts(visible: np.ndarray, infrared: np.ndarray, affine: Affine) -> np.ndarray:
     """Agreement at each displacement that `affine` leaves, of each part: (GRID * GRID, h, w).
 
-    0 where a part has no edges. visible: (H,W,3) uint8; infrared: (H,W) of any type.
+    0 where a part has no edges or is too small. visible: (H,W,3) uint8; infrared: (H,W) of any type.
     """
     step = step_of(infrared.shape)
+    surfaces = np.zeros((GRID * GRID, 2 * NEAR + 3, 2 * NEAR + 3), np.float32)
+    top, bottom, left, right = affine.inside(infrared.shape)
+    if min(bottom - top, right - left) < SMALLEST * step:
+        return surfaces
     first = directions(affine.moved(visible), step)
     second = directions(affine.cropped(infrared), step)
-    surfaces = np.zeros((GRID * GRID, 2 * NEAR + 3, 2 * NEAR + 3), np.float32)
     for surface, (rows, columns) in zip(surfaces, _windows(first.shape)):
         found = agreement(first[rows, columns], second[rows, columns])
         if found is not None:
@@ -138,7 +141,7 @@ def edge_correlation(visible: np.ndarray, infrared: np.ndarray, affine: Affine) 
 
 
 def fit(surfaces: np.ndarray, affine: Affine, size: tuple[int, int]) -> Fit | None:
-    """`affine` with what it leaves, by the sum of `parts` over pairs of one size.
+    """`affine` corrected by what it leaves, by the sum of `parts` over pairs of one size.
 
     None where too few parts have a clear displacement, or a quarter of the image has none.
     """

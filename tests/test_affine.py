@@ -118,6 +118,11 @@ def edge_gap(visible, infrared):
     return found and found.affine
 
 
+def test_what_a_shift_leaves_too_small_has_no_agreement(scenes):
+    far = Affine(c=-170.0, f=250.0)
+    assert not affine.parts(scenes[0][0][: SIZE[0]], scenes[0][1][: SIZE[0]], far).any()
+
+
 def test_class_images_move_with_the_visible(scenes):
     visible = scenes[0][0]
     ids = (visible[..., 0] > 99).astype(np.uint8) * 7
