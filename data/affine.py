@@ -112,7 +112,9 @@ class Fit(NamedTuple):
 def parts(visible: np.ndarray, infrared: np.ndarray, affine: Affine) -> np.ndarray:
     """Agreement at each displacement that `affine` leaves, of each part: (GRID * GRID, h, w).
 
-    0 where a part has no edges or is too small. visible: (H,W,3) uint8; infrared: (H,W) of any type.
+    0 where a part has no edges or is too small.
+
+    visible: (H,W,3) uint8; infrared: (H,W) of any type.
     """
     step = step_of(infrared.shape)
     surfaces = np.zeros((GRID * GRID, 2 * NEAR + 3, 2 * NEAR + 3), np.float32)
