@@ -206,7 +206,7 @@ OPTIONS = {
         r"is no prepared data set",
     ),
     "no such set": (["--check", "{root}/none"], r"none: no such file or folder"),
-    "images as a set": (["--check", "{root}/visible"], r"visible: no \.parquet file there"),
+    "images as a set": (["--check", "{root}/visible"], r"no \.parquet file there; prepare\.py"),
     "scenes of no size": (["--synthetic", "9", "--size", "0"], r"sides must be >= 16 pixels"),
     "few scenes": (["--synthetic", "-1"], r"--synthetic needs at least 3 scenes"),
     "nodata": (["--nodata", "nan"], r"--nodata"),
