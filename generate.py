@@ -29,6 +29,7 @@ from data.transforms import make_window
 from models.codec import TOKEN
 from utils import config, dist
 from utils.files import write_whole
+from utils.problems import refuse
 from utils.run import entry
 
 
@@ -86,10 +87,9 @@ def main() -> None:
             progress.update()
     progress.close()
     faults = [fault for each in dist.gather(faults) for fault in each]
-    dist.print0(f"{len(paths) - len(faults)} infrared images in {folder}")
-    if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise ValueError(f"{faults[0]}{more}")
+    written = len(paths) - len(faults)
+    dist.print0(f"{written} infrared image{'s' * (written != 1)} in {folder}")
+    refuse(sorted(faults))
 
 
 def shapes_of(

@@ -13,6 +13,7 @@ Without --splits, 80/10/10 in blocks: frames of one sequence and near-duplicates
 import argparse
 import shlex
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -35,10 +36,15 @@ from data.synthetic_source import SCENES_PER_SPLIT
 from utils.run import entry
 
 
+class PlainParser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage: `--help` has that."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists every flag")
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--folder", type=Path, help="a whole data set as downloaded, instead of --visible ...")
     text = f"how --folder is laid out: auto, {', '.join(layouts.LAYOUTS)}"
@@ -54,7 +60,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     text = "auto: folders named train, val, test (any depth) are the splits; off"
     add("--split_folders", choices=("auto", "off"), default="auto", help=text)
     text = "shares of train, val and test where no folder or file names the splits"
-    add("--split_fractions", type=float, nargs=3, default=folders.FRACTIONS, help=text)
+    names, shares = ("TRAIN", "VAL", "TEST"), folders.FRACTIONS
+    add("--split_fractions", type=float, nargs=3, default=shares, metavar=names, help=text)
     text = "fixed camera or one video: cut each source into N blocks of time"
     add("--time_blocks", type=int, default=0, metavar="N", help=text)
     text = "pairs left out between two splits with --time_blocks"
@@ -123,8 +130,9 @@ def prepare_folders(args: argparse.Namespace) -> dict:
     wanted = tuple(args.nodata), colours, meaning.unit
     options = inspection.Options(args.resize_visible, args.palette, args.table, *wanted)
     tasks = list(zip(items, [options] * len(items), doctor.sample([i.source for i in items])))
-    looked = inspection.in_workers(inspection.inspect, tasks, args.num_workers)
-    found = list(tqdm(looked, total=len(tasks), desc="check", unit="pair"))
+    looked = inspection.in_workers(inspection.inspect_or_fault, tasks, args.num_workers)
+    progress = tqdm(looked, total=len(tasks), desc="check", unit="pair")
+    found = inspection.collected(items, progress)
     splits, torn, notes = splitting.choose(rule, given, items, found)
     notes += [*inspection.aspect_notes(items, found), *boxes.notes(items)]
     findings, moves, moved_boxes = [f.finding for f in found], {}, {}

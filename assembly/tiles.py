@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from data.aspect import STEP, Shape, same_area
 from data.transforms import resize_visible
@@ -140,7 +141,9 @@ class TiledTranslator:
         seed = self.sampling.seed
         field = NoiseField(self.translator.backbone, (height, width), seed, self.device)
         canvas = torch.zeros(height, width)
-        for batch in share(len(tiles), self.batch_size):
+        batches = share(len(tiles), self.batch_size)
+        quiet = not dist.is_main() or len(batches) < 2
+        for batch in tqdm(batches, desc="tiles", unit="batch", leave=False, disable=quiet):
             places = [tiles[i % len(tiles)] for i in batch]
             made = self._tiles(photograph, draw, places, size, field)
             for i, (top, left), image in zip(batch, places, made):

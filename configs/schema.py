@@ -18,7 +18,7 @@ from models.translator import PathConfig, TranslatorConfig, contradictions
 from utils import metrics
 from utils.loop import TrainingConfig
 from utils.optimizer import OptimizerConfig, schedule_problems
-from utils.problems import Checked, missing
+from utils.problems import Checked, Problems, missing
 from utils.run import RunConfig
 
 MOST_MEAN = 20  # limit of flow.mean: beyond it the sigmoid is 0 or 1 in fp32
@@ -298,9 +298,17 @@ class ModelUseConfig(Checked):
     def problems(self) -> Iterator[str]:
         if self.batch_size < 1:
             yield f"batch_size must be 1 or more, got {self.batch_size}"
+        asked = {name: getattr(self, name) for name in ("steps", "shift", "samples")}
+        asked["guidance_scale"] = self.guidance_scale
+        try:
+            SamplingConfig(**{name: x for name, x in asked.items() if x is not None})
+        except Problems as error:
+            yield from error.sentences
 
     def obstacles(self) -> Iterator[str]:
         yield from missing("checkpoint", self.checkpoint, "; train.py and pretrain.py write one")
+        if Path(self.output_dir).is_file():
+            yield f"output_dir {self.output_dir} is a file; name a folder"
 
 
 @dataclass(kw_only=True)
@@ -365,16 +373,16 @@ class GenerateConfig(ModelUseConfig):
         yield from super().problems()
         if self.counts and self.format not in ("png8", "png16"):
             yield f"--counts writes 16-bit PNG, --format {self.format} does not: give one of them"
+        if isinstance(self.tile, int) and (self.tile < 32 or self.tile % 16):
+            yield f"--tile must be a multiple of 16, at least 32, or auto or off, got {self.tile}"
 
     def obstacles(self) -> Iterator[str]:
         yield from super().obstacles()
-        if not self.image_path or not Path(self.image_path).exists():
+        if not self.image_path:
+            yield "--image_path is needed: a photograph, or a folder of them"
+        elif not Path(self.image_path).exists():
             yield f"--image_path {self.image_path!r}: no such file or folder"
 
     def __post_init__(self):
         super().__post_init__()
         self.format = "png16" if self.counts else self.format
-        if isinstance(self.tile, int) and (self.tile < 32 or self.tile % 16):
-            raise ValueError(
-                f"--tile must be a multiple of 16, at least 32, or auto or off, got {self.tile}"
-            )

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,8 @@ from utils.labels import IGNORE
 
 # A change of width to height that a resize may make without a note.
 ASPECT = 0.02
+# Faulty pairs that one message names.
+NAMED = 10
 
 
 class Options(NamedTuple):
@@ -187,6 +189,36 @@ def without_ends(infrared: np.ndarray, values: image_values.Values) -> np.ndarra
     if values.apart or values.nodata:
         return np.clip(infrared.astype(np.float32), values.tail_low, values.tail_high)
     return infrared
+
+
+def inspect_or_fault(task: tuple[Item, Options, bool]) -> Inspection | str:
+    """`inspect`, or the sentence that refuses the pair: all of them are then named at once."""
+    try:
+        return inspect(task)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
+def collected(items: list[Item], looked: Iterable[Inspection | str]) -> list[Inspection]:
+    """What `inspect_or_fault` found of all pairs.
+
+    Raises: ValueError: the first fault, and the names of further pairs that have one.
+    """
+    found: list[Inspection] = []
+    faults: dict[str, str] = {}
+    for item, each in zip(items, looked):
+        if isinstance(each, Inspection):
+            found.append(each)
+        else:
+            faults[item.name] = each
+        if len(faults) > NAMED:  # a wrong option makes all pairs wrong: do not read them all
+            break
+    if not faults:
+        return found
+    first, *others = faults
+    tail = ", ..." if len(faults) > NAMED else ""
+    more = f" (faulty too: {', '.join(others[: NAMED - 1])}{tail})" if others else ""
+    raise ValueError(f"{faults[first]}{more}")
 
 
 def available() -> int:

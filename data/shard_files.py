@@ -156,7 +156,9 @@ def find_files(path: str) -> Files:
         inside = {f: name for f, name in inside.items() if _matches(name, rest)}
     files = [f for f, name in inside.items() if f.endswith(".parquet") and not _hidden(name)]
     if not files:
-        raise ValueError(f"data.path {path}: no .parquet file there")
+        raise ValueError(
+            f"data.path {path}: no .parquet file there; prepare.py makes a data set of images"
+        )
     return Files(storage, {f: sizes[f] for f in files}, base, wildcard is None)
 
 

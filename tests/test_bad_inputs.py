@@ -210,10 +210,12 @@ OPTIONS = {
         r"is no prepared data set",
     ),
     "no such set": (["--check", "{root}/none"], r"none: no such file or folder"),
-    "images as a set": (["--check", "{root}/visible"], r"visible: no \.parquet file there"),
+    "images as a set": (["--check", "{root}/visible"], r"no \.parquet file there; prepare\.py"),
     "scenes of no size": (["--synthetic", "9", "--size", "0"], r"sides must be >= 16 pixels"),
     "few scenes": (["--synthetic", "-1"], r"--synthetic needs at least 3 scenes"),
     "nodata": (["--nodata", "nan"], r"--nodata"),
+    "misspelt": (["--visibel", "x"], r"^error: unrecognized arguments: --visibel x; --help"),
+    "no number": (["--gap", "much"], r"^error: argument --gap: invalid int value: 'much'; --help"),
 }
 
 
@@ -251,6 +253,18 @@ def test_a_bad_set_is_one_sentence_and_leaves_nothing(
     before = sorted(root.rglob("*"))
     refused(partial(prepare.main, arguments(root, more)), capsys, message)
     assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_damaged_files_are_named_at_once(good, tmp_path, capsys, workers):
+    root = tmp_path / "set"
+    shutil.copytree(good, root)
+    for name in (NAMES[1], NAMES[3], NAMES[4]):
+        file = root / "visible" / f"{name}.png"
+        file.write_bytes(file.read_bytes()[:-40])
+    message = rf"{NAMES[1]}\.png: damaged.* \(faulty too: {NAMES[3]}, {NAMES[4]}\)$"
+    more = ["--num_workers", str(workers)]
+    refused(partial(prepare.main, arguments(root, more)), capsys, message)
 
 
 @pytest.mark.parametrize("more, message", OPTIONS.values(), ids=OPTIONS)

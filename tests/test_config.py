@@ -15,6 +15,7 @@ from assembly import config_reference
 from configs import schema
 from models.fast import plan
 from utils import command_line, config, config_types
+from utils.problems import Problems
 from utils.run import RunConfig
 
 
@@ -304,6 +305,11 @@ def test_a_configuration_of_a_checkpoint_needs_no_file_of_its_training():
             ["checkpoint=gone", "test_data=away", "boxes=lost"],
             ["checkpoint gone: no", "test_data away: no such file", "boxes lost: no such file"],
         ),
+        (
+            schema.GenerateConfig,
+            ["checkpoint=gone", f"output_dir={__file__}"],
+            ["checkpoint gone: no", "is a file; name a folder", "--image_path is needed"],
+        ),
         (schema.PretrainConfig, ["model.pretrained=w.pth"], ["model.pretrained w.pth: no such"]),
     ],
 )
@@ -312,6 +318,14 @@ def test_every_script_says_which_of_its_files_are_missing(kind, argv, said):
         config.load(kind, argv)
     assert len(caught.value.sentences) == len(said)
     assert all(part in x for part, x in zip(said, caught.value.sentences)), caught.value.sentences
+
+
+def test_values_of_generate_that_cannot_be_are_said_at_once():
+    with pytest.raises(Problems) as caught:
+        schema.GenerateConfig(batch_size=0, steps=0, samples=0, tile=50)
+    words = ("batch_size", "steps >= 1", "samples >= 1", "--tile")
+    assert len(caught.value.sentences) == len(words)
+    assert all(word in x for word, x in zip(words, caught.value.sentences))
 
 
 def test_help_of_one_section_and_what_the_comments_say(capsys):
