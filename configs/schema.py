@@ -330,7 +330,7 @@ class HeldOutConfig(ModelUseConfig):
     def obstacles(self) -> Iterator[str]:
         yield from super().obstacles()
         for sentence in DataConfig(path=self.test_data or "synthetic").obstacles():
-            yield sentence.replace("data.path", "test_data", 1)
+            yield sentence.replace("data.path", "test_data")
 
 
 @dataclass(kw_only=True)

@@ -303,7 +303,7 @@ def test_a_configuration_of_a_checkpoint_needs_no_file_of_its_training():
         (
             schema.EvaluateConfig,
             ["checkpoint=gone", "test_data=away", "boxes=lost"],
-            ["checkpoint gone: no", "test_data away: no such file", "boxes lost: no such file"],
+            ["checkpoint gone: no", "or use test_data=synthetic", "boxes lost: no such file"],
         ),
         (
             schema.GenerateConfig,
