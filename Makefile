@@ -1,4 +1,4 @@
-# make demo   the whole road on synthetic scenes, on a CPU, in about ten minutes
+# make demo   the whole road on synthetic scenes, on two CPU cores, in 6 to 8 minutes
 # make compare DATA=datasets/mine   stage 1, U-Net, pix2pix and ours at equal seconds (ARGS="--seconds 60")
 # make report RUN=runs/train        tables, plots, best and worst images of a trained model in one HTML file
 # make downstream RUN=runs/train    a detector and a segmenter learn from its images, tested on real infrared
