@@ -50,7 +50,7 @@ downstream: $(VENV)/installed
 	$(PY) downstream.py --checkpoint $(RUN) --output_dir $(RUN)/downstream $(ARGS)
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --durations=10
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 # Gradio needs an older pillow than ours: its environment lies over $(VENV), whose packages it sees.
 APP := .venv-app

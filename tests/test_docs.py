@@ -48,7 +48,7 @@ def test_every_command_of_the_pages_exists_with_its_options(command):
         ("python train.py training.epoch=3", "training.epoch"),
         ("torchrun --nproc=2 train.py", "nproc"),
         ("python train.py --config configs/real/trains.yaml", "trains.yaml"),
-        ("python prepare.py --visibles x", "SystemExit"),
+        ("python prepare.py --visibles x", "unrecognized arguments: --visibles"),
         ("make pudding", "pudding"),
         ('pip install ".[hoper]"', "hoper"),
         ("sbatch docs/cluster/slurm.sh train.py --no_such 1", "no_such"),

@@ -724,7 +724,7 @@ def test_evaluation_counts_every_pair_though_names_are_equal(made, tmp_path):
 
 def test_evaluation_finds_a_folder_that_cannot_be_written_before_the_work(made, tmp_path, capfd):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="is a file; name a folder"):
         call(
             "evaluate",
             "--checkpoint",
