@@ -42,7 +42,12 @@ TOY = {  # what a script's command gets in addition, so that it takes seconds on
 }
 NEEDS = {  # a script and what only some machines have
     "ablate.py": "trains every variant; tests/test_ablate.py runs it small",
+    "app.py": "serves until it is stopped; make test-app opens it",
+    "benchmarks/loader.py": "make bench runs it",
     "compare.py": "trains every method; tests/test_compare.py runs it small",
+    "downstream.py": "needs annotated boxes; tests/test_downstream.py runs it small",
+    "export.py": "tests/test_export.py runs it",
+    "leaderboard.py": "writes into this checkout; tests/test_peers.py runs it",
 }
 PROGRAM_NEEDS = {
     "docker": "needs a container engine",
@@ -188,8 +193,12 @@ def reason_not_to_run(command: Command) -> str | None:
     script = script_of(program, words)
     if script is None or all(word.startswith("-") for word in words):
         return "no script of this repository"
+    if "--help" in words or "--completion" in words:
+        return "prints and ends"
     if "shared/" in command.text or "HOST" in command.text:
         return "needs several machines; tests/faults/test_nodes.py runs two"
+    if command.page == "docs/leaderboard.md":
+        return "takes minutes: the page was made by it"
     if "memory=24g" in command.text:
         return "needs the 12 B model on GPUs"
     return NEEDS.get(script[0])
