@@ -93,7 +93,7 @@ def page(viewer: Viewer, cfg: AppConfig, downloads: str) -> Any:
         for changed in (chosen, colors, stretch):
             changed.input(draw, pictures, shown)
         for after in (drawn.then, format.input):
-            after(lambda *told: write(gr, viewer, downloads, *told), [format, found], save)
+            after(lambda *inputs: write(gr, viewer, downloads, *inputs), [format, found], save)
     return blocks
 
 
@@ -163,16 +163,16 @@ def draw(name: str | None, colors: str, stretch: bool, found: dict[str, Views]) 
         f" {one.mean.min():.2f} to {one.mean.max():.2f} of the range 0 to 1."
     )
     of_maps = "" if materials is None else f"Materials: {v.material_names(one)}."
-    spread, told = one.spread(), NO_SPREAD
+    spread, of_spread = one.spread(), NO_SPREAD
     if spread is not None:
         most = max(float(spread.max()), 1e-6)
-        told = (
+        of_spread = (
             f"Standard deviation of each pixel over {len(one.samples)} samples:"
             f" {spread.mean():.2g} on average, {most:.2g} at most (the brightest here), of the"
             " infrared range 0 to 1."
         )
         spread = v.shown(one, spread, "viridis", 0, most)
-    return (v.photograph(one), infrared), about, maps, of_maps, samples, spread, told
+    return (v.photograph(one), infrared), about, maps, of_maps, samples, spread, of_spread
 
 
 NO_SPREAD = "Needs two samples or more of a model that is trained to sample."

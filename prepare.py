@@ -145,8 +145,8 @@ def prepare_folders(args: argparse.Namespace) -> dict:
         affine = args.align == "affine"
         sizes = [f.size for f in found]
         found, moves, more = repair.aligned(items, found, options, affine, args.num_workers)
-        moved_boxes, told = boxes.moved(items, sizes, [f.move for f in found])
-        notes += [*more, *told]
+        moved_boxes, more_notes = boxes.moved(items, sizes, [f.move for f in found])
+        notes += [*more, *more_notes]
     kept = [i for i, split in enumerate(splits) if split]
     items, found, splits = ([x[i] for i in kept] for x in (items, found, splits))
     meaning = infrared_files.agreed_radiometry(meaning, items, found)

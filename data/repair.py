@@ -49,7 +49,7 @@ def aligned(
     Raises: ValueError: a pair shares nothing after the move.
     """
     moves: dict[str, Affine] = {}
-    told: dict[str, list] = {}
+    applied: dict[str, list] = {}
     notes = []
     for source in dict.fromkeys(item.source for item in items):
         own = [i for i, item in enumerate(items) if item.source == source]
@@ -58,14 +58,14 @@ def aligned(
             verdict = judge(source, looks, workers)
             notes.append(verdict.note)
             if verdict.move:
-                moves[source], told[source] = verdict.move, list(verdict.move)
+                moves[source], applied[source] = verdict.move, list(verdict.move)
             if verdict.move or verdict.improbable:
                 continue
         crops, more = doctor.repairs([found[i].finding for i in own])
         notes += more
         if crop := crops.get(source):
-            moves[source], told[source] = Affine(c=-crop[0], f=-crop[1]), list(crop)
-    return [_with(item, f, moves.get(item.source)) for item, f in zip(items, found)], told, notes
+            moves[source], applied[source] = Affine(c=-crop[0], f=-crop[1]), list(crop)
+    return [_with(item, f, moves.get(item.source)) for item, f in zip(items, found)], applied, notes
 
 
 def _with(item: Item, found: Inspection, move: Affine | None) -> Inspection:
@@ -107,15 +107,15 @@ def judge(source: str, looks: list[Look], workers: int) -> Verdict:
     looks = [look._replace(maps=(Affine(), plain, found)) for look in looks]
     edges = np.array(_each(_edges, looks, f"compare {source}", workers))
     as_is, shifted, moved = edges.mean(axis=0)
-    told = f"edge correlation {as_is:.3f} as it is, {shifted:.3f} shifted, {moved:.3f} so moved"
+    evidence = f"edge correlation {as_is:.3f} as it is, {shifted:.3f} shifted, {moved:.3f} so moved"
     gain = edges[:, 2] - edges[:, :2].max(axis=1)
     if gain.mean() <= CLEARLY * gain.std(ddof=1) / np.sqrt(len(gain)):
-        return Verdict(f"{refused}{text} is not clearly better than a shift ({told})")
+        return Verdict(f"{refused}{text} is not clearly better than a shift ({evidence})")
     top, bottom, left, right = found.inside(size)
     shared = f"both are cropped to the {right - left} x {bottom - top} pixels that they share"
     return Verdict(
         f"source '{source}': its infrared was {text}; the visible side is moved, class images with "
-        f"it, and {shared} ({told})",
+        f"it, and {shared} ({evidence})",
         found,
     )
 

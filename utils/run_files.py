@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 TAIL = 2**18  # bytes of metrics.jsonl that are read from its end
-SILENT = 600  # seconds without a row after which a run that still goes on is said to be silent
+SILENT = 600  # seconds without a row after which a run that still goes on counts as silent
 TREND = 50  # rows whose median loss the newest is compared with
 
 
@@ -77,29 +77,29 @@ def last_checkpoint(folder: Path) -> str:
 
 def warnings(folder: Path, rows: list, training: list, stands: str) -> list[str]:
     """What a person should look at, each in a few words."""
-    said = []
+    sentences = []
     if stands == "killed":
-        said.append("it ended without closing its files; the same command goes on")
+        sentences.append("it ended without closing its files; the same command goes on")
     if not rows:
-        return [*said, "no rows in metrics.jsonl yet"]
+        return [*sentences, "no rows in metrics.jsonl yet"]
     quiet = age(folder / "metrics.jsonl")
     if stands == "running" and quiet > SILENT:
-        said.append(f"silent for {duration(quiet)}")
+        sentences.append(f"silent for {duration(quiet)}")
     if skipped := (training or [{}])[-1].get("skipped"):
-        said.append(f"{skipped:.0f} steps left out, not finite")
+        sentences.append(f"{skipped:.0f} steps left out, not finite")
     losses = [row["loss"] for row in training]
     if None in losses[-1:]:
-        said.append("loss is not finite")
+        sentences.append("loss is not finite")
     finite = sorted(x for x in losses[-TREND:] if x is not None)
     if finite and losses[-1] is not None and losses[-1] > 3 * finite[len(finite) // 2] > 0:
-        said.append("loss is more than 3 times its recent median")
+        sentences.append("loss is more than 3 times its recent median")
     wait = (training or [{}])[-1].get("data_wait") or 0
     if wait > 0.2:
-        said.append(f"{wait:.0%} of the time waits for data: raise data.num_workers")
+        sentences.append(f"{wait:.0%} of the time waits for data: raise data.num_workers")
     checked = [r["val_loss"] for r in rows if r.get("val_loss") is not None]
     if len(checked) >= 4 and min(checked[-3:]) > min(checked[:-3]):
-        said.append("the last three validations did not improve")
-    return said
+        sentences.append("the last three validations did not improve")
+    return sentences
 
 
 def age(path: Path) -> float:
